@@ -1,0 +1,132 @@
+"""Optical flow: where each pixel of one picture lies in another.
+
+What belongs here: the `Flow` protocol, the default that needs no weights, the check that tells reliable
+vectors from guesses, and the flow of a clip's neighbours, computed once and kept on disk.
+
+A flow has two channels, x then y, in pixels: what picture `a` shows at `p`, `b` shows at `p + flow(p)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, final, runtime_checkable
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, Num, UInt8
+
+from retouch.errors import ParamsError
+
+DIS_PRESETS: Final = {
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
+
+
+@runtime_checkable
+class Flow(Protocol):
+    """Anything that finds the flow between two pictures of one size."""
+
+    @property
+    def identity(self) -> str:
+        """What decides the result besides the pictures, for the keys of kept results."""
+        ...
+
+    def pair(
+        self, a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]
+    ) -> Float32[np.ndarray, "2 h w"]:
+        """Give the displacement, x then y, from each pixel of `a` to the same thing in `b`."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class DisFlow:
+    """Dense inverse search (Kroeger et al., 2016) on the grey pictures: no weights, milliseconds on a CPU."""
+
+    preset: str = "medium"
+    finest_scale: int = 1
+
+    def __post_init__(self) -> None:
+        if self.preset not in DIS_PRESETS:
+            raise ParamsError(
+                f"flow preset is {self.preset!r}", hint=f"choose one of {', '.join(DIS_PRESETS)}"
+            )
+
+    @property
+    def identity(self) -> str:
+        """Name, preset and scale: the search draws nothing at random."""
+        return f"dis-{self.preset}-{self.finest_scale}"
+
+    def pair(
+        self, a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]
+    ) -> Float32[np.ndarray, "2 h w"]:
+        """Give the displacement, x then y, from each pixel of `a` to the same thing in `b`."""
+        search = cv2.DISOpticalFlow.create(DIS_PRESETS[self.preset])
+        search.setFinestScale(self.finest_scale)
+        height, width = a.shape[:2]
+        # The search works on 8 x 8 patches of a pyramid; very small pictures are padded to hold some.
+        grey_a, grey_b = (_at_least(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), 32) for x in (a, b))
+        found = search.calc(grey_a, grey_b, None)
+        return np.ascontiguousarray(found[:height, :width].transpose(2, 0, 1), dtype=np.float32)
+
+
+def _at_least(grey: UInt8[np.ndarray, "h w"], side: int) -> UInt8[np.ndarray, "hh ww"]:
+    pad = [(0, max(0, side - n)) for n in grey.shape]
+    return np.pad(grey, pad, mode="edge") if any(p[1] for p in pad) else np.ascontiguousarray(grey)
+
+
+def warp(picture: Num[np.ndarray, "h w *c"], flow: Float32[np.ndarray, "2 h w"]) -> Num[np.ndarray, "h w *c"]:
+    """Fetch from `picture` what each pixel's flow vector points at; outside, the nearest border pixel.
+
+    With the flow from `a` to `b` and picture `b`, the result lies over `a`.
+    """
+    height, width = flow.shape[1:]
+    x = flow[0] + np.arange(width, dtype=np.float32)
+    y = flow[1] + np.arange(height, dtype=np.float32)[:, None]
+    fetched: np.ndarray = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return fetched
+
+
+def round_trip(
+    there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"]
+) -> Float32[np.ndarray, "h w"]:
+    """Give how far, in pixels, each pixel ends from where it began after going there and back."""
+    returned = warp(np.ascontiguousarray(back.transpose(1, 2, 0)), there).transpose(2, 0, 1)
+    missed: np.ndarray = np.hypot(*(there + returned))
+    return missed.astype(np.float32)
+
+
+def consistent(
+    there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"], tolerance: float = 1.0
+) -> Bool[np.ndarray, "h w"]:
+    """Mark the pixels that come back to within `tolerance` pixels and do not leave the picture on the way."""
+    height, width = there.shape[1:]
+    x = there[0] + np.arange(width, dtype=np.float32)
+    y = there[1] + np.arange(height, dtype=np.float32)[:, None]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    reliable: np.ndarray = inside & (round_trip(there, back) < tolerance)
+    return reliable
+
+
+@final
+@dataclass(eq=False)
+class ClipFlow:
+    """The flow between neighbouring frames of a clip, each computed when first asked for and then kept.
+
+    `frame` gives a picture by its number; `shelf` is an array (f, 2, 2, h, w) to keep results in, usually a
+    memory-mapped file so that a long clip costs disk and not memory.
+    """
+
+    frame: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    flow: Flow
+    shelf: np.ndarray
+    _known: set[tuple[int, int]] = field(default_factory=set)
+
+    def between(self, a: int, b: int) -> Float32[np.ndarray, "2 h w"]:
+        """Give the flow from frame `a` to its neighbour `b`."""
+        assert abs(a - b) == 1, "only neighbours are kept"
+        early, direction = min(a, b), int(a > b)
+        if (early, direction) not in self._known:
+            self.shelf[early, direction] = self.flow.pair(self.frame(a), self.frame(b))
+            self._known.add((early, direction))
+        return np.asarray(self.shelf[early, direction], dtype=np.float32)
