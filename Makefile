@@ -1,0 +1,66 @@
+# Two commands do everything on a new machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check fast fix lint docs serve bench bench-atlas bench-family family clean help
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## edit the sample clip and say where to look
+	$(BIN)/retouch demo demo --force
+
+test: $(READY)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+fast: $(READY)  ## unit tests only
+	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/typos
+
+check: lint test  ## everything that must pass
+	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python tools/docs_tables.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
+fix: $(READY)  ## format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python tools/docs_tables.py
+
+docs: $(READY)  ## the pages, into site/
+	$(BIN)/python tools/docs_tables.py
+	$(BIN)/mkdocs build --strict
+
+serve: $(READY)  ## the pages, on this machine
+	$(BIN)/mkdocs serve
+
+bench: bench-atlas bench-family  ## every figure in benchmarks/
+	$(BIN)/python benchmarks/media_memory.py
+	$(BIN)/python benchmarks/fatezero.py
+	$(BIN)/python benchmarks/videoshop.py
+
+bench-atlas: $(READY)
+	$(BIN)/python benchmarks/atlas.py
+
+bench-family: $(READY)
+	$(BIN)/python benchmarks/family.py
+
+family: $(READY)  ## train the embedded models from nothing (hours on a CPU)
+	$(BIN)/python -m tools.family.build
+
+clean:
+	rm -rf .venv site demo

@@ -1,0 +1,1 @@
+"""The doors: command line, web page, batches. What a user touches; nothing that decides a picture."""

@@ -1,0 +1,1 @@
+"""The layered atlas: textures, mappings and the solvers that find them."""

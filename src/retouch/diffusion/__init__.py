@@ -1,0 +1,1 @@
+"""Primitives of diffusion: attention, inversion, sampling, tuning."""

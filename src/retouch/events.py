@@ -1,0 +1,92 @@
+"""What a run tells the world while it works: frozen values through one `listen` callable.
+
+The command line draws bars from them, the page moves them, the run folder keeps them in `events.jsonl`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+
+
+@final
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know, in a sentence."""
+
+    text: str
+
+
+@final
+@dataclass(frozen=True)
+class Started:
+    """A stage of `total` steps begins."""
+
+    stage: str
+    total: int
+
+
+@final
+@dataclass(frozen=True)
+class Advanced:
+    """`done` of `total` steps of a stage are behind us."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@final
+@dataclass(frozen=True)
+class Ended:
+    """A stage is through."""
+
+    stage: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A picture of how frame `frame` looks at this moment, uint8 height x width x 3."""
+
+    stage: str
+    frame: int
+    picture: np.ndarray
+
+
+@final
+@dataclass(frozen=True)
+class Reused:
+    """A kept result spared the work."""
+
+    kind: str
+    key: str
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """A result was made and kept for the next time."""
+
+    kind: str
+    key: str
+
+
+Event: TypeAlias = Notice | Started | Advanced | Ended | Preview | Reused | Kept
+Listener: TypeAlias = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Listens to nothing; for callers who want silence."""
+
+
+def as_json(event: Event) -> dict[str, object]:
+    """The event as plain values, its class under `event`; pictures are left out."""
+    values = {
+        field.name: value
+        for field in dataclasses.fields(event)
+        if not isinstance(value := getattr(event, field.name), np.ndarray)
+    }
+    return {"event": type(event).__name__.lower(), **values}

@@ -1,0 +1,147 @@
+"""Parameters as a closed vocabulary: the command line, the web form and the docs are drawn from it."""
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, final, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from retouch.errors import ParamsError, PluginError, RetouchError
+
+Kind = Literal["text", "int", "float", "flag", "path", "choice", "list"]
+_KINDS: Mapping[type, Kind] = {str: "text", int: "int", float: "float", bool: "flag", Path: "path"}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@final
+@dataclass(frozen=True)
+class Option:
+    """One parameter as any form can show it."""
+
+    name: str
+    kind: Kind
+    description: str
+    default: object = None
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    item: Kind | None = None
+    """The kind of a list's items."""
+
+    @property
+    def flag(self) -> str:
+        """How the command line spells it."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def bounds(self) -> str:
+        """The range in words, empty where there is none."""
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        if self.low is not None:
+            return f"at least {self.low:g}"
+        return f"at most {self.high:g}" if self.high is not None else ""
+
+
+def describe(params: type[BaseModel]) -> tuple[Option, ...]:
+    """The options of a parameter class, in the order in which they are written.
+
+    Raises:
+        PluginError: a field has no description, or a type outside the vocabulary.
+    """
+    return tuple(_option(params, name, info) for name, info in params.model_fields.items())
+
+
+def parse(params: type[M], given: Mapping[str, object]) -> M:
+    """The parameters that these values make.
+
+    Raises:
+        ParamsError: names the value, its bound and, for an unknown name, the near one.
+    """
+    try:
+        return params.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, params) from None
+
+
+def explain(
+    error: ValidationError, params: type[BaseModel], *, kind: type[RetouchError] = ParamsError
+) -> RetouchError:
+    """The first fault of a validation as one sentence and one hint."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in fault["loc"]) or params.__name__
+    if fault["type"] == "extra_forbidden":
+        return kind(f"there is no parameter {name!r}", hint=near(name, params.model_fields))
+    if fault["type"] == "missing":
+        info = params.model_fields.get(name)
+        return kind(f"{name} is missing", hint=(info.description or "") if info else "")
+    said = fault["msg"][0].lower() + fault["msg"][1:]
+    said = said.removeprefix("value error, ").replace("input should be", "it must be")
+    info = params.model_fields.get(str(fault["loc"][0])) if fault["loc"] else None
+    value = f" is {fault['input']!r}" if fault["loc"] else ""
+    return kind(f"{name}{value}; {said}", hint=(info.description or "") if info else "")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A question that names the closest known name, or nothing.
+
+    Example:
+        >>> near("fatezro", ["fatezero", "paint"])
+        'did you mean fatezero?'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _option(params: type[BaseModel], name: str, info: FieldInfo) -> Option:
+    if not info.description:
+        raise PluginError(f"{params.__name__}.{name} has no description")
+    kind, choices, item = _kind(params, name, info.annotation)
+    low, high = _bounds(info.metadata)
+    default = None if info.default is PydanticUndefined else info.default
+    if info.default_factory is not None:
+        default = info.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, Enum):
+        default = default.value
+    return Option(name, kind, info.description, default, info.is_required(), choices, low, high, item)
+
+
+def _kind(params: type[BaseModel], name: str, annotation: Any) -> tuple[Kind, tuple[str, ...], Kind | None]:
+    """The word for a type: an optional one counts as what it holds."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kind(params, name, get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        (inner,) = [part for part in get_args(annotation) if part is not type(None)] or [None]
+        return _kind(params, name, inner)
+    if origin is Literal:
+        return "choice", tuple(str(choice) for choice in get_args(annotation)), None
+    if origin in (tuple, list):
+        item, choices, _ = _kind(params, name, get_args(annotation)[0])
+        return "list", choices, item
+    if isinstance(annotation, type) and annotation in _KINDS:
+        return _KINDS[annotation], (), None
+    raise PluginError(f"{params.__name__}.{name} has the type {annotation}, which no form can show")
+
+
+def _bounds(metadata: Iterable[object]) -> tuple[float | None, float | None]:
+    low = high = None
+    for mark in metadata:
+        if isinstance(mark, annotated_types.Ge):
+            low = float(str(mark.ge))
+        elif isinstance(mark, annotated_types.Gt):
+            low = float(str(mark.gt))
+        elif isinstance(mark, annotated_types.Le):
+            high = float(str(mark.le))
+        elif isinstance(mark, annotated_types.Lt):
+            high = float(str(mark.lt))
+    return low, high

@@ -1,0 +1,120 @@
+"""The identity of a value: a hash of what it means, equal on every machine and in every process.
+
+Kept results are found by it, so it must change when anything that decides a result changes, and never
+otherwise.
+"""
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel
+
+_BLOCK = 1 << 22
+
+
+def identity(value: object) -> str:
+    """The hash of a value's meaning, as 64 hexadecimal digits.
+
+    Knows plain values, paths (by the content of the file or folder), arrays, tensors, parameter classes,
+    frozen dataclasses, and whatever says it itself by an `identity` property.
+
+    Example:
+        >>> identity((1, "a")) == identity([1, "a"]), identity(1) == identity(1.0)
+        (True, False)
+    """
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The hash of a file's bytes, or of a folder's names and bytes."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for inner in sorted(path.rglob("*")):
+            if inner.is_file():
+                digest.update(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\0".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _feed(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one arm a type is the clearest form
+    """Adds a value with its type and length in front, so that no two different values look alike."""
+    if value is None or isinstance(value, bool):
+        _add(digest, "const", repr(value).encode())
+    elif isinstance(value, int):
+        _add(digest, "int", str(value).encode())
+    elif isinstance(value, float):
+        _add(digest, "float", struct.pack("<d", value))
+    elif isinstance(value, str):
+        _add(digest, "str", value.encode())
+    elif isinstance(value, bytes):
+        _add(digest, "bytes", value)
+    elif isinstance(value, Fraction):
+        _add(digest, "fraction", f"{value.numerator}/{value.denominator}".encode())
+    elif isinstance(value, Path):
+        _add(digest, "file", (file_digest(value) if value.exists() else f"missing {value}").encode())
+    elif isinstance(value, np.ndarray):
+        _feed_array(digest, value)
+    elif isinstance(value, np.generic):
+        _feed(digest, value.item())
+    elif isinstance(value, BaseModel):
+        _feed_pairs(
+            digest, type(value).__name__, {name: getattr(value, name) for name in type(value).model_fields}
+        )
+    elif isinstance(getattr(type(value), "identity", None), property):
+        _add(digest, type(value).__name__, str(value.identity).encode())  # type: ignore[attr-defined]
+    elif isinstance(value, Mapping):
+        _feed_pairs(digest, "map", {str(key): inner for key, inner in value.items()})
+    elif isinstance(value, (list, tuple, range)):
+        _add(digest, "list", str(len(value)).encode())
+        for inner in value:
+            _feed(digest, inner)
+    elif isinstance(value, (set, frozenset)):
+        _feed(digest, sorted(identity(inner) for inner in value))
+    elif dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        _feed_pairs(digest, type(value).__name__, fields)
+    elif callable(getattr(value, "detach", None)):
+        _feed_tensor(digest, value)
+    else:
+        raise TypeError(f"a {type(value).__name__} has no identity; give it an `identity` property")
+
+
+def _feed_pairs(digest: "hashlib._Hash", name: str, pairs: Mapping[str, object]) -> None:
+    _add(digest, name, str(len(pairs)).encode())
+    for key in sorted(pairs):
+        _add(digest, "key", key.encode())
+        _feed(digest, pairs[key])
+
+
+def _feed_array(digest: "hashlib._Hash", array: np.ndarray) -> None:
+    """Row by row, so that a memory-mapped array is never whole in memory."""
+    _add(digest, "array", f"{array.dtype.str} {array.shape}".encode())
+    if array.ndim == 0:
+        digest.update(array.tobytes())
+        return
+    for row in array:
+        digest.update(np.ascontiguousarray(row).tobytes())
+
+
+def _feed_tensor(digest: "hashlib._Hash", tensor: object) -> None:
+    import torch
+
+    assert isinstance(tensor, torch.Tensor)
+    _add(digest, "tensor", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    plain = tensor.detach().cpu().contiguous()
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+
+
+def _add(digest: "hashlib._Hash", kind: str, content: bytes) -> None:
+    digest.update(f"{kind}:{len(content)}:".encode())
+    digest.update(content)

@@ -1,0 +1,1 @@
+"""Files: clips, pictures and masks, in and out."""

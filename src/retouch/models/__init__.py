@@ -1,0 +1,1 @@
+"""Networks behind a few verbs each; the only place that names diffusers and transformers."""

@@ -1,0 +1,56 @@
+"""The parameters that several methods share, each with one type, one range and one meaning.
+
+A method's own parameters are one frozen class on `Params` in its `spec.py`. A name that two methods use
+comes from here, so that it cannot drift apart.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Params(BaseModel):
+    """What every method's parameters are: flat, frozen, closed, and equal after a trip through JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+
+
+Prompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the edited clip should show.")]
+SourcePrompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the clip shows now.")]
+NegativePrompt: TypeAlias = Annotated[str, Field(description="What the edited clip should not show.")]
+Model: TypeAlias = Annotated[
+    str,
+    Field(
+        min_length=1, description="The model: a folder, a catalogue name, tiny:NAME, or hf:org/name@revision."
+    ),
+]
+Steps: TypeAlias = Annotated[int, Field(ge=1, le=1000, description="Denoising steps.")]
+Guidance: TypeAlias = Annotated[
+    float, Field(ge=0, le=50, description="How strongly the prompt steers; 1 is the model's own prediction.")
+]
+Strength: TypeAlias = Annotated[
+    float, Field(gt=0, le=1, description="How far back into noise the source goes; 1 keeps nothing of it.")
+]
+MaskFile: TypeAlias = Annotated[
+    Path,
+    Field(
+        description="Mask that says where to edit (white): a video, a folder, or one picture for every frame."
+    ),
+]
+FixedPoint: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=1, le=20, description="Network calls per inversion step; more bring the source back more exactly."
+    ),
+]
+WindowSize: TypeAlias = Annotated[
+    int, Field(ge=1, description="Frames that are edited at once on a long clip.")
+]
+WindowOverlap: TypeAlias = Annotated[int, Field(ge=0, description="Frames that neighbouring windows share.")]
+Feather: TypeAlias = Annotated[
+    float, Field(ge=0, le=500, description="Width in pixels of the mask's soft edge.")
+]
+Faithful: TypeAlias = Annotated[
+    bool, Field(description="Do exactly what the authors' released code does, its faults included.")
+]

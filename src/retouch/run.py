@@ -1,0 +1,164 @@
+"""What a method needs from outside, in one value: models, progress, named noise, a store, scratch space."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Protocol, Self, TypeAlias, TypeVar, cast, final, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retouch.artifacts import ArtifactStore, Draft
+from retouch.compute import Compute
+from retouch.errors import Cancelled, Diverged
+from retouch.events import Advanced, Ended, Event, Listener, Notice, Started, ignore
+from retouch.video import Video
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Loadable(Protocol):
+    """A model class that a run can load by reference."""
+
+    @classmethod
+    def from_pretrained(cls, ref: str, compute: Compute) -> Self:
+        """The model that lies under a reference, on the device and in the precision asked for."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """The hash of weights and configuration."""
+        ...
+
+
+M = TypeVar("M", bound=Loadable)
+OnStep: TypeAlias = Callable[["Step[object]", Tensor], Tensor]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Step(Generic[T]):
+    """One pass of a method's loop."""
+
+    stage: str
+    index: int
+    total: int
+    item: T
+    on_step: OnStep | None = None
+
+    def done(self, latents: Tensor) -> Tensor:
+        """The latents after this step, as a caller's callback left them.
+
+        Raises:
+            Diverged: they are infinite or not a number.
+        """
+        if not bool(torch.isfinite(latents).all()):
+            raise Diverged(
+                f"{self.stage} gave values that are not numbers at step {self.index + 1} of {self.total}",
+                hint="try --dtype float32, a lower guidance, or fewer steps",
+            )
+        return latents if self.on_step is None else self.on_step(cast("Step[object]", self), latents)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of one method.
+
+    Noise depends on the seed and a name alone, so that one more draw in one stage moves no other, and a
+    resumed run draws the same.
+    """
+
+    folder: Path
+    seed: int
+    compute: Compute
+    store: ArtifactStore
+    draft: Draft
+    listen: Listener = ignore
+    stopped: Callable[[], bool] = field(default=lambda: False)
+    on_step: OnStep | None = None
+
+    @classmethod
+    def alone(
+        cls, folder: Path, *, seed: int = 0, compute: Compute | None = None, listen: Listener = ignore
+    ) -> Self:
+        """A run outside the command line, with everything in one folder."""
+        return cls(
+            folder=folder,
+            seed=seed,
+            compute=compute or Compute(),
+            store=ArtifactStore(folder / "store"),
+            draft=Draft(folder / "checkpoint.safetensors"),
+            listen=listen,
+        )
+
+    def load(self, ref: str, kind: type[M]) -> M:
+        """The model of a kind that lies under a reference, loaded once a process."""
+        return cast("M", _load(kind, ref, self.compute))
+
+    def steps(self, stage: str, items: Sequence[T]) -> Iterator[Step[T]]:
+        """The items one by one, with progress told before and after each.
+
+        Raises:
+            Cancelled: someone asked the run to stop.
+        """
+        self.emit(Started(stage, len(items)))
+        for index, item in enumerate(items):
+            self.check()
+            yield Step(stage, index, len(items), item, self.on_step)
+            self.emit(Advanced(stage, index + 1, len(items)))
+        self.emit(Ended(stage))
+
+    def check(self) -> None:
+        """Raises Cancelled if someone asked the run to stop."""
+        if self.stopped():
+            raise Cancelled("the run was stopped", hint=f"go on with: retouch resume {self.folder.name}")
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        """Normal noise of a tensor's shape, device and precision, decided by the seed and the name."""
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> np.memmap:
+        """An array in a file of the run folder, for what must not fill the memory; gone when the run ends."""
+        path = self.folder / "scratch" / f"{name}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+
+    def notice(self, text: str) -> None:
+        """Tells the user something in a sentence."""
+        self.emit(Notice(text))
+
+    def emit(self, event: Event) -> None:
+        """Tells whoever listens."""
+        self.listen(event)
+
+    def inside(self, draft: Draft) -> "Run":
+        """The same run while it makes one artefact, with that artefact's checkpoints."""
+        return dataclasses.replace(self, draft=draft)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """What a method gives back."""
+
+    video: Video
+    touched: np.ndarray | None = None
+    """Bool, f 1 h w: where pixels may differ from the source; None says anywhere."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Measured numbers for the report."""
+    extras: Mapping[str, Video | np.ndarray | str] = field(default_factory=dict)
+    """What else is worth keeping: clips, pictures (uint8 h w 3 or 4), texts, by file name without suffix."""
+
+
+@functools.lru_cache(maxsize=8)
+def _load(kind: type[Loadable], ref: str, compute: Compute) -> Loadable:
+    """Models are never changed by those who use them, so one copy a process serves all."""
+    return kind.from_pretrained(ref, compute)

@@ -1,0 +1,68 @@
+"""What a method says of itself before anything heavy is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from retouch.errors import ParamsError, PluginError
+from retouch.fields import describe, near, parse
+from retouch.params import Params
+
+
+@final
+@dataclass(frozen=True)
+class Paper:
+    """The publication that a method follows, and the licence of the authors' own code."""
+
+    title: str
+    authors: str
+    year: int
+    url: str
+    code_licence: str
+
+
+@final
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method's name, parameters and place; imports no torch.
+
+    `edit` names a function `edit(video, params, run) -> Edited` as `package.module:function`; `plan`, where
+    there is one, a function `plan(frames, height, width, params, compute) -> Plan`.
+    """
+
+    name: str
+    title: str
+    summary: str
+    params: type[Params]
+    edit: str
+    needs: tuple[str, ...] = ()
+    presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    paper: Paper | None = None
+    plan: str = ""
+
+    def fill(self, given: Mapping[str, object], *, preset: str | None = None) -> Params:
+        """The parameters from what was given, over a preset, over the defaults.
+
+        Raises:
+            ParamsError: a name is unknown, a value is out of bounds, or the preset does not exist.
+        """
+        base: Mapping[str, object] = {}
+        if preset is not None:
+            if preset not in self.presets:
+                raise ParamsError(
+                    f"{self.name} has no preset {preset!r}",
+                    hint=near(preset, self.presets) or f"presets: {', '.join(self.presets) or 'none'}",
+                )
+            base = self.presets[preset]
+        return parse(self.params, {**base, **given})
+
+    def check(self) -> None:
+        """Raises PluginError where the description does not hold together."""
+        module, _, function = self.edit.partition(":")
+        if not (self.name.isidentifier() and module and function):
+            raise PluginError(
+                f"method {self.name!r} names its edit function as {self.edit!r}", hint="pkg.mod:edit"
+            )
+        if not (isinstance(self.params, type) and issubclass(self.params, Params)):
+            raise PluginError(f"method {self.name!r} has parameters that are no retouch.params.Params")
+        describe(self.params)
