@@ -24,7 +24,7 @@ def cloud(seed: int, h: int = 72, w: int = 96) -> np.ndarray:
 def shifted(picture: np.ndarray, dx: float, dy: float) -> np.ndarray:
     """The picture with its content moved right by dx and down by dy."""
     h, w = picture.shape[:2]
-    move = np.array([[1, 0, dx], [0, 1, dy]])
+    move = np.array([[1.0, 0, dx], [0, 1, dy]])
     moved: np.ndarray = cv2.warpAffine(picture, move, (w, h), borderMode=cv2.BORDER_REFLECT)
     return moved
 
