@@ -1,0 +1,246 @@
+"""Where a model's folder is.
+
+A reference is a folder (`./folder`, `/somewhere/folder`), a name from the catalogue (`sd15`), an embedded
+model (`tiny:sd`) or a repository of the Hugging Face hub (`hf:org/name@revision`). Names are looked for in
+`RETOUCH_HOME/models`, then in the Hugging Face cache. Looking never opens a connection; `fetch` does, and
+only because somebody asked for it by name.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import final
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from retouch.errors import DownloadRefused, ModelMismatch, ModelNotFound
+from retouch.places import home, offline
+
+TINY = "tiny:"
+HUB = "hf:"
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
+"""What a download leaves out: files that run code when they are opened."""
+
+
+@final
+@dataclass(frozen=True)
+class Entry:
+    """What the catalogue knows about one model."""
+
+    name: str
+    title: str
+    kind: str
+    source: str
+    revision: str
+    size_mb: int
+    licence: str
+    gated: bool
+    tiny: str
+    notice: str
+    files: tuple[str, ...]
+
+    @property
+    def ref(self) -> str:
+        """The repository and revision as one reference."""
+        return f"{HUB}{self.source}@{self.revision}"
+
+
+@cache
+def catalogue() -> Mapping[str, Entry]:
+    """Every model that has a name here, by that name."""
+    text = resources.files("retouch.models").joinpath("catalog.toml").read_text("utf-8")
+    rows = tomllib.loads(text)
+    return {name: Entry(name=name, files=tuple(row.pop("files")), **row) for name, row in rows.items()}
+
+
+def embedded() -> Mapping[str, Path]:
+    """The models that come with the package, by reference (`tiny:sd`)."""
+    root = Path(str(resources.files("retouch.models").joinpath("_tiny")))
+    folders = sorted(f for f in root.glob("*") if (f / "PROVENANCE.json").is_file()) if root.is_dir() else []
+    return {TINY + folder.name: folder for folder in folders}
+
+
+def resolve(ref: str) -> Path:
+    """The folder that `ref` names, found without the network.
+
+    Raises:
+        ModelNotFound: with the command that gets the model and the embedded one that works now.
+    """
+    if ref.startswith(TINY):
+        return _embedded(ref)
+    if ref.startswith(HUB):
+        return _cached(ref, ref, _split(ref), tiny="tiny:sd")
+    if _is_path(ref):
+        return _folder(ref)
+    entry = catalogue().get(ref)
+    if entry is None:
+        raise ModelNotFound(f"no model is called {ref!r}", hint=_suggestion(ref))
+    own = home() / "models" / entry.name
+    if own.is_dir():
+        return own
+    return _cached(ref, entry.title, (entry.source, entry.revision), tiny=entry.tiny)
+
+
+def fetch(ref: str) -> Path:
+    """Download what `ref` names, because the user asked for it, and give its folder.
+
+    Catalogue models go to `RETOUCH_HOME/models`, others to the Hugging Face cache; pickles stay there.
+
+    Raises:
+        DownloadRefused: offline, or the hub said no.
+    """
+    if ref.startswith(TINY) or _is_path(ref):
+        return resolve(ref)
+    entry = catalogue().get(ref)
+    if entry is None and not ref.startswith(HUB):
+        raise ModelNotFound(f"no model is called {ref!r}", hint=_suggestion(ref))
+    if offline():
+        raise DownloadRefused(
+            f"RETOUCH_OFFLINE is set, so {ref} is not downloaded",
+            hint="unset RETOUCH_OFFLINE, or copy the model's folder and name it",
+        )
+    source, revision = (entry.source, entry.revision) if entry else _split(ref)
+    where = home() / "models" / entry.name if entry else None
+    allow = list(entry.files) if entry else None
+    try:
+        got = snapshot_download(
+            source, revision=revision, local_dir=where, allow_patterns=allow, ignore_patterns=list(PICKLES)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
+        raise DownloadRefused(
+            f"{source} could not be downloaded: {problem}", hint=_refusal(entry)
+        ) from problem
+    return Path(got)
+
+
+def read_index(folder: Path, ref: str) -> Mapping[str, object]:
+    """The pipeline index (`model_index.json`) of a model folder.
+
+    Raises:
+        ModelMismatch: the folder has none, or it is no JSON object.
+    """
+    return read_config(folder / "model_index.json", ref)
+
+
+def read_config(path: Path, ref: str) -> Mapping[str, object]:
+    """One JSON configuration file of a model.
+
+    Raises:
+        ModelMismatch: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ModelMismatch(
+            f"{ref} has no {path.name} in {path.parent}",
+            hint="`retouch models check FOLDER` says what a model folder needs and what is missing",
+        )
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as problem:
+        raise ModelMismatch(
+            f"{path} is not JSON: {problem}", hint="the file is damaged; get the model again"
+        ) from problem
+    if not isinstance(config, dict):
+        raise ModelMismatch(f"{path} holds no JSON object", hint="the file is damaged; get the model again")
+    return config
+
+
+def check_weights(folder: Path, ref: str) -> None:
+    """See that a component folder holds safetensors, so that nothing is unpickled.
+
+    Raises:
+        ModelMismatch: the folder is missing, or its weights are pickles only, or there are none.
+    """
+    if not folder.is_dir():
+        raise ModelMismatch(
+            f"{ref} has no {folder.name} folder",
+            hint="the download may be incomplete; `retouch models check FOLDER` lists every part",
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
+    if pickles:
+        raise ModelMismatch(
+            f"{ref} has its {folder.name} weights as a pickle ({pickles[0]}), which can run code",
+            hint="use a revision with .safetensors files, or convert it; pickles are never loaded",
+        )
+    raise ModelMismatch(
+        f"{ref} has no weights (*.safetensors) in {folder.name}",
+        hint="the download may be incomplete; `retouch models check FOLDER` lists every part",
+    )
+
+
+def weight_variant(folder: Path) -> str | None:
+    """The variant (`fp16`) that a component's weight files carry in their name, if only that one is there."""
+    names = [f.name for f in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def _is_path(ref: str) -> bool:
+    return ref.startswith((".", "/", "~")) or os.sep in ref or (Path(ref).is_dir() and ref not in catalogue())
+
+
+def _folder(ref: str) -> Path:
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelMismatch(
+            f"{ref} is a file, not a model folder",
+            hint="single-file checkpoints are not read; name a folder in the diffusers layout",
+        )
+    raise ModelNotFound(
+        f"there is no folder {ref}",
+        hint="give an existing folder, a name from `retouch models list`, or tiny:sd, which works now",
+    )
+
+
+def _embedded(ref: str) -> Path:
+    found = embedded()
+    if ref not in found:
+        raise ModelNotFound(
+            f"no embedded model is called {ref!r}", hint=_near(ref, found) or f"there are {', '.join(found)}"
+        )
+    return found[ref]
+
+
+def _split(ref: str) -> tuple[str, str]:
+    source, _, revision = ref.removeprefix(HUB).partition("@")
+    if source.count("/") != 1 or not all(source.split("/")):
+        raise ModelNotFound(f"{ref} is no hub reference", hint="write it as hf:org/name@revision")
+    return source, revision or "main"
+
+
+def _cached(ref: str, title: str, where: tuple[str, str], *, tiny: str) -> Path:
+    source, revision = where
+    try:
+        return Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError) as problem:
+        hint = (
+            f"get it with: retouch models get {ref}\n{tiny} works now, without a download"
+            if tiny
+            else f"get it with: retouch models get {ref}"
+        )
+        raise ModelNotFound(f"{title} is not on this machine", hint=hint) from problem
+
+
+def _near(ref: str, names: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(ref, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _suggestion(ref: str) -> str:
+    names = {**catalogue(), **embedded()}
+    return _near(ref, names) or "see `retouch models list`; tiny:sd works now, without a download"
+
+
+def _refusal(entry: Entry | None) -> str:
+    if entry and entry.gated:
+        return f"accept the licence on https://huggingface.co/{entry.source} and log in with `hf auth login`"
+    return "check the connection and the name; a model folder copied by hand works too"
