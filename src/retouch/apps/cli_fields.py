@@ -1,0 +1,111 @@
+"""A method's parameters as command line options, and back from a request to a command line."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from pydantic import BaseModel
+
+from retouch.compute import Compute
+from retouch.fields import Option, describe
+from retouch.registry import method
+from retouch.request import EditRequest, Output
+from retouch.spec import MethodSpec
+
+_TYPES: Mapping[str, click.ParamType[object]] = {
+    "text": click.STRING,
+    "int": click.INT,
+    "float": click.FLOAT,
+    "path": click.Path(path_type=Path),
+}
+
+
+def options_of(params: type[BaseModel]) -> list[click.Option]:
+    """One option a parameter; what is not given stays None, so that presets and defaults can fill it."""
+    return [_option(option) for option in describe(params)]
+
+
+def request_options() -> list[click.Option]:
+    """The options that every method has: seed, device, and how the result is written."""
+    fixed = [
+        click.Option(
+            ["--seed"], type=click.IntRange(0), help="Where all randomness comes from; 0 by default."
+        ),
+    ]
+    return fixed + [_option(option) for option in (*describe(Compute), *describe(Output))]
+
+
+def given(values: Mapping[str, object], names: type[BaseModel]) -> dict[str, object]:
+    """Those of the values that were given and belong to a class, paths made absolute."""
+    return {
+        name: _absolute(value)
+        for name, value in values.items()
+        if name in names.model_fields and value is not None and value != ()
+    }
+
+
+def command_line(request: EditRequest) -> str:
+    """A command that makes this request; what equals a default is left out."""
+    spec = method(request.method)
+    words = ["retouch", "edit", request.method, str(request.video)]
+    words += _words(spec.params, request.params)
+    words += ["--seed", str(request.seed)] if request.seed else []
+    words += _words(Compute, request.compute.model_dump(mode="json"))
+    words += _words(Output, request.output.model_dump(mode="json"))
+    words += ["--out", str(request.out)] if request.out else []
+    return shlex.join(words)
+
+
+def table(spec: MethodSpec) -> list[tuple[str, str, str]]:
+    """Each parameter as flag, default or range, and description; help and docs print it."""
+    rows = []
+    for option in describe(spec.params):
+        facts = [", ".join(option.choices), option.bounds, _default(option)]
+        rows.append((option.flag, "; ".join(fact for fact in facts if fact), option.description))
+    return rows
+
+
+def _option(option: Option) -> click.Option:
+    facts = "; ".join(fact for fact in (option.bounds, _default(option)) if fact)
+    text = f"{option.description}  [{facts}]" if facts else option.description
+    if option.kind == "flag":
+        return click.Option([f"{option.flag}/--no-{option.flag[2:]}"], default=None, help=text)
+    kind = option.item if option.kind == "list" else option.kind
+    choice = click.Choice(option.choices) if option.choices else _TYPES[kind or "text"]
+    several = option.kind == "list"
+    return click.Option([option.flag], type=choice, default=None, multiple=several, help=text)
+
+
+def _default(option: Option) -> str:
+    if option.required:
+        return "required"
+    if option.default is None or option.default in ((), ""):
+        return ""
+    if isinstance(option.default, bool):
+        return f"default {'yes' if option.default else 'no'}"
+    if isinstance(option.default, tuple):
+        return f"default {' '.join(str(part) for part in option.default)}"
+    return f"default {option.default}"
+
+
+def _absolute(value: object) -> object:
+    if isinstance(value, Path):
+        return value.expanduser().absolute()
+    return tuple(_absolute(inner) for inner in value) if isinstance(value, tuple) else value
+
+
+def _words(model: type[BaseModel], values: Mapping[str, object]) -> list[str]:
+    words: list[str] = []
+    for option in describe(model):
+        value = values.get(option.name, option.default)
+        plain = list(option.default) if isinstance(option.default, tuple) else option.default
+        if value is None or value in (option.default, plain):
+            continue
+        if option.kind == "flag":
+            words.append(option.flag if value else f"--no-{option.flag[2:]}")
+        elif isinstance(value, (list, tuple)):
+            words += [word for inner in value for word in (option.flag, str(inner))]
+        else:
+            words += [option.flag, str(value)]
+    return words

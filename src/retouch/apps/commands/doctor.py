@@ -1,0 +1,79 @@
+"""`retouch doctor`: what this machine offers, where things lie, and which plug-ins failed and why."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+
+import click
+
+from retouch import __version__, registry
+from retouch.compute import free_memory, in_words
+from retouch.places import home, offline
+
+_LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "safetensors",
+    "numpy",
+    "av",
+    "opencv-python-headless",
+)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
+def doctor(*, as_json: bool) -> None:
+    """Say what this machine offers and what is wrong with it."""
+    facts = {
+        "retouch": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        **{name: _version(name) for name in _LIBRARIES},
+        "devices": ", ".join(_devices()),
+        "free memory": in_words(free_memory()),
+        "home": str(home()),
+        "free disk": in_words(_free_disk()),
+        "network": "forbidden (RETOUCH_OFFLINE)" if offline() else "only when a download is asked for",
+        "methods": ", ".join(registry.methods()),
+    }
+    failed = dict(registry.failures())
+    if as_json:
+        click.echo(json.dumps({**facts, "failed plug-ins": failed}))
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        click.echo(f"{name:{width}}  {value}")
+    for name, reason in failed.items():
+        click.echo(f"plug-in {name} was not loaded: {reason}")
+    if not failed:
+        click.echo("no plug-in failed")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} {facts.name} ({in_words(facts.total_memory)})")
+    if sys.platform == "darwin" and torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _free_disk() -> int:
+    place = home()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -1,0 +1,339 @@
+"""The one use case behind every door: carry out a request, keep what it made, prove what it left alone."""
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, final
+
+import numpy as np
+
+from retouch import __version__
+from retouch.apps.cli_fields import command_line
+from retouch.artifacts import ArtifactStore, Draft
+from retouch.compute import Compute, Plan
+from retouch.errors import Cancelled, PluginError, RequestError, RetouchError, VideoError
+from retouch.events import Event, Listener, Notice, as_json, ignore
+from retouch.fields import near
+from retouch.media.io import Encoding, read, write, write_picture
+from retouch.places import home
+from retouch.registry import method
+from retouch.request import EditRequest
+from retouch.run import Edited, OnStep, Run
+from retouch.spec import MethodSpec
+from retouch.video import FRAMES_AT_ONCE, Video
+
+REPORT = "report.json"
+ERROR = "error.json"
+_SUFFIXES = {"gif": ".gif", "ffv1": ".mkv", "prores": ".mov", "vp9": ".webm", "png": ""}
+
+
+@final
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, the clip, and the report."""
+
+    folder: Path
+    video: Path
+    report: Mapping[str, object]
+
+
+def edit(
+    method_name: str,
+    video: str | Path,
+    /,
+    *,
+    out: str | Path | None = None,
+    preset: str | None = None,
+    seed: int = 0,
+    compute: Compute | None = None,
+    listen: Listener = ignore,
+    force: bool = False,
+    **params: object,
+) -> Result:
+    """Edits a clip: the same request as `retouch edit METHOD CLIP`, made in Python."""
+    filled = method(method_name).fill(params, preset=preset)
+    request = EditRequest(
+        video=Path(video).expanduser().absolute(),
+        method=method_name,
+        params=filled.model_dump(mode="json"),
+        seed=seed,
+        compute=compute or Compute(),
+        out=Path(out).expanduser().absolute() if out else None,
+    )
+    return run_edit(request, listen=listen, force=force)
+
+
+def run_edit(
+    request: EditRequest,
+    *,
+    listen: Listener = ignore,
+    force: bool = False,
+    folder: Path | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Carries out a request in a run folder, a new one unless one is given to go on with.
+
+    Raises:
+        RetouchError: whatever went wrong, with a hint; the run folder says so too and can be resumed.
+    """
+    spec = method(request.method)
+    params = spec.fill(request.params)
+    if request.out and request.out.exists() and not force:
+        raise VideoError(f"{request.out} exists", hint="choose another name, or add --force")
+    folder = folder or new_folder(request.method)
+    with _locked(folder), _recorded(folder, listen) as tell, request.compute.settled():
+        (folder / ERROR).unlink(missing_ok=True)
+        (folder / "request.json").write_text(request.as_json(), encoding="utf-8")
+        started = time.perf_counter()
+        source = read(request.video, scratch=folder / "scratch")
+        _tell_device(request.compute, tell)
+        _plan(spec, source, request).require(request.compute)
+        run = Run(
+            folder=folder,
+            seed=request.seed,
+            compute=request.compute,
+            store=ArtifactStore(home() / "store"),
+            draft=Draft(folder / "checkpoint.safetensors"),
+            listen=tell,
+            stopped=stopped,
+            on_step=on_step,
+        )
+        edited = _call(spec, source, params, run)
+        result = write(edited.video, folder / _result_name(request), encoding=_encoding(request), force=True)
+        _keep_extras(edited, folder / "extras")
+        report = {
+            "method": request.method,
+            "retouch_version": __version__,
+            "seconds": round(time.perf_counter() - started, 3),
+            "frames": len(edited.video),
+            "size": [edited.video.width, edited.video.height],
+            "fps": str(edited.video.fps),
+            "source_digest": source.digest,
+            "result_digest": edited.video.digest,
+            "figures": dict(edited.figures),
+            "untouched": untouched(source, edited),
+            "result": result.name,
+            "command": command_line(request),
+        }
+        if request.out:
+            _hand_over(result, request.out)
+        _write_whole(folder / REPORT, json.dumps(report, indent=2) + "\n")
+    run.draft.drop()
+    return Result(folder, request.out or result, report)
+
+
+def new_folder(name: str) -> Path:
+    """A fresh run folder, named by time and method."""
+    base = home() / "runs"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for number in range(1, 10_000):
+        folder = base / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError(f"ten thousand runs in one second under {base}")
+
+
+def find_folder(name: str) -> Path:
+    """The run folder of a name or path.
+
+    Raises:
+        RequestError: there is none.
+    """
+    candidates = [home() / "runs" / name, Path(name).expanduser().absolute()]
+    for folder in candidates:
+        if (folder / "request.json").is_file():
+            return folder
+    known = [folder.name for folder in run_folders()]
+    raise RequestError(f"there is no run {name!r}", hint=near(name, known) or "see: retouch runs")
+
+
+def run_folders() -> list[Path]:
+    """Every run folder, the newest last."""
+    return sorted(path.parent for path in (home() / "runs").glob("*/request.json"))
+
+
+def state_of(folder: Path) -> str:
+    """How a run stands: done, running, failed or stopped, with the reason where there is one."""
+    if is_running(folder):
+        return "running"
+    if (folder / REPORT).exists():
+        return "done"
+    if (folder / ERROR).exists():
+        told = json.loads((folder / ERROR).read_text(encoding="utf-8"))
+        return "stopped" if told["error"] == Cancelled.__name__ else f"failed: {told['message']}"
+    return "stopped"
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is at work in a run folder."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
+    with path.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def untouched(source: Video, edited: Edited) -> dict[str, object]:
+    """What the edit left alone, counted before encoding: the share of pixels, and if they are bit-exact."""
+    result = edited.video
+    if result.frames.shape != source.frames.shape:
+        return {"share": 0.0, "bit_exact": False, "sentence": "the frame size changed"}
+    equal = promised = broken = 0
+    for start in range(0, len(source), FRAMES_AT_ONCE):
+        part = slice(start, start + FRAMES_AT_ONCE)
+        same = (source.frames[part] == result.frames[part]).all(axis=1)
+        equal += int(same.sum())
+        if edited.touched is not None:
+            outside = ~edited.touched[part, 0]
+            promised += int(outside.sum())
+            broken += int((outside & ~same).sum())
+    total = len(source) * source.height * source.width
+    share = promised / total if edited.touched is not None else equal / total
+    exact = edited.touched is not None and broken == 0 and promised > 0
+    if exact:
+        sentence = f"{share:.1%} of the pixels were out of the edit's reach and are bit for bit the source's"
+    elif edited.touched is None or not promised:
+        sentence = f"the edit may reach every pixel; {equal / total:.1%} are equal to the source"
+    else:
+        sentence = f"{broken} pixels outside the edit changed"
+    return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
+
+
+def _plan(spec: MethodSpec, video: Video, request: EditRequest) -> Plan:
+    """What the method says it will need; a method that says nothing needs nothing."""
+    if not spec.plan:
+        return Plan(0)
+    plan = cast("Callable[..., Plan]", _function(spec.plan))
+    return plan(len(video), video.height, video.width, spec.fill(request.params), request.compute)
+
+
+def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
+    """The method's edit, held to what every method promises."""
+    function = cast("Callable[[Video, object, Run], Edited]", _function(spec.edit))
+    edited = function(video, params, run)
+    if not isinstance(edited, Edited):
+        raise PluginError(f"{spec.name} gave back a {type(edited).__name__}, not an Edited")
+    if len(edited.video) != len(video) or edited.video.fps != video.fps:
+        got, given = (f"{len(clip)} frames at {clip.fps}" for clip in (edited.video, video))
+        raise PluginError(
+            f"{spec.name} gave {got} for {given}",
+            hint="a method keeps length and rate; tell its authors",
+        )
+    return edited
+
+
+def _function(place: str) -> object:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _tell_device(compute: Compute, tell: Listener) -> None:
+    device = compute.torch_device()
+    if device.type != "cpu":
+        tell(Notice(f"computing on {device} in {str(compute.torch_dtype()).removeprefix('torch.')}"))
+
+
+def _result_name(request: EditRequest) -> str:
+    codec = request.output.codec
+    if request.out:
+        return f"result{request.out.suffix}"
+    if codec == "auto" and request.output.lossless:
+        return "result.mkv"
+    return f"result{_SUFFIXES.get(codec, '.mp4')}"
+
+
+def _encoding(request: EditRequest) -> Encoding:
+    return Encoding(**request.output.model_dump())
+
+
+def _keep_extras(edited: Edited, folder: Path) -> None:
+    for name, extra in edited.extras.items():
+        folder.mkdir(exist_ok=True)
+        if isinstance(extra, Video):
+            write(extra, folder / f"{name}.mp4", force=True)
+        elif isinstance(extra, np.ndarray):
+            write_picture(extra, folder / f"{name}.png", force=True)
+        else:
+            (folder / f"{name}.txt").write_text(extra, encoding="utf-8")
+
+
+def _hand_over(result: Path, out: Path) -> None:
+    """Copies the result to where the user wants it, in one step."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        if result.is_dir():
+            shutil.copytree(result, draft)
+            if out.is_dir():
+                shutil.rmtree(out)
+        else:
+            shutil.copyfile(result, draft)
+        draft.replace(out)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder, so that two processes never work in one; the lock dies with the process."""
+    with (folder / "lock").open("wb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(f"{folder.name} is running already", hint="see: retouch runs") from None
+        yield
+
+
+@contextlib.contextmanager
+def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
+    """Writes events and notices into the folder, and the error if the run ends in one."""
+    with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
+
+        def tell(event: Event) -> None:
+            events.write(json.dumps({"at": round(time.time(), 3), **as_json(event)}) + "\n")
+            events.flush()
+            if isinstance(event, Notice):
+                with (folder / "notices.txt").open("a", encoding="utf-8") as notices:
+                    notices.write(event.text + "\n")
+            listen(event)
+
+        try:
+            yield tell
+        except KeyboardInterrupt:
+            error = Cancelled("the run was stopped", hint=f"go on with: retouch resume {folder.name}")
+            _note_error(folder, error)
+            raise error from None
+        except Exception as error:
+            _note_error(folder, error)
+            raise
+        finally:
+            shutil.rmtree(folder / "scratch", ignore_errors=True)
+
+
+def _note_error(folder: Path, error: Exception) -> None:
+    hint = error.hint if isinstance(error, RetouchError) else ""
+    told = {"error": type(error).__name__, "message": str(error), "hint": hint}
+    with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+        _write_whole(folder / ERROR, json.dumps(told) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
