@@ -1,0 +1,130 @@
+"""How still an edit holds from frame to frame: warp error along the motion of the source, and flicker.
+
+Both reward doing nothing and blur: a clip that was not edited, or smeared, scores best. Print them beside
+a figure that asks for the edit (`fidelity_inside`, CLIP direction), never alone.
+
+**Flow** is `float (2, h, w)` in pixels, x (to the right) before y (down): what lies at `(x, y)` in frame
+t lies at `(x + flow[0], y + flow[1])` in frame t + 1. **Seen** is `bool (1, h, w)`, true where that point
+of frame t is still in view in frame t + 1: neither covered nor out of the picture.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from retouch.errors import InputError
+from retouch.metrics.fidelity import Frames, Other, pairs
+from retouch.models.flow import DisFlow, consistent, warp
+from retouch.models.flow import Flow as FlowFinder
+from retouch.video import FRAMES_AT_ONCE, let_go
+
+Flow: TypeAlias = Float[np.ndarray, "2 h w"]
+Seen: TypeAlias = Bool[np.ndarray, "1 h w"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """Where each pixel of a frame goes in the next one, and whether it can still be seen there."""
+
+    flow: Flow
+    seen: Seen
+
+
+def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
+    """Measures how far each frame is from the next one brought back along `motion`: mean |.| from 0 to 1.
+
+    The motion is the source's: what it shows moving must move alike in the edit. Only pixels that stay in
+    view count, pooled over the clip; bilinear sampling.
+
+    Raises:
+        InputError: the motion has not one step per pair of frames, or nothing stays in view.
+    """
+    total, count, steps = 0.0, 0, 0
+    for t, step in enumerate(motion):
+        if t + 1 >= len(clip):
+            raise InputError(
+                f"there is motion for more than the {len(clip)} frames", hint="pass one step per pair"
+            )
+        back = warp(_upright(clip[t + 1]).astype(np.float32), step.flow.astype(np.float32))
+        difference = np.abs(back - _upright(clip[t]))[step.seen[0] & _inside(step.flow)]
+        total, count, steps = total + float(difference.sum(dtype=np.float64)), count + difference.size, t + 1
+        if steps % FRAMES_AT_ONCE == 0:
+            let_go(clip)
+    if steps != len(clip) - 1:
+        raise InputError(f"{len(clip)} frames need {len(clip) - 1} steps of motion, not {steps}")
+    if not count:
+        raise InputError("no pixel stays in view from frame to frame", hint="give at least two frames")
+    return total / count / 255
+
+
+def flicker(result: Frames, source: Other) -> float:
+    """Measures how much more `result` changes from frame to frame than `source`: ratio of mean changes.
+
+    1 is as lively as the source, 2.8 flickers. A source that stands still gives 1 where the result does
+    too, else infinity.
+    """
+    return _ratio(_mean(_changes(result)), _mean(_changes(source)))
+
+
+def flicker_peak(result: Frames, source: Other) -> float:
+    """Measures as `flicker` does, by the 99th percentile of the changes: it finds small spots that flash."""
+    return _ratio(_percentile(_changes(result), 0.99), _percentile(_changes(source), 0.99))
+
+
+def true_motion(
+    flow: Float[np.ndarray, "pairs 2 h w"], seen: Bool[np.ndarray, "pairs 1 h w"]
+) -> Iterator[Motion]:
+    """Gives known motion pair by pair; the arrays may be memory-mapped."""
+    for t in range(len(flow)):
+        yield Motion(np.asarray(flow[t]), np.asarray(seen[t]))
+
+
+def estimated_motion(source: Frames, flow: FlowFinder | None = None) -> Iterator[Motion]:
+    """Estimates the motion of a clip, pair by pair; `flow` is dense inverse search unless given.
+
+    In view is what comes back to within a pixel when it follows the flow there and back.
+    """
+    finder = flow or DisFlow()
+    for t in range(len(source) - 1):
+        a, b = _upright(source[t]), _upright(source[t + 1])
+        there, back = finder.pair(a, b), finder.pair(b, a)
+        yield Motion(there, consistent(there, back)[None])
+
+
+def _changes(clip: Frames) -> Iterator[UInt8[np.ndarray, "3 h w"]]:
+    for _, before, after in pairs(clip[:-1], clip[1:]):
+        yield np.abs(after.astype(np.int16) - before).astype(np.uint8)
+
+
+def _mean(changes: Iterable[UInt8[np.ndarray, "3 h w"]]) -> float:
+    means = [float(change.mean()) for change in changes]
+    return sum(means) / len(means) if means else 0.0
+
+
+def _percentile(changes: Iterable[UInt8[np.ndarray, "3 h w"]], share: float) -> float:
+    """Finds the lowest of the 256 levels that `share` of all changes do not exceed: exact, in flat memory."""
+    counts = np.zeros(256, dtype=np.int64)
+    for change in changes:
+        counts += np.bincount(change.ravel(), minlength=256)
+    return float(np.searchsorted(counts.cumsum(), share * counts.sum()))
+
+
+def _ratio(result: float, source: float) -> float:
+    if source > 0:
+        return result / source
+    return 1.0 if result == 0 else math.inf
+
+
+def _inside(flow: Flow) -> Bool[np.ndarray, "h w"]:
+    h, w = flow.shape[-2:]
+    x, y = flow[0] + np.arange(w), flow[1] + np.arange(h)[:, None]
+    return np.asarray((x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1))
+
+
+def _upright(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.ascontiguousarray(frame.transpose(1, 2, 0))

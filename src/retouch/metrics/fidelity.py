@@ -1,0 +1,178 @@
+"""How near one clip is to another: PSNR, SSIM, MS-SSIM, their masked forms, and what an edit left bit-exact.
+
+A clip is `uint8 (f, 3, h, w)`, a mask is `bool (f, 1, h, w)` and true where a pixel counts. One pair of
+frames is in memory at a time, so a memory-mapped clip may be of any length. Every figure is pooled over
+the pixels of the whole clip, never a mean of per-frame decibels: one frame that is exact would lift such
+a mean without bound.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from retouch.errors import InputError
+from retouch.video import FRAMES_AT_ONCE, let_go
+
+Frames: TypeAlias = UInt8[np.ndarray, "f 3 h w"]
+Other: TypeAlias = UInt8[np.ndarray, "g 3 y x"]
+"""A clip that ought to have the size of the first; it is checked, and an error says so."""
+Mask: TypeAlias = Bool[np.ndarray, "f 1 h w"]
+
+CEILING_DB = 100.0
+"""What PSNR says of equal pixels, so that a mean over clips stays finite."""
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def psnr(clip: Frames, other: Other, mask: Mask | None = None) -> float:
+    """Measures peak signal-to-noise in decibels over the pixels of `mask`, at most `CEILING_DB`."""
+    squares, count = 0, 0
+    for t, a, b in pairs(clip, other):
+        square = (a.astype(np.int32) - b) ** 2
+        kept = square if mask is None else square[:, mask[t, 0]]
+        squares, count = squares + int(kept.sum(dtype=np.int64)), count + kept.size
+    mse = squares / _some(count)
+    return CEILING_DB if mse == 0 else min(CEILING_DB, 10 * math.log10(255**2 / mse))
+
+
+def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:
+    """Measures structural similarity (Wang et al. 2004): Gauss window 11, sigma 1.5, per channel, no padding.
+
+    With a mask, windows *centred* in it are averaged; one that straddles its border also sees the other side.
+    """
+    edge = SSIM_WINDOW // 2
+    total, count = 0.0, 0
+    for t, a, b in pairs(clip, other):
+        similarity, _ = _ssim_maps(_floats(a), _floats(b))
+        kept = similarity if mask is None else similarity[mask[t, 0, edge:-edge, edge:-edge]]
+        total, count = total + float(kept.sum()), count + kept.size
+    return total / _some(count)
+
+
+def ms_ssim(clip: Frames, other: Other, *, scales: int = 5) -> float:
+    """Measures SSIM over dyadic scales (Wang et al. 2003); with fewer than five, weights sum to 1 again.
+
+    Raises:
+        InputError: the frames are too small for the coarsest scale.
+    """
+    side = min(clip.shape[-2:])
+    if side >> (scales - 1) < SSIM_WINDOW:
+        raise InputError(
+            f"frames of {clip.shape[-1]}x{clip.shape[-2]} are too small for MS-SSIM at {scales} scales",
+            hint=f"use scales={largest_scales(side)} or fewer; figures of different scales do not compare",
+        )
+    weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
+    per_frame = [_ms_ssim(_floats(a), _floats(b), weights) for _, a, b in pairs(clip, other)]
+    return float(np.mean(per_frame))
+
+
+def largest_scales(side: int) -> int:
+    """Tells how many MS-SSIM scales fit a shorter side: 5 from 176 pixels on, 0 below 11."""
+    return sum(side >> scale >= SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS)))
+
+
+def changed(source: Frames, truth: Other) -> Mask:
+    """Marks the pixels where the true edit differs from the source at all: the *inside* of edit fidelity."""
+    mask = np.empty((len(source), 1, *source.shape[-2:]), dtype=bool)
+    for t, a, b in pairs(source, truth):
+        mask[t, 0] = (a != b).any(axis=0)
+    return mask
+
+
+def fidelity_inside(result: Frames, truth: Other, mask: Mask) -> float:
+    """Measures how well `result` shows the true edit where it should: PSNR to the truth inside `mask`."""
+    return psnr(result, truth, mask)
+
+
+def fidelity_outside(result: Frames, truth: Other, mask: Mask) -> float:
+    """Measures how well `result` leaves the rest alone: PSNR against the truth outside `mask`."""
+    return psnr(result, truth, ~mask)
+
+
+def untouched_share(result: Frames, source: Other, touched: Mask) -> float:
+    """Counts the share of pixels outside `touched` that equal the source to the bit in all three channels."""
+    equal, count = 0, 0
+    for t, a, b in pairs(result, source):
+        same = (a == b).all(axis=0)[~touched[t, 0]]
+        equal, count = equal + int(same.sum()), count + same.size
+    return equal / _some(count)
+
+
+def pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Gives index and frames `(3, h, w)` of two clips side by side.
+
+    Raises:
+        InputError: the clips differ in size or length; nothing is resized or cut in silence.
+    """
+    if clip.shape != other.shape:
+        raise InputError(
+            f"the clips differ: {_says(clip)} and {_says(other)}",
+            hint="bring both to one size and length first; resizing moves every figure",
+        )
+    for t in range(len(clip)):
+        yield t, clip[t], other[t]
+        if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
+            let_go(clip)
+            let_go(other)
+
+
+def _ms_ssim(
+    a: Float[np.ndarray, "h w 3"], b: Float[np.ndarray, "h w 3"], weights: Float[np.ndarray, " scales"]
+) -> float:
+    product = np.ones(a.shape[-1])
+    for scale, weight in enumerate(weights):
+        similarity, contrast = _ssim_maps(a, b)
+        term = similarity if scale == len(weights) - 1 else contrast
+        product *= np.maximum(term.mean(axis=(0, 1)), 0) ** weight  # a negative mean has no real power
+        a, b = _halved(a), _halved(b)
+    return float(product.mean())
+
+
+def _ssim_maps(
+    a: Float[np.ndarray, "h w 3"], b: Float[np.ndarray, "h w 3"]
+) -> tuple[Float[np.ndarray, "y x 3"], Float[np.ndarray, "y x 3"]]:
+    """Gives the maps of similarity and of its contrast-structure factor, where the whole window fits."""
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
+    covariance = _blurred(a * b) - mean_a * mean_b
+    contrast = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
+    luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
+    return luminance * contrast, contrast
+
+
+def _blurred(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
+    edge = SSIM_WINDOW // 2
+    if min(x.shape[:2]) < SSIM_WINDOW:
+        raise InputError(
+            f"frames of {x.shape[1]}x{x.shape[0]} are too small for SSIM",
+            hint=f"its window is {SSIM_WINDOW}x{SSIM_WINDOW}; use psnr",
+        )
+    full = cv2.GaussianBlur(x, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA)
+    return np.asarray(full[edge:-edge, edge:-edge])
+
+
+def _halved(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
+    h, w = x.shape[0] // 2, x.shape[1] // 2
+    return np.asarray(x[: 2 * h, : 2 * w].reshape(h, 2, w, 2, 3).mean(axis=(1, 3)))
+
+
+def _floats(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "h w 3"]:
+    return np.ascontiguousarray(frame.transpose(1, 2, 0), dtype=np.float64)
+
+
+def _some(count: int) -> int:
+    if not count:
+        raise InputError(
+            "there is no pixel to measure: the mask excludes them all", hint="measure without a mask"
+        )
+    return count
+
+
+def _says(clip: Frames) -> str:
+    return f"{clip.shape[-1]}x{clip.shape[-2]} with {len(clip)} frames"
