@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -33,16 +34,16 @@ lint: $(READY)
 
 check: lint test  ## everything that must pass
 	$(BIN)/python -m pytest -m "slow and not gpu"
-	$(BIN)/python tools/docs_tables.py --check
+	$(BIN)/cog --check --verbosity=1 --check-fail-msg="run make fix" -I tools $(PAGES)
 	$(BIN)/mkdocs build --strict --quiet
 
 fix: $(READY)  ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python tools/docs_tables.py
+	$(BIN)/cog -r --verbosity=1 -I tools $(PAGES)
 
 docs: $(READY)  ## the pages, into site/
-	$(BIN)/python tools/docs_tables.py
+	$(BIN)/cog -r --verbosity=1 -I tools $(PAGES)
 	$(BIN)/mkdocs build --strict
 
 serve: $(READY)  ## the pages, on this machine

@@ -1,0 +1,31 @@
+"""What cog writes into the pages: help texts and parameter tables, taken from the program itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from retouch.apps.cli_fields import table
+from retouch.registry import method
+
+
+def help_of(*words: str) -> str:
+    """The help of a command as a text block."""
+    command = [str(Path(sys.executable).with_name("retouch")), *words, "--help"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env={"COLUMNS": "100", "PATH": ""})
+    return f"```text\n$ retouch {' '.join([*words, '--help'])}\n{said.stdout.rstrip()}\n```"
+
+
+def parameters(name: str) -> str:
+    """A method's parameters as a table."""
+    rows = ["| option | default, range | meaning |", "|---|---|---|"]
+    rows += [f"| `{flag}` | {facts.replace('|', '/')} | {text} |" for flag, facts, text in table(method(name))]
+    return "\n".join(rows)
+
+
+def presets(name: str) -> str:
+    """A method's presets as a table."""
+    spec = method(name)
+    rows = ["| preset | sets |", "|---|---|"]
+    for preset, values in spec.presets.items():
+        rows.append(f"| `{preset}` | {', '.join(f'{key} = {value}' for key, value in values.items())} |")
+    return "\n".join(rows)
