@@ -1,0 +1,37 @@
+"""The procedural world: scenes from a seed or a caption, drawn with the truth about every pixel.
+
+What belongs here is what can be known exactly about made-up clips. Nothing here needs a network or a GPU.
+"""
+
+from retouch.world.render import frames, painted, picture, planes
+from retouch.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    OBJECTS,
+    PATTERNS,
+    STYLES,
+    WORLD_VERSION,
+    Actor,
+    Camera,
+    Motion,
+    Scene,
+    Variety,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "OBJECTS",
+    "PATTERNS",
+    "STYLES",
+    "WORLD_VERSION",
+    "Actor",
+    "Camera",
+    "Motion",
+    "Scene",
+    "Variety",
+    "frames",
+    "painted",
+    "picture",
+    "planes",
+]

@@ -1,0 +1,139 @@
+"""Draws scenes: one picture at a moment, or every frame of a clip.
+
+A frame is made of layers, each a colour and an alpha in bytes: the background, then the actors from the
+last named to the first. They are laid over one another in whole numbers, so a frame is exactly what its
+layers say, and a layer that did not change leaves the same bytes. The style of the whole picture comes
+last.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from retouch.world.exact import Plane, cosine, over, sine, to_bytes
+from retouch.world.scene import Actor, Pose, Scene, View
+from retouch.world.shapes import REACH, SHAPES, paint
+from retouch.world.styles import styled
+from retouch.world.textures import looked_up, second_share
+
+Size: TypeAlias = int | tuple[int, int]
+"""Height and width in pixels; a single number for a square."""
+
+PAINT: dict[str, tuple[int, int, int]] = {
+    "red": (216, 36, 40),
+    "orange": (246, 132, 18),
+    "yellow": (248, 216, 36),
+    "green": (36, 160, 68),
+    "blue": (38, 84, 216),
+    "purple": (132, 56, 186),
+    "pink": (248, 132, 188),
+    "white": (240, 240, 238),
+}
+_SECOND_PALE = (252, 248, 236)
+_SECOND_DARK = {"white": (84, 86, 98), "yellow": (112, 70, 20)}
+
+
+@final
+@dataclass(frozen=True)
+class Sheet:
+    """A layer's colour and alpha within a window of the frame; outside the window it is clear."""
+
+    top: int
+    left: int
+    colour: UInt8[np.ndarray, "3 h w"]
+    alpha: UInt8[np.ndarray, "h w"]
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """`size` as height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def picture(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "h w 3"]:
+    """The scene at `t` seconds, as pictures are kept in files: rows, columns, red green blue."""
+    return np.ascontiguousarray(planes(scene, t, size).transpose(1, 2, 0))
+
+
+def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "3 h w"]:
+    """The scene at `t` seconds, as frames of a video are kept: red, green and blue planes."""
+    hw, view = height_width(size), scene.camera.at(t)
+    frame = background_planes(scene, view, hw)
+    for actor in reversed(scene.actors):
+        sheet = sheet_of(actor, actor.motion.at(t), view, hw)
+        if sheet is None:
+            continue
+        h, w = sheet.alpha.shape
+        spot = frame[:, sheet.top : sheet.top + h, sheet.left : sheet.left + w]
+        spot[...] = over(sheet.colour, sheet.alpha, spot)
+    return styled(frame, scene.style)
+
+
+def frames(
+    scene: Scene, count: int, size: Size = 64, fps: float = 12.0
+) -> Iterator[UInt8[np.ndarray, "3 h w"]]:
+    """The first `count` frames of the scene, one after another."""
+    for number in range(count):
+        yield planes(scene, number / fps, size)
+
+
+def background_planes(scene: Scene, view: View, hw: tuple[int, int]) -> UInt8[np.ndarray, "3 h w"]:
+    """The background alone, unstyled."""
+    x, y = world_axes(view, hw)
+    pixel = 2 / (min(hw) * view.zoom)
+    levels = looked_up(scene.background, x + scene.ground[0], y + scene.ground[1], pixel)
+    return (levels + np.float32(0.5)).astype(np.uint8)
+
+
+def world_axes(view: View, hw: tuple[int, int]) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, " h"]]:
+    """World x of every column and world y of every row."""
+    h, w = hw
+    short = min(hw)
+    x = (np.arange(w) * 2.0 + (1 - w)) / short / view.zoom + view.x
+    y = (np.arange(h) * 2.0 + (1 - h)) / short / view.zoom + view.y
+    return x, y
+
+
+def texture_coordinates(
+    actor: Actor, pose: Pose, x: Float[np.ndarray, "*x"], y: Float[np.ndarray, "*y"]
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Where on the actor the world points at columns `x` and rows `y` lie."""
+    c, s = cosine(pose.turn) / pose.scale, sine(pose.turn) / pose.scale
+    dx, dy = x - pose.x, y - pose.y
+    u, v = c * dx + s * dy, c * dy - s * dx
+    v = v - pose.bend * (u * u - 1 / 3)
+    return (-u if actor.mirrored else u), v
+
+
+def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet | None:
+    """What an actor adds to the frame; `None` when it is out of sight."""
+    x, y = world_axes(view, hw)
+    reach = (REACH + 0.1) * pose.scale
+    columns = np.flatnonzero(np.abs(x - pose.x) <= reach)
+    rows = np.flatnonzero(np.abs(y - pose.y) <= reach)
+    if len(columns) == 0 or len(rows) == 0:
+        return None
+    u, v = texture_coordinates(
+        actor,
+        pose,
+        x[columns[0] : columns[-1] + 1].astype(np.float32)[None, :],
+        y[rows[0] : rows[-1] + 1].astype(np.float32)[:, None],
+    )
+    width = 2 / (min(hw) * view.zoom * pose.scale)
+    colour, alpha = painted(actor, u, v, width)
+    return Sheet(int(rows[0]), int(columns[0]), to_bytes(colour), to_bytes(alpha))
+
+
+def painted(actor: Actor, u: Plane, v: Plane, width: float) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
+    """Colour and alpha in [0, 1] of an actor at texture coordinates; `width` is a pixel's."""
+    first = PAINT[actor.colour]
+    second = _SECOND_DARK.get(actor.colour, _SECOND_PALE)
+    share = second_share(actor.pattern, u, v, width)
+    own = np.empty((3, *u.shape), np.float32)
+    for channel, low, high in zip(own, first, second, strict=True):
+        channel[...] = np.float32(low / 255)
+        if share is not None:
+            channel += share * np.float32((high - low) / 255)
+    return paint(SHAPES[actor.object], u, v, width, own)
