@@ -6,7 +6,7 @@ PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fast fix lint docs serve bench bench-atlas bench-family family clean help
+.PHONY: demo test check fast fix lint docs serve bench bench-atlas bench-family family release clean help
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -62,6 +62,14 @@ bench-family: $(READY)
 
 family: $(READY)  ## train the embedded models from nothing (hours on a CPU)
 	$(BIN)/python -m tools.family.build
+
+release: check  ## the changelog of VERSION=x.y.z, and its tag
+	test -n "$(VERSION)"
+	grep -q '^version = "$(VERSION)"$$' pyproject.toml
+	grep -q '^__version__ = "$(VERSION)"$$' src/retouch/__init__.py
+	$(BIN)/towncrier build --yes --version $(VERSION)
+	git commit --all --message "Release $(VERSION)"
+	git tag --annotate "v$(VERSION)" --message "retouch $(VERSION)"
 
 clean:
 	rm -rf .venv site demo
