@@ -32,6 +32,13 @@ class Report:
             greatest = float(b.abs().max()) if b.numel() else 0.0
             self._line(name, _difference(a, b) / (greatest or 1.0), tolerance)
 
+    def by_norm(self, name: str, ours: object, theirs: object, *, tolerance: float) -> None:
+        """Compares by the norm of the difference over the norm of `theirs` (rel-L2)."""
+        a, b = _numbers(ours), _numbers(theirs)
+        if self._same_shape(name, a, b):
+            norm = float(b.norm())
+            self._line(name, float((a - b).norm()) / (norm or 1.0), tolerance)
+
     def absolute(self, name: str, ours: object, theirs: object, *, tolerance: float) -> None:
         """Compares by the greatest difference."""
         a, b = _numbers(ours), _numbers(theirs)

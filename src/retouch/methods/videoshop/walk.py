@@ -1,0 +1,123 @@
+"""The two walks of Videoshop: up into noise given the old first frame, and down again given the new one.
+
+The paper's inversion is an implicit Euler step: the sample at the next noisier level is the one that the
+sampler's own step would bring back. Where to ask the network, before that sample is known, is a guess, and
+noise extrapolation is a good one: the noise that the current sample holds belongs to the next sample too.
+With the network asked once, at the guess, this is the released method; each further round asks at what the
+last one found, which converges to the exact inverse.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retouch.diffusion.euler import extrapolate, inverse_step, log_snr, renoise, step
+from retouch.models.image_to_video import Condition, ImageToVideo, Level, Schedule
+from retouch.run import Run
+
+Latents: TypeAlias = Float[Tensor, "g c h w"]
+Guess: TypeAlias = Callable[[Latents, Latents, Level, Level], Latents]
+
+
+def invert(
+    model: ImageToVideo,
+    clean: Latents,
+    schedule: Schedule,
+    condition: Condition,
+    *,
+    guess: Guess,
+    iterations: int,
+    run: Run,
+    against: Condition | None = None,
+    guidance: float = 1.0,
+    stage: str = "invert",
+) -> Float[Tensor, "n g c h w"]:
+    """Walks up from the clean latents and gives every sample on the way, the clean one first."""
+    x = model.held(clean, condition)
+    ladder = [x]
+    for at in run.steps(stage, schedule.up()):
+        lo, hi = at.item
+        guessed = guess(clean, x, lo, hi)
+        for _ in range(iterations):
+            seen = model.held(guessed, condition)
+            velocity = model.predict(seen, hi, condition, against=against, guidance=guidance)
+            guessed = inverse_step(x, velocity, lo, hi)
+        x = at.done(model.held(guessed, condition))
+        ladder.append(x)
+    return torch.stack(ladder)
+
+
+def sample(
+    model: ImageToVideo,
+    x: Latents,
+    schedule: Schedule,
+    condition: Condition,
+    *,
+    run: Run,
+    against: Condition | None = None,
+    guidance: float | Float[Tensor, " g"] = 1.0,
+    lead: "Lead | None" = None,
+    stage: str = "sample",
+) -> Latents:
+    """Walks down from noise; `lead` holds what the window before already knows of the first frames."""
+    x = model.held(x if lead is None else lead.put(x, 0), condition)
+    for at in run.steps(stage, schedule.down()):
+        hi, lo = at.item
+        velocity = model.predict(x, hi, condition, against=against, guidance=guidance)
+        x = model.held(step(x, velocity, hi, lo), condition)
+        x = at.done(x if lead is None else lead.put(x, at.index + 1))
+    return x
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Lead:
+    """Frames of a window that the one before has already edited, as samples at every level of the way down.
+
+    They follow the source's own samples, moved by what the edit changed: so they carry the source's noise,
+    and where nothing was edited they are the source's samples exactly.
+    """
+
+    samples: Float[Tensor, "n g c h w"]
+
+    @classmethod
+    def of(
+        cls, ladder: Float[Tensor, "n g c h w"], source: Latents, edited: Latents, schedule: Schedule
+    ) -> "Lead":
+        """Moves the first frames of a source's ladder by what the edit changed, at every level."""
+        signal = torch.tensor([level.a for level in schedule.levels[schedule.start :]]).to(ladder)
+        change = signal[:, None, None, None, None] * (edited - source)
+        return cls(ladder.flip(0)[:, : len(edited)] + change)
+
+    def put(self, x: Latents, index: int) -> Latents:
+        """Gives the sample after step `index` with the known frames in front."""
+        known = self.samples[index]
+        return torch.cat([known, x[len(known) :]])
+
+
+def same_noise(clean: Latents, x: Latents, lo: Level, hi: Level) -> Latents:
+    """Guesses that the next sample holds the same noise, wherever there is any noise to go by."""
+    return hi.a * clean if lo.b == 0 else extrapolate(clean, x, lo, hi)
+
+
+def same_sample(_clean: Latents, x: Latents, _lo: Level, _hi: Level) -> Latents:
+    """Guesses that the next sample is the current one: plain inversion, without extrapolation."""
+    return x
+
+
+def drawn_then_same(eps: Latents, threshold: float = 0.0) -> Guess:
+    """Gives the released rule: drawn noise while the signal is above the noise, extrapolation from then on.
+
+    Args:
+        eps: the noise to draw, already as strong as the clean latents.
+        threshold: log signal-to-noise ratio under which the current sample's own noise is trusted.
+    """
+
+    def guess(clean: Latents, x: Latents, lo: Level, hi: Level) -> Latents:
+        return extrapolate(clean, x, lo, hi) if log_snr(lo) < threshold else renoise(clean, eps, hi)
+
+    return guess
