@@ -1,0 +1,156 @@
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retouch.errors import InputError
+from retouch.media.compare import (
+    GAP,
+    GROUND,
+    LINE,
+    WIDEST,
+    amplified,
+    common_length,
+    difference_sheet,
+    evenly,
+    layout,
+    sheet,
+    side_by_side,
+)
+from retouch.video import Origin, Video
+
+
+def plain(height: int, width: int, colour: tuple[int, int, int], frames: int = 3) -> Video:
+    """A clip whose frame t is the colour plus t."""
+    steps = np.arange(frames)[:, None, None, None]
+    pixels = np.array(colour)[None, :, None, None] + steps + np.zeros((1, 1, height, width), dtype=int)
+    return Video(pixels.astype(np.uint8), Fraction(24000, 1001))
+
+
+def drawn(clips: list[Video], labels: list[str], frames: int = 3) -> Video:
+    return side_by_side(clips, labels, np.empty((frames, 3, *layout(clips).size), dtype=np.uint8))
+
+
+def test_clips_of_one_size_lie_side_by_side_pixel_for_pixel() -> None:
+    clips = [plain(200, 300, (10, 20, 30)), plain(200, 300, (90, 80, 70))]
+    made = drawn(clips, ["a", "b"])
+    for index, clip in enumerate(clips):
+        top, left = layout(clips).corner(index)
+        assert (made.frames[:, :, top : top + 200, left : left + 300] == clip.frames).all()
+
+
+def test_rate_and_timestamps_are_those_of_the_first_clip() -> None:
+    times = Origin(timestamps=(0, 3, 4), end=9, time_base=Fraction(1, 30), sample_aspect=Fraction(4, 3))
+    first = Video(plain(200, 300, (1, 2, 3)).frames, Fraction(30), None, times)
+    made = drawn([first, plain(200, 300, (1, 2, 3))], ["a", "b"])
+    assert made.fps == 30
+    assert made.origin.timestamps == (0, 3, 4)
+    assert made.origin.sample_aspect == 1
+
+
+def test_a_lower_clip_is_scaled_to_the_height_of_the_tallest_and_keeps_its_shape() -> None:
+    clips = [plain(400, 300, (10, 20, 30)), plain(200, 300, (90, 80, 70))]
+    plan = layout(clips)
+    assert (plan.height, plan.widths) == (400, (300, 600))
+    top, left = plan.corner(1)
+    made = drawn(clips, ["a", "b"])
+    assert (
+        made.frames[1, :, top : top + 400, left : left + 600] == np.array([91, 81, 71])[:, None, None]
+    ).all()
+
+
+def test_a_clip_with_oblong_pixels_is_drawn_as_it_is_displayed() -> None:
+    clip = plain(200, 300, (1, 2, 3))
+    oblong = replace(clip, origin=Origin(sample_aspect=Fraction(4, 3)))
+    assert layout([clip, oblong]).widths == (300, 400)
+
+
+def test_the_whole_is_even_not_too_wide_and_breaks_into_rows() -> None:
+    four = [plain(1081, 1921, (0, 0, 0), 1)] * 4
+    assert sum(layout(four).widths) <= WIDEST
+    assert layout([plain(64, 64, (0, 0, 0), 1)] * 7).rows == 3
+    for clips in (four, four[:1], [plain(65, 67, (0, 0, 0), 1)] * 7):
+        assert all(side % 2 == 0 for side in layout(clips).size)
+
+
+def test_no_two_cells_overlap() -> None:
+    clips = [plain(50 + 9 * i, 70 + 20 * i, (0, 0, 0), 1) for i in range(7)]
+    plan = layout(clips)
+    taken = np.zeros(plan.size, dtype=int)
+    for index in range(len(clips)):
+        top, left = plan.corner(index)
+        width = plan.widths[index % len(plan.widths)]
+        assert top + plan.height <= plan.size[0]
+        assert left + width <= plan.size[1]
+        taken[top - LINE : top + plan.height, left : left + width] += 1
+    assert taken.max() == 1
+
+
+def test_labels_are_drawn_above_and_stay_in_their_cell() -> None:
+    clips = [plain(200, 200, (9, 9, 9), 1)] * 2
+    plan = layout(clips)
+    made = drawn(clips, ["x" * 200, "é → 漢"], 1).frames[0]
+    ink = (made != np.array(GROUND)[:, None, None]).any(axis=0)
+    above = ink[: plan.corner(0)[0]]
+    right = plan.corner(1)[1]
+    assert above[:, : right - GAP].any()
+    assert above[:, right:].any()
+    assert not above[:, right - GAP : right].any()
+
+
+def test_lengths_that_differ_are_refused_unless_the_shortest_is_asked_for() -> None:
+    clips = [plain(8, 8, (0, 0, 0), 3), plain(8, 8, (0, 0, 0), 5)]
+    with pytest.raises(InputError, match="3, 5 frames") as caught:
+        common_length(clips)
+    assert "--shortest" in caught.value.hint
+    assert common_length(clips, shortest=True) == 3
+
+
+def test_labels_that_do_not_match_the_clips_are_refused() -> None:
+    with pytest.raises(InputError, match="1 labels for 2 clips"):
+        difference_sheet([plain(8, 8, (0, 0, 0))] * 2, ["a"])
+
+
+def test_a_mapped_canvas_is_filled_and_given_back_as_the_video(tmp_path: Path) -> None:
+    clips = [plain(200, 300, (10, 20, 30))] * 2
+    into = np.memmap(tmp_path / "x", dtype=np.uint8, mode="w+", shape=(3, 3, *layout(clips).size))
+    made = side_by_side(clips, ["a", "b"], into)
+    assert made.frames is into
+    assert (made.frames == drawn(clips, ["a", "b"]).frames).all()
+
+
+def test_amplified_is_the_absolute_difference_times_the_gain_cut_at_white() -> None:
+    one = np.array([[[10, 100, 0]]], dtype=np.uint8)
+    other = np.array([[[13, 90, 200]]], dtype=np.uint8)
+    assert amplified(one, other, 4.0).tolist() == amplified(other, one, 4.0).tolist() == [[[12, 40, 255]]]
+
+
+def test_a_difference_sheet_shows_where_clips_differ_and_is_black_where_they_do_not() -> None:
+    first = plain(200, 200, (50, 50, 50))
+    frames = first.frames.copy()
+    frames[:, 0, 20:40, 20:40] += 10
+    made = difference_sheet([first, Video(frames, first.fps)], ["a", "b"], frames=1, gain=4.0)
+    red = (made == np.array([40, 0, 0])).all(axis=2)
+    black = (made == 0).all(axis=2)
+    assert red.sum() == 20 * 20
+    assert black.sum() == 200 * 200 - 20 * 20
+
+
+def test_a_sheet_takes_evenly_spaced_frames_each_once() -> None:
+    assert evenly(9, 3) == [0, 4, 8]
+    assert evenly(2, 5) == [0, 1]
+    assert evenly(1, 5) == [0]
+    assert evenly(100, 1) == [0]
+
+
+def test_a_sheet_leaves_cells_without_a_picture_empty() -> None:
+    picture = np.full((100, 100, 3), 200, dtype=np.uint8)
+    made = sheet([[picture, None], [None, picture]], ["one", "two"], ["top", "bottom"])
+    assert (made == 200).all(axis=2).sum() == 2 * 100 * 100
+
+
+def test_a_sheet_of_nothing_is_an_error() -> None:
+    with pytest.raises(InputError, match="no picture"):
+        sheet([[None]], ["one"], ["top"])
