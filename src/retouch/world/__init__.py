@@ -3,7 +3,7 @@
 What belongs here is what can be known exactly about made-up clips. Nothing here needs a network or a GPU.
 """
 
-from retouch.world.render import frames, painted, picture, planes
+from retouch.world.render import film, painted, picture, planes
 from retouch.world.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -30,7 +30,7 @@ __all__ = [
     "Motion",
     "Scene",
     "Variety",
-    "frames",
+    "film",
     "painted",
     "picture",
     "planes",

@@ -6,13 +6,15 @@ layers say, and a layer that did not change leaves the same bytes. The style of 
 last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeAlias, final
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from retouch.video import Video
 from retouch.world.exact import Plane, cosine, over, sine, to_bytes
 from retouch.world.scene import Actor, Pose, Scene, View
 from retouch.world.shapes import REACH, SHAPES, paint
@@ -21,6 +23,12 @@ from retouch.world.textures import looked_up, second_share
 
 Size: TypeAlias = int | tuple[int, int]
 """Height and width in pixels; a single number for a square."""
+
+FPS = Fraction(12)
+"""Frames a second, unless said otherwise."""
+
+SOFTNESS = 1.5
+"""How many pixels wide the soft border of a painted part is: enough to be moved by fractions of a pixel."""
 
 PAINT: dict[str, tuple[int, int, int]] = {
     "red": (216, 36, 40),
@@ -60,23 +68,30 @@ def picture(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, 
 def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "3 h w"]:
     """The scene at `t` seconds, as frames of a video are kept: red, green and blue planes."""
     hw, view = height_width(size), scene.camera.at(t)
-    frame = background_planes(scene, view, hw)
-    for actor in reversed(scene.actors):
-        sheet = sheet_of(actor, actor.motion.at(t), view, hw)
-        if sheet is None:
-            continue
-        h, w = sheet.alpha.shape
-        spot = frame[:, sheet.top : sheet.top + h, sheet.left : sheet.left + w]
-        spot[...] = over(sheet.colour, sheet.alpha, spot)
-    return styled(frame, scene.style)
+    sheets = [sheet_of(actor, actor.motion.at(t), view, hw) for actor in scene.actors]
+    return styled(composed(background_planes(scene, view, hw), sheets), scene.style)
 
 
-def frames(
-    scene: Scene, count: int, size: Size = 64, fps: float = 12.0
-) -> Iterator[UInt8[np.ndarray, "3 h w"]]:
-    """The first `count` frames of the scene, one after another."""
-    for number in range(count):
-        yield planes(scene, number / fps, size)
+def composed(
+    background: UInt8[np.ndarray, "3 h w"], sheets: Sequence[Sheet | None]
+) -> UInt8[np.ndarray, "3 h w"]:
+    """The background with sheets laid over it, the first in front."""
+    frame = background.copy()
+    for sheet in reversed(sheets):
+        if sheet is not None:
+            h, w = sheet.alpha.shape
+            spot = frame[:, sheet.top : sheet.top + h, sheet.left : sheet.left + w]
+            spot[...] = over(sheet.colour, sheet.alpha, spot)
+    return frame
+
+
+def film(scene: Scene, frames: int, size: Size = 128, fps: Fraction = FPS) -> Video:
+    """The first `frames` frames of the scene as a clip, without the truth about it."""
+    h, w = height_width(size)
+    clip = np.empty((frames, 3, h, w), np.uint8)
+    for number in range(frames):
+        clip[number] = planes(scene, number / fps.numerator * fps.denominator, (h, w))
+    return Video(clip, fps)
 
 
 def background_planes(scene: Scene, view: View, hw: tuple[int, int]) -> UInt8[np.ndarray, "3 h w"]:
@@ -96,6 +111,15 @@ def world_axes(view: View, hw: tuple[int, int]) -> tuple[Float[np.ndarray, " w"]
     return x, y
 
 
+def pixel_places(
+    view: View, hw: tuple[int, int], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Column and row at which world points are seen: `world_axes` undone."""
+    h, w = hw
+    scale = view.zoom * min(hw) / 2
+    return (x - view.x) * scale + (w - 1) / 2, (y - view.y) * scale + (h - 1) / 2
+
+
 def texture_coordinates(
     actor: Actor, pose: Pose, x: Float[np.ndarray, "*x"], y: Float[np.ndarray, "*y"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
@@ -105,6 +129,16 @@ def texture_coordinates(
     u, v = c * dx + s * dy, c * dy - s * dx
     v = v - pose.bend * (u * u - 1 / 3)
     return (-u if actor.mirrored else u), v
+
+
+def world_points(
+    actor: Actor, pose: Pose, u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Where in the world points of the actor lie: `texture_coordinates` undone."""
+    c, s = cosine(pose.turn) * pose.scale, sine(pose.turn) * pose.scale
+    u = -u if actor.mirrored else u
+    v = v + pose.bend * (u * u - 1 / 3)
+    return pose.x + (c * u - s * v), pose.y + (s * u + c * v)
 
 
 def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet | None:
@@ -121,7 +155,7 @@ def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet
         x[columns[0] : columns[-1] + 1].astype(np.float32)[None, :],
         y[rows[0] : rows[-1] + 1].astype(np.float32)[:, None],
     )
-    width = 2 / (min(hw) * view.zoom * pose.scale)
+    width = SOFTNESS * 2 / (min(hw) * view.zoom * pose.scale)
     colour, alpha = painted(actor, u, v, width)
     return Sheet(int(rows[0]), int(columns[0]), to_bytes(colour), to_bytes(alpha))
 
