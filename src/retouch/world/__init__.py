@@ -17,6 +17,7 @@ from retouch.world.scene import (
     Scene,
     Variety,
 )
+from retouch.world.truth import Change, Clip, Layer, edited, reached
 
 __all__ = [
     "BACKGROUNDS",
@@ -27,11 +28,16 @@ __all__ = [
     "WORLD_VERSION",
     "Actor",
     "Camera",
+    "Change",
+    "Clip",
+    "Layer",
     "Motion",
     "Scene",
     "Variety",
+    "edited",
     "film",
     "painted",
     "picture",
     "planes",
+    "reached",
 ]

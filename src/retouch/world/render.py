@@ -27,8 +27,8 @@ Size: TypeAlias = int | tuple[int, int]
 FPS = Fraction(12)
 """Frames a second, unless said otherwise."""
 
-SOFTNESS = 1.5
-"""How many pixels wide the soft border of a painted part is: enough to be moved by fractions of a pixel."""
+SOFTNESS = 1.75
+"""How many pixels wide the soft border of a painted part is: wide enough to be moved by fractions of one."""
 
 PAINT: dict[str, tuple[int, int, int]] = {
     "red": (216, 36, 40),
