@@ -7,7 +7,8 @@ networks. `Control` turns a picture of edges or depth into residuals that hold a
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import interpolate
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from retouch.compute import Compute
 from retouch.errors import InputError, ModelMismatch
@@ -97,12 +99,12 @@ class StableDiffusion:
         """
         folder = resolve(ref)
         _check_layout(folder, ref)
-        device, dtype = _place(compute)
+        device, dtype = placed(compute)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            text_encoder=_load(CLIPTextModel, folder / "text_encoder", device, dtype),
-            unet=_load(UNet2DConditionModel, folder / "unet", device, dtype),
-            vae=_load(AutoencoderKL, folder / "vae", device, dtype),
+            text_encoder=load_network(CLIPTextModel, folder / "text_encoder", device, dtype),
+            unet=load_network(UNet2DConditionModel, folder / "unet", device, dtype),
+            vae=load_network(AutoencoderKL, folder / "vae", device, dtype),
             scheduler_config=read_config(folder / "scheduler" / "scheduler_config.json", ref),
             identity=folder_identity(folder),
         )
@@ -337,7 +339,7 @@ class Control:
                 hint="name a ControlNet: `retouch models list` shows them as 'control'",
             )
         check_weights(folder, ref)
-        return cls(_load(ControlNetModel, folder, *_place(compute)), identity=folder_identity(folder))
+        return cls(load_network(ControlNetModel, folder, *placed(compute)), identity=folder_identity(folder))
 
     @property
     def identity(self) -> str:
@@ -429,18 +431,36 @@ def _check_layout(folder: Path, ref: str) -> None:
         )
 
 
-def _place(compute: Compute | None) -> tuple[torch.device, torch.dtype]:
+def placed(compute: Compute | None) -> tuple[torch.device, torch.dtype]:
+    """Where networks go and in which precision."""
     chosen = compute or Compute()
     return chosen.torch_device(), chosen.torch_dtype()
 
 
-def _load(kind: type[M], folder: Path, device: torch.device, dtype: torch.dtype) -> M:
+def load_network(kind: type[M], folder: Path, device: torch.device, dtype: torch.dtype) -> M:
     """One network from one folder: safetensors only, from this machine only, frozen."""
     from_pretrained = kind.from_pretrained  # type: ignore[attr-defined]
-    network = from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, variant=weight_variant(folder), torch_dtype=dtype
-    )
-    return cast(M, network.to(device).eval().requires_grad_(False))
+    with quiet():
+        network = from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=weight_variant(folder),
+            torch_dtype=dtype,
+        )
+    return cast("M", network.to(device).eval().requires_grad_(False))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing progress bars of its own; progress is told through events."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _ddim(config: Mapping[str, object]) -> DDIMScheduler:
