@@ -119,6 +119,11 @@ class ImageToVideo(Protocol):
         """Hash of the weights and of how they are run."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run and latents belong."""
+        ...
+
     def encode(self, pixels: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "g c h w"]:
         """Gives the latents of frames in [-1, 1]: the mode, no sample."""
         ...
@@ -207,7 +212,7 @@ class StillCondition:
     embedding: Float[Tensor, " d"]
     numbers: Float[Tensor, " 3"]
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Hash of the three tensors."""
         return identity((self.latent, self.embedding, self.numbers))
@@ -269,7 +274,7 @@ class StableVideo:
         _check_layout(folder, ref)
         dtype = compute.torch_dtype()
         pipe = StableVideoDiffusionPipeline(
-            vae=_load(AutoencoderKLTemporalDecoder, folder / "vae", dtype),
+            vae=_load(AutoencoderKLTemporalDecoder, folder / "vae", _vae_dtype(folder, ref, dtype)),
             image_encoder=_load(CLIPVisionModelWithProjection, folder / "image_encoder", dtype),
             unet=_load(UNetSpatioTemporalConditionModel, folder / "unet", dtype),
             scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
@@ -308,9 +313,13 @@ class StableVideo:
             reads_text=False,
         )
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Hash of the weights, the precision, and what the model is told beside the picture."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         parts = {name: getattr(self._pipe, name) for name in ("unet", "vae", "image_encoder")}
         config = sorted((key, repr(value)) for key, value in self._pipe.scheduler.config.items())
         return identity((self._weights or weights_identity(parts, repr(config)), self._habits))
@@ -343,16 +352,20 @@ class StableVideo:
         self, latents: Float[Tensor, "f c h w"], at_once: int | None = None
     ) -> Float[Tensor, "f 3 height width"]:
         """Gives the frames; a part of a clip is decoded beside its neighbours, which hides the seam."""
-        size = at_once or len(latents)
+        size, vae = at_once or len(latents), self._pipe.vae
         parts = []
         for first in range(0, len(latents), size):
             before, after = min(first, DECODED_BESIDE), DECODED_BESIDE
             near = latents[first - before : first + size + after] / self.scale
-            frames = self._pipe.vae.decode(
-                near.to(self.device, self._pipe.vae.dtype), num_frames=len(near)
-            ).sample
+            with self._halved():
+                frames = vae.decode(near.to(self.device, vae.dtype), num_frames=len(near)).sample
             parts.append(frames[before : before + size].float())
         return torch.cat(parts)
+
+    def _halved(self) -> torch.autocast:
+        """Runs a decoder whose weights are in full precision as fast as the network beside it."""
+        dtype = self._pipe.unet.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != self._pipe.vae.dtype)
 
     @torch.no_grad()
     def condition(
@@ -478,6 +491,12 @@ def _load(kind: type[M], folder: Path, dtype: torch.dtype) -> M:
         folder, local_files_only=True, use_safetensors=True, variant=weight_variant(folder), torch_dtype=dtype
     )
     return cast(M, network.eval().requires_grad_(False))
+
+
+def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
+    """Full precision where half would overflow in the encoder, as the VAE's own configuration warns."""
+    upcast = bool(read_config(folder / "vae" / "config.json", ref).get("force_upcast", True))
+    return torch.float32 if upcast and dtype == torch.float16 else dtype
 
 
 def _settle(pipe: StableVideoDiffusionPipeline, compute: Compute) -> None:

@@ -8,6 +8,7 @@ back. Two things that cannot be seen in the result are not repeated: the clip wa
 latents were decoded that nobody looked at.
 """
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from retouch.methods.videoshop.statistics import FLOOR, matched, moments, standardised
 from retouch.methods.videoshop.walk import drawn_then_same, invert, same_sample, sample
-from retouch.models.image_to_video import StableVideo, StillCondition, StillHabits
+from retouch.models.image_to_video import StableVideo, StillCondition, StillHabits, Traits
 from retouch.run import Run
 
 # What the released code tells the model: 7 frames a second, motion bucket 127, and a picture noised by 0.2
@@ -127,6 +128,13 @@ def carry(
         rescaled,
         model.decode(rescaled),
     )
+
+
+def native_size(traits: Traits) -> tuple[int, int]:
+    """The one size that the released code knows: 16 to 9, of the model's own area (576 x 1024)."""
+    height, width = math.sqrt(traits.native_pixels * 9 / 16), math.sqrt(traits.native_pixels * 16 / 9)
+    many = traits.size_multiple
+    return max(1, round(height / many)) * many, max(1, round(width / many)) * many
 
 
 def squashed(pictures: Float[Tensor, "f 3 y x"], size: tuple[int, int]) -> Float[Tensor, "f 3 height width"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Normaliser: TypeAlias = Literal["none", "clip", "channel", "frame"]
@@ -28,6 +28,10 @@ class Moments:
 
     mean: Float[Tensor, "#f #c 1 1"]
     std: Float[Tensor, "#f #c 1 1"]
+
+    def first(self, frames: int) -> "Moments":
+        """The same of the first frames alone."""
+        return Moments(self.mean[:frames], self.std[:frames])
 
 
 def moments(latents: Float[Tensor, "f c h w"], over: Normaliser) -> Moments:
@@ -52,11 +56,23 @@ def restored(latents: Float[Tensor, "f c h w"], taken: Moments) -> Float[Tensor,
 def matched(
     latents: Float[Tensor, "f c h w"], shown: Float[Tensor, "g c h w"], wanted: Float[Tensor, "g c h w"]
 ) -> Float[Tensor, "f c h w"]:
-    """Moves each channel of every frame as `shown` has to move to get the mean and deviation of `wanted`.
+    """Moves each channel of every frame as `shown` has to move to get the mean and deviation of `wanted`."""
+    return _moved(latents, shown.movedim(1, 0).flatten(1), wanted.movedim(1, 0).flatten(1))
 
-    A channel without any contrast in `shown` is moved but not stretched.
-    """
-    was, is_now = moments(shown, "channel"), moments(wanted, "channel")
-    std = was.std - FLOOR
-    stretch = torch.where(std > FLOOR, (is_now.std - FLOOR) / std.clamp_min(FLOOR), 1.0)
-    return (latents - was.mean) * stretch + is_now.mean
+
+def matched_where(
+    latents: Float[Tensor, "f c h w"], wanted: Float[Tensor, "f c h w"], where: Bool[Tensor, "f 1 h w"]
+) -> Float[Tensor, "f c h w"]:
+    """Moves each channel so that mean and deviation agree with those of `wanted` in certain places."""
+    chosen = where[:, 0].to(latents.device)
+    return _moved(latents, latents.movedim(1, 0)[:, chosen], wanted.movedim(1, 0)[:, chosen])
+
+
+def _moved(
+    latents: Float[Tensor, "f c h w"], shown: Float[Tensor, "c n"], wanted: Float[Tensor, "c m"]
+) -> Float[Tensor, "f c h w"]:
+    """A channel without any contrast in `shown` is moved but not stretched."""
+    std, mean = torch.std_mean(shown, dim=1)
+    wanted_std, wanted_mean = torch.std_mean(wanted, dim=1)
+    stretch = torch.where(std > FLOOR, wanted_std / std.clamp_min(FLOOR), 1.0)
+    return (latents - mean[:, None, None]) * stretch[:, None, None] + wanted_mean[:, None, None]

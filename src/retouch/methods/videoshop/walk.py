@@ -9,16 +9,19 @@ last one found, which converges to the exact inverse.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retouch.artifacts import Draft
 from retouch.diffusion.euler import extrapolate, inverse_step, log_snr, renoise, step
 from retouch.models.image_to_video import Condition, ImageToVideo, Level, Schedule
 from retouch.run import Run
 
+STEPS_A_DRAFT: Final = 4
+"""Steps of an inversion that a kill may cost."""
 Latents: TypeAlias = Float[Tensor, "g c h w"]
 Guess: TypeAlias = Callable[[Latents, Latents, Level, Level], Latents]
 
@@ -34,20 +37,26 @@ def invert(
     run: Run,
     against: Condition | None = None,
     guidance: float = 1.0,
-    stage: str = "invert",
+    draft: Draft | None = None,
 ) -> Float[Tensor, "n g c h w"]:
-    """Walks up from the clean latents and gives every sample on the way, the clean one first."""
-    x = model.held(clean, condition)
-    ladder = [x]
-    for at in run.steps(stage, schedule.up()):
-        lo, hi = at.item
+    """Walks up from the clean latents and gives every sample on the way, the clean one first.
+
+    With a draft, the walk goes on where one that was stopped left off.
+    """
+    kept = draft.load() if draft else None
+    ladder = list(kept["ladder"].to(clean)) if kept else [model.held(clean, condition)]
+    for at in run.steps("invert", schedule.up()):
+        if at.index < len(ladder) - 1:
+            continue
+        (lo, hi), x = at.item, ladder[-1]
         guessed = guess(clean, x, lo, hi)
         for _ in range(iterations):
             seen = model.held(guessed, condition)
             velocity = model.predict(seen, hi, condition, against=against, guidance=guidance)
             guessed = inverse_step(x, velocity, lo, hi)
-        x = at.done(model.held(guessed, condition))
-        ladder.append(x)
+        ladder.append(at.done(model.held(guessed, condition)))
+        if draft and len(ladder) % STEPS_A_DRAFT == 0:
+            draft.save({"ladder": torch.stack(ladder)})
     return torch.stack(ladder)
 
 

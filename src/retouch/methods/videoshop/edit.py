@@ -1,0 +1,411 @@
+"""Videoshop: the first frame, edited anywhere, carried through the clip by an image-to-video model.
+
+The paper in four lines (Fan, Bhattad and Krishna 2024, https://arxiv.org/abs/2403.14617):
+  1. standardise the clip's latents                                                     `statistics`
+  2. invert: walk them up into noise by the model's own prediction, given the old first frame; where to
+  ask the
+     network is guessed by extrapolating the noise that a sample already holds           `walk.invert`
+  3. sample: walk down again, given the edited first frame                               `walk.sample`
+  4. match the colours to the edited first frame                                         `statistics.matched`
+The rest is what clips need that are no 14 frames of 576 x 1024: `framing`, `windows`, and the `region`
+outside of which the source comes back untouched. `released` is what the authors' code does, to the letter.
+
+Two things are otherwise here, so that an edit that changes nothing gives the clip back: both conditions
+are made alike, and guidance leads away from the old first frame's condition instead of an empty one. And
+the inversion asks the network more than once a step, which makes it as exact as is wanted.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, final
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from retouch.artifacts import artifact
+from retouch.errors import ParamsError
+from retouch.media.pictures import read_picture
+from retouch.methods.videoshop import released
+from retouch.methods.videoshop.framing import Framing, fitted
+from retouch.methods.videoshop.region import changed, follow, pasted
+from retouch.methods.videoshop.spec import VideoshopParams
+from retouch.methods.videoshop.statistics import (
+    Normaliser,
+    matched,
+    matched_where,
+    moments,
+    restored,
+    standardised,
+)
+from retouch.methods.videoshop.walk import (
+    Guess,
+    Lead,
+    drawn_then_same,
+    invert,
+    same_noise,
+    same_sample,
+    sample,
+)
+from retouch.methods.videoshop.windows import Window, windows
+from retouch.models.flow import DisFlow
+from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, StillHabits, Traits
+from retouch.models.image_to_video_any import AnyImageToVideo
+from retouch.run import Edited, Run
+from retouch.video import Video
+
+POOR_ROUND_TRIP: Final = 30.0
+"""Decibels; below, the noise visibly does not hold the source, even before anything is edited."""
+ENOUGH_OUTSIDE: Final = 0.1
+"""The share of a window that must lie outside the region for its colours to be held by the source's."""
+
+
+@torch.no_grad()
+def edit(video: Video, params: VideoshopParams, run: Run) -> Edited:
+    """Carries the picture `params.first` through `video`."""
+    model = _told(run.load(params.model, AnyImageToVideo).model, params)
+    if params.faithful:
+        return _as_released(video, params, model, run)
+    pictures = _pictures(video, params)
+    mask = _mask(video, pictures, params, run)
+    if mask is not None and not mask.any():
+        run.notice("the edited picture shows nothing new, so the clip stays as it is")
+        return Edited(video, touched=mask.view(bool))
+
+    framing = Framing.of(video.height, video.width, model.traits, params.short_side)
+    laid = windows(len(video), sorted(pictures), model.traits, params.window, params.overlap)
+    task = Task(video, pictures, mask, framing, model, params, run)
+    result = run.scratch("edited", video.frames.shape)
+    touched = None if mask is None else run.scratch("touched", mask.shape, np.bool_)
+    shifts, round_trip, before = [], None, None
+    for step in run.steps("window", laid):
+        noise, before = _carried(task, step.item, before, check=params.check_inversion and step.index == 0)
+        round_trip = noise.round_trip if step.index == 0 else round_trip
+        frames = _shown(task, step.item, before)
+        shifts.append(_colour(frames) - _colour(video.frames[step.item.slice]))
+        _lay(task, step.item, frames, result)
+        if mask is not None and touched is not None:
+            touched[step.item.slice] = mask[step.item.slice] > 0
+    drift = max(float(np.linalg.norm(shift - shifts[0])) for shift in shifts)
+    return Edited(
+        video.like(result),
+        touched=touched,
+        figures={"colour_drift": drift, "windows": len(laid)}
+        | ({} if round_trip is None else {"round_trip_db": round_trip}),
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What every window of an edit needs."""
+
+    video: Video
+    pictures: Mapping[int, UInt8[np.ndarray, "3 h w"]]
+    mask: UInt8[np.ndarray, "f 1 h w"] | None
+    framing: Framing
+    model: ImageToVideo
+    params: VideoshopParams
+    run: Run
+
+
+@final
+@dataclass(frozen=True)
+class Up:
+    """What decides an inversion, beside clip, model and condition."""
+
+    steps: int
+    strength: float
+    guess: Literal["same_noise", "drawn", "same_sample"]
+    fixed_point: int
+    normalise: Normaliser
+    check: bool
+    seed: int
+
+
+@final
+@dataclass(frozen=True)
+class Down:
+    """What decides a sampling, beside noise, model and conditions."""
+
+    steps: int
+    strength: float
+    guidance: float
+    last_guidance: float
+    guide_from: Literal["source", "nothing"]
+    normalise: Normaliser
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """A window walked up into noise: its latents, and every standardised sample on the way.
+
+    `round_trip` is the peak signal-to-noise ratio, in decibels, of the latents that sampling with nothing
+    edited gives back; nothing where that was not tried.
+    """
+
+    latents: Float[Tensor, "g c h w"]
+    ladder: Float[Tensor, "n g c h w"]
+    round_trip: float | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """A window's edited latents."""
+
+    latents: Float[Tensor, "g c h w"]
+
+
+def _carried(task: Task, window: Window, before: Carried | None, *, check: bool) -> tuple[Noise, Carried]:
+    """One window: up given the old first frame, down given the new one."""
+    params, model, run = task.params, task.model, task.run
+    source, target = _conditions(task, window, before)
+    seed = run.seed if params.guess == "drawn" else 0  # nothing else in the inversion is drawn
+    up = Up(params.steps, params.strength, params.guess, params.fixed_point, params.normalise, check, seed)
+    noise = walked_up(task.video[window.slice], task.framing, model, source, up, run=run)
+    if noise.round_trip is not None:
+        _say_round_trip(noise.round_trip, run)
+    last = params.guidance if params.last_guidance is None else params.last_guidance
+    down = Down(params.steps, params.strength, params.guidance, last, params.guide_from, params.normalise)
+    known = (
+        None if before is None or not _alone(model) else before.latents[len(before.latents) - window.known :]
+    )
+    carried = walked_down(noise, known if window.known else None, model, source, target, down, run=run)
+    return noise, Carried(_coloured(task, window, noise.latents, carried.latents))
+
+
+def _conditions(task: Task, window: Window, before: Carried | None) -> tuple[Condition, Condition]:
+    """The old first frame's condition and the new one's, made alike."""
+    model, params, start = task.model, task.params, window.frames.start
+    count = _whole(len(window.frames), model.traits)
+    was = task.framing.there(task.video[start : start + 1].pixels(model.device))
+    old, new = params.source_prompt or params.prompt or "", params.prompt or params.source_prompt or ""
+    if not window.known:
+        now = task.framing.there(_pixels(task.pictures[start], model.device))
+        eps = task.run.noise("picture", was[0])
+        return (
+            model.condition(was[0], frames=count, prompt=old, noise=eps),
+            model.condition(now[0], frames=count, prompt=new, noise=eps),
+        )
+    assert before is not None
+    # What the window before left is known as latents; decoded for CLIP, they have lost what the
+    # autoencoder loses. The source's frame takes the same way, or the two would differ where nothing was
+    # edited.
+    was_latents = model.encode(was)
+    if _alone(model):
+        now_latents = before.latents[len(before.latents) - window.known][None].to(was_latents)
+        now = model.decode(now_latents)
+    else:
+        now_latents, now = was_latents, model.decode(before.latents.to(was_latents))[-1:]
+    return (
+        model.condition(model.decode(was_latents)[0], frames=count, prompt=old, latent=was_latents[0]),
+        model.condition(now[0], frames=count, prompt=new, latent=now_latents[0] if _alone(model) else None),
+    )
+
+
+@artifact("videoshop_noise", version=1)
+def walked_up(
+    clip: Video, framing: Framing, model: ImageToVideo, source: Condition, up: Up, *, run: Run
+) -> Noise:
+    """Walks a clip up into noise, and tries the way back."""
+    pixels = framing.there(clip.pixels(model.device))
+    missing = _whole(len(pixels), model.traits) - len(pixels)
+    latents = model.encode(torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]))
+    clean = standardised(latents, moments(latents, up.normalise))
+    schedule = model.schedule(up.steps, up.strength, latents)
+    guess = _guess(up, clean)
+    ladder = invert(
+        model, clean, schedule, source, guess=guess, iterations=up.fixed_point, run=run, draft=run.draft
+    )
+    if not up.check:
+        return Noise(latents, ladder, None)
+    back = sample(model, ladder[-1], schedule, source, run=run, stage="try the way back")
+    return Noise(latents, ladder, _decibels(clean, back))
+
+
+@artifact("videoshop_latents", version=1)
+def walked_down(
+    noise: Noise,
+    known: Float[Tensor, "k c h w"] | None,
+    model: ImageToVideo,
+    source: Condition,
+    target: Condition,
+    down: Down,
+    *,
+    run: Run,
+) -> Carried:
+    """Walks noise down to edited latents; the first `known` are given, and lead the rest."""
+    latents, ladder = noise.latents.to(model.device), noise.ladder.to(model.device)
+    taken = moments(latents, down.normalise)
+    schedule = model.schedule(down.steps, down.strength, latents)
+    lead = None
+    if known is not None:
+        given = standardised(known.to(latents), taken.first(len(known)))
+        lead = Lead.of(ladder, ladder[0, : len(known)], given, schedule)
+    weights = torch.linspace(down.guidance, down.last_guidance, len(latents))
+    away = source if down.guide_from == "source" else model.unconditional(target)
+    against = away if bool((weights != 1).any()) else None
+    x = sample(model, ladder[-1], schedule, target, run=run, against=against, guidance=weights, lead=lead)
+    return Carried(restored(x, taken))
+
+
+def _coloured(
+    task: Task, window: Window, source: Float[Tensor, "g c h w"], edited: Float[Tensor, "g c h w"]
+) -> Float[Tensor, "g c h w"]:
+    """Matches colours to the picture that a window starts with, or else to the source outside the region."""
+    if not window.known:
+        if task.params.rescale == "none":
+            return edited
+        picture = task.framing.there(_pixels(task.pictures[window.frames.start], task.model.device))
+        return matched(edited, edited[:1], task.model.encode(picture).to(edited))
+    outside = _outside(task, window)
+    if outside is None or outside.float().mean() < ENOUGH_OUTSIDE:
+        return edited
+    return matched_where(edited, source.to(edited), outside)
+
+
+def _outside(task: Task, window: Window) -> Bool[Tensor, "g 1 h w"] | None:
+    """The latents that no pixel of the region reaches, for models that keep a latent a frame."""
+    if task.mask is None or not _alone(task.model):
+        return None
+    mask = torch.tensor(task.mask[window.slice]).float()
+    across = task.framing.there(mask.expand(-1, 3, -1, -1))[:, :1]
+    return max_pool2d(across, task.model.traits.latent_factor) <= 0
+
+
+def _shown(task: Task, window: Window, carried: Carried) -> UInt8[np.ndarray, "f 3 h w"]:
+    """A window's edited frames, of the clip's size."""
+    decoded = task.model.decode(carried.latents.to(task.model.device), task.params.decode_at_once)
+    return task.video[window.slice].like(task.framing.back(decoded[: len(window.frames)])).frames
+
+
+def _lay(
+    task: Task,
+    window: Window,
+    frames: UInt8[np.ndarray, "f 3 h w"],
+    result: UInt8[np.ndarray, "f 3 h w"],
+) -> None:
+    """Puts a window's frames into the result: within the region, and faded over from the window before."""
+    if task.mask is not None:
+        source = np.asarray(task.video.frames[window.slice])
+        feather = (
+            0.0 if task.params.mask else task.params.feather
+        )  # a mask of the user's is as soft as they made it
+        frames = pasted(frames, source, task.mask[window.slice], feather)
+    for at, number in enumerate(window.frames[: window.known]):
+        share = (at + 1) / (window.known + 1)
+        frames[at] = np.round(result[number] * (1 - share) + frames[at] * share)
+    result[window.slice] = frames
+
+
+def _pictures(video: Video, params: VideoshopParams) -> dict[int, UInt8[np.ndarray, "3 h w"]]:
+    """The user's pictures by frame number, each of the frames' size."""
+    for at in params.later_at:
+        if at >= len(video):
+            raise ParamsError(f"later_at names frame {at} of {len(video)}", hint="frames are counted from 0")
+    given = {0: params.first, **dict(zip(params.later_at, params.later, strict=True))}
+    return {at: fitted(path, np.asarray(video.frames[at])) for at, path in given.items()}
+
+
+def _mask(
+    video: Video, pictures: Mapping[int, UInt8[np.ndarray, "3 h w"]], params: VideoshopParams, run: Run
+) -> UInt8[np.ndarray, "f 1 h w"] | None:
+    """Where the clip may change, 0 to 255; nothing if everywhere."""
+    if params.mask is not None:
+        from retouch.media.masks import read_masks
+
+        return read_masks(params.mask, video)
+    if params.region == "everywhere":
+        return None
+    margin = round(min(video.height, video.width) * params.grow / 100)
+    seeds = {at: changed(shown, np.asarray(video.frames[at]), margin) for at, shown in pictures.items()}
+    into = run.scratch("region", (len(video), 1, video.height, video.width))
+    if any(seed.any() for seed in seeds.values()):
+        follow(video, seeds, DisFlow(), into, run)
+    return into
+
+
+def _as_released(video: Video, params: VideoshopParams, model: ImageToVideo, run: Run) -> Edited:
+    """The authors' own way: whole clip at once, squashed to the model's size, and left so."""
+    if not isinstance(model, StableVideo):
+        raise ParamsError(
+            "faithful mode is Stable Video Diffusion's", hint="leave faithful out with this model"
+        )
+    if len(video) != model.traits.native_frames:
+        run.notice(
+            f"the released code was made for {model.traits.native_frames} frames; this clip has {len(video)}"
+        )
+    settings = released.Settings(
+        steps=params.steps,
+        strength=params.strength,
+        least_guidance=params.guidance,
+        most_guidance=params.guidance if params.last_guidance is None else params.last_guidance,
+    )
+    size = released.native_size(model.traits)
+    first = torch.tensor(read_picture(params.first)[..., :3]).movedim(-1, 0).to(model.device) / 127.5 - 1
+    latents = torch.empty(
+        len(video), model.traits.latent_channels, *(side // model.traits.latent_factor for side in size)
+    )
+    draws = released.Draws(
+        run.noise("source", torch.empty(3, *size)),
+        run.noise("edited", torch.empty(3, *size)),
+        run.noise("guesses", latents).to(model.device),
+    )
+    clip = video.pixels(model.device)
+    carried = released.carry(model, clip, first, size=size, draws=draws, settings=settings, run=run)
+    return Edited(video.like(carried.frames))
+
+
+def _told(model: ImageToVideo, params: VideoshopParams) -> ImageToVideo:
+    """The model, told what the parameters say beside the picture, if it is one that listens."""
+    if not isinstance(model, StableVideo):
+        return model
+    shrink = released.HABITS.shrink if params.faithful else "blurred"
+    return model.telling(StillHabits(params.told_rate, params.motion, params.picture_noise, shrink))
+
+
+def _guess(up: Up, clean: Float[Tensor, "g c h w"]) -> Guess:
+    if up.guess == "drawn":
+        eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(up.seed)).to(clean)
+        return drawn_then_same(eps * clean.std())
+    return same_noise if up.guess == "same_noise" else same_sample
+
+
+def _say_round_trip(decibels: float, run: Run) -> None:
+    """Tells the user what the inversion is worth, before anything is sampled from it."""
+    found = f"the inversion brings the source back at {decibels:.1f} dB"
+    if decibels < POOR_ROUND_TRIP:
+        found += ": poor, so the edit may move otherwise than the source; raise fixed_point or steps"
+    run.notice(found)
+
+
+def _decibels(wanted: Float[Tensor, "g c h w"], got: Float[Tensor, "g c h w"]) -> float:
+    """Peak signal-to-noise ratio, the peak being the range that is wanted."""
+    error = float((wanted - got).square().mean())
+    return 10 * math.log10(float(wanted.max() - wanted.min()) ** 2 / max(error, 1e-20))
+
+
+def _colour(frames: UInt8[np.ndarray, "f 3 h w"]) -> Float[np.ndarray, " 3"]:
+    """The mean colour of frames, in CIE Lab."""
+    pixels = np.ascontiguousarray(frames.transpose(0, 2, 3, 1).reshape(len(frames), -1, 3), np.float32) / 255
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2Lab).mean(axis=(0, 1)))
+
+
+def _pixels(picture: UInt8[np.ndarray, "3 h w"], device: torch.device) -> Float[Tensor, "1 3 h w"]:
+    return torch.tensor(picture, device=device)[None].float() / 127.5 - 1
+
+
+def _whole(frames: int, traits: Traits) -> int:
+    """How many frames a window must have for every latent frame to be filled."""
+    return -(-(frames - 1) // traits.frame_stride) * traits.frame_stride + 1
+
+
+def _alone(model: ImageToVideo) -> bool:
+    """Whether every frame has a latent of its own, so that latents can be handed over."""
+    return model.traits.frame_stride == 1

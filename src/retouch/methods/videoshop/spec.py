@@ -1,0 +1,145 @@
+"""Videoshop's parameters and description."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from retouch.params import (
+    Faithful,
+    Feather,
+    FixedPoint,
+    Guidance,
+    MaskFile,
+    Model,
+    Params,
+    Prompt,
+    SourcePrompt,
+    Steps,
+    Strength,
+    WindowOverlap,
+    WindowSize,
+)
+from retouch.spec import MethodSpec, Paper
+
+
+class VideoshopParams(Params):
+    """What to carry through the clip, by which model, and how closely the source is held."""
+
+    first: Annotated[Path, Field(description="The clip's first frame as you edited it: a picture.")]
+    later: Annotated[
+        tuple[Path, ...], Field(description="More edited frames, from which the edit is taken up afresh.")
+    ] = ()
+    later_at: Annotated[
+        tuple[int, ...], Field(description="The numbers of those frames, counted from 0, in rising order.")
+    ] = ()
+    model: Model = "svd"
+    steps: Steps = 25
+    strength: Strength = 0.55
+    guidance: Guidance = 1.5
+    last_guidance: Annotated[
+        float | None,
+        Field(ge=0, le=50, description="Guidance at a window's last frame, ramped up to; the same if empty."),
+    ] = None
+    guide_from: Annotated[
+        Literal["source", "nothing"],
+        Field(
+            description="What guidance leads away from: the old first frame, so that an edit that changes "
+            "nothing gives the source back, or an empty condition, as is common."
+        ),
+    ] = "source"
+    fixed_point: FixedPoint = 2
+    guess: Annotated[
+        Literal["same_noise", "drawn", "same_sample"],
+        Field(
+            description="Where the inversion first asks the network: with the sample's own noise, "
+            "with drawn noise as long as there is little (the authors' rule), or at the sample as it is."
+        ),
+    ] = "same_noise"
+    normalise: Annotated[
+        Literal["none", "clip", "channel", "frame"],
+        Field(
+            description="What the latents are standardised over before the inversion; put back afterwards."
+        ),
+    ] = "none"
+    rescale: Annotated[
+        Literal["none", "first_frame"],
+        Field(description="Whether colours are matched, channel by channel, to the edited first frame."),
+    ] = "first_frame"
+    region: Annotated[
+        Literal["found", "everywhere"],
+        Field(
+            description="Where the clip may change: where the edited frame differs from the old one, "
+            "followed through the clip, or everywhere. A mask takes its place."
+        ),
+    ] = "found"
+    mask: MaskFile | None = None
+    grow: Annotated[
+        float,
+        Field(ge=0, le=100, description="Margin around the found region, in percent of the short side."),
+    ] = 4.0
+    feather: Feather = 3.0
+    window: WindowSize | None = None
+    overlap: WindowOverlap = 3
+    short_side: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            le=4096,
+            description="Height or width, the smaller one, that the model works at; its own if empty.",
+        ),
+    ] = None
+    told_rate: Annotated[
+        int, Field(ge=2, le=120, description="Frames a second that the model is told, whatever the clip has.")
+    ] = 7
+    motion: Annotated[
+        int,
+        Field(ge=1, le=255, description="How much motion the model is told to expect (its motion bucket)."),
+    ] = 127
+    picture_noise: Annotated[
+        float,
+        Field(
+            ge=0, le=1, description="Noise on the pictures that the model starts from, which it is told of."
+        ),
+    ] = 0.02
+    decode_at_once: Annotated[
+        int | None,
+        Field(ge=1, description="Frames decoded together; fewer save memory; a whole window if empty."),
+    ] = None
+    check_inversion: Annotated[
+        bool,
+        Field(
+            description="Walk the inversion back before the edit and report how closely it brings the source."
+        ),
+    ] = True
+    prompt: Prompt | None = None
+    source_prompt: SourcePrompt | None = None
+    faithful: Faithful = False
+
+    @model_validator(mode="after")
+    def _pictures_and_numbers_agree(self) -> Self:
+        if len(self.later) != len(self.later_at):
+            raise ValueError(f"{len(self.later)} later pictures for {len(self.later_at)} frame numbers")
+        if any(after <= before for before, after in zip((0, *self.later_at), self.later_at, strict=False)):
+            raise ValueError("later_at must rise, from 1 on")
+        return self
+
+
+SPEC = MethodSpec(
+    name="videoshop",
+    title="Videoshop",
+    summary="Edit the first frame in any image editor; an image-to-video model carries it through the clip.",
+    params=VideoshopParams,
+    edit="retouch.methods.videoshop.edit:edit",
+    presets={
+        "paper": {"faithful": True, "steps": 25, "strength": 0.55, "guidance": 4.0, "picture_noise": 0.2},
+        "laptop": {"model": "tiny:svd", "steps": 12},
+    },
+    paper=Paper(
+        title="Videoshop: Localized Semantic Video Editing with Noise-Extrapolated Diffusion Inversion",
+        authors="Xiang Fan, Anand Bhattad, Ranjay Krishna",
+        year=2024,
+        url="https://arxiv.org/abs/2403.14617",
+        code_licence="not stated",
+    ),
+)
