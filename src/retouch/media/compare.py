@@ -1,14 +1,15 @@
 """Clips side by side, difference sheets and contact sheets: what people look at to compare.
 
-Everything is drawn in memory or into an array that the caller gives, one frame at a time, with a font that
-comes with Pillow, so that it works offline and for clips of any length.
+Everything is drawn one frame at a time, with a font that comes with Pillow, so that it works offline and for
+clips of any length.
 """
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import TypeAlias, final
 
 import cv2
@@ -17,6 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from retouch.errors import InputError
+from retouch.events import Listener, ignore
+from retouch.media.writing import Writer
 from retouch.video import FRAMES_AT_ONCE, Video, let_go
 
 Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
@@ -83,24 +86,42 @@ def common_length(clips: Sequence[Video], *, shortest: bool = False) -> int:
     return min(lengths)
 
 
-def side_by_side(clips: Sequence[Video], labels: Sequence[str], into: UInt8[np.ndarray, "f 3 y x"]) -> Video:
-    """Draws labelled clips side by side into an array of `(frames, 3, *layout(clips).size)`, as a video.
+def write_side_by_side(
+    clips: Sequence[Video],
+    labels: Sequence[str],
+    path: Path,
+    *,
+    force: bool = False,
+    listen: Listener = ignore,
+) -> Path:
+    """Writes labelled clips side by side as one video, frame by frame: a long clip needs no more memory.
 
-    The first clip gives rate, timestamps and sound. Clips are scaled to one height by their shape as
-    displayed (sample aspect applied); frames are paired by number.
+    The first clip gives rate, timestamps and sound; see `side_by_side` for the pictures.
+    """
+    first = clips[0]
+    flat = Video(first.frames, first.fps, None, replace(first.origin, sample_aspect=Fraction(1)))
+    with Writer(path, like=flat, force=force, listen=listen) as out:
+        for picture in side_by_side(clips, labels):
+            out.add(np.ascontiguousarray(picture.transpose(2, 0, 1))[None])
+    return path
+
+
+def side_by_side(clips: Sequence[Video], labels: Sequence[str]) -> Iterator[Picture]:
+    """Draws labelled clips side by side, one picture after the other, as many as the shortest has.
+
+    Clips are scaled to one height by their shape as displayed (sample aspect applied); frames are paired by
+    number.
     """
     _one_label_each(clips, labels)
     plan = layout(clips)
     canvas = _labelled(plan, labels)
-    for t in range(len(into)):
+    for t in range(min(len(clip) for clip in clips)):
         for index, clip in enumerate(clips):
             _paste(canvas, _fitted(clip, t, plan.height), plan.corner(index))
-        into[t] = canvas.transpose(2, 0, 1)
+        yield canvas.copy()
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
-            for array in (into, *(clip.frames for clip in clips)):
-                let_go(array)
-    made = clips[0].like(into)
-    return Video(into, made.fps, None, replace(made.origin, sample_aspect=Fraction(1)))
+            for clip in clips:
+                let_go(clip.frames)
 
 
 def difference_sheet(

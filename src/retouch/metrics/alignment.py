@@ -24,11 +24,11 @@ AT_ONCE = 16
 class Eyes(Protocol):
     """A network that puts pictures and texts into one space, as vectors of length one."""
 
-    def images(self, frames: Frames) -> Float[Tensor, "f d"]:
+    def images(self, frames: Frames, /) -> Float[Tensor, "f d"]:
         """Embeds frames, cropped and resized as the network was trained."""
         ...
 
-    def texts(self, words: list[str]) -> Float[Tensor, "n d"]:
+    def texts(self, sentences: list[str], /) -> Float[Tensor, "n d"]:
         """Embeds texts."""
         ...
 

@@ -254,6 +254,14 @@ BUILT_IN: tuple[Metric, ...] = (
         rewards_doing_nothing=True,
     ),
     Metric(
+        "ssim-source",
+        lambda c: ssim(c.result, c.source),
+        "higher",
+        "the edit itself, where it changes structure; a recolouring is hardly seen",
+        backbone="rgb8-gauss11",
+        rewards_doing_nothing=True,
+    ),
+    Metric(
         "clip-t",
         lambda c: clip_text(c.result, _known(c.prompt), _known(c.eyes)),
         "higher",

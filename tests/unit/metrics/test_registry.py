@@ -33,7 +33,14 @@ def test_measure_takes_what_the_case_knows_and_nothing_else(case: Case) -> None:
     assert {"fidelity-inside", "fidelity-outside", "warp-error", "untouched-share", "flicker"} <= known
     assert not known & {"clip-t", "clip-f", "clip-direction", "fram-acc"}
     bare = {name.partition("@")[0] for name in measure(Case(case.result, case.source))}
-    assert bare == {"warp-error-estimated", "flicker", "flicker-peak", "colour-drift", "psnr-source"}
+    assert bare == {
+        "warp-error-estimated",
+        "flicker",
+        "flicker-peak",
+        "colour-drift",
+        "psnr-source",
+        "ssim-source",
+    }
 
 
 def test_a_metric_by_name_that_lacks_something_says_what(case: Case) -> None:

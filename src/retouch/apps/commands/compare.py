@@ -1,0 +1,166 @@
+"""`retouch compare`, `retouch report` and `retouch bench`: looking at edits, and measuring them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retouch.errors import InputError
+from retouch.events import Event, Notice
+
+if TYPE_CHECKING:
+    from retouch.video import Video
+
+MEASURED = ("psnr-source", "ssim-source", "warp-error-estimated", "flicker", "flicker-peak", "colour-drift")
+"""What can be said of a clip beside the one it was made from, without network, mask or truth."""
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("clips", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--out", type=PATH, help="Write the side-by-side video here.")
+@click.option("--labels", help="Names to write above the clips, with commas; the file names without it.")
+@click.option("--sheet", type=PATH, help="Write a picture here: frames down, clips and differences across.")
+@click.option(
+    "--rows", default=5, show_default=True, type=click.IntRange(1, 100), help="Frames on the sheet."
+)
+@click.option(
+    "--gain",
+    default=4.0,
+    show_default=True,
+    type=click.FloatRange(1, 255),
+    help="Factor of differences.",
+)
+@click.option("--shortest", is_flag=True, help="Compare the frames that all of them have.")
+@click.option("--metrics", is_flag=True, help="Measure every clip against the first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+def compare(
+    clips: tuple[Path, ...],
+    *,
+    out: Path | None,
+    labels: str | None,
+    sheet: Path | None,
+    rows: int,
+    gain: float,
+    shortest: bool,
+    metrics: bool,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Put CLIPS side by side and show where they differ from the first.
+
+    \b
+    retouch compare source.mp4 edit.mp4 -o side.mp4 --sheet sheet.png --metrics
+    """  # noqa: D301 - click reads the mark
+    from retouch.media.compare import common_length, difference_sheet, write_side_by_side
+    from retouch.media.drafts import check_free
+    from retouch.media.io import read, write_picture
+
+    if len(clips) < 2:
+        raise InputError("one clip has nothing to be compared with", hint="name two or more")
+    if not (out or sheet or metrics):
+        raise InputError("nothing was asked for", hint="add -o side.mp4, --sheet sheet.png or --metrics")
+    for path in (out, sheet):
+        if path:
+            check_free(path, force=force)
+    names = _names(clips, labels)
+    videos = [read(path) for path in clips]
+    length = common_length(videos, shortest=shortest)
+    videos = [video[:length] for video in videos]
+    if len({video.fps for video in videos}) > 1:
+        rates = ", ".join(str(video.fps) for video in videos)
+        _say(Notice(f"rates of {rates} fps; frames are paired by number, at the first rate"))
+    if out:
+        write_side_by_side(videos, names, out, force=force, listen=_say)
+    if sheet:
+        write_picture(difference_sheet(videos, names, frames=rows, gain=gain), sheet, force=force)
+    figures = _measured(videos, names) if metrics else {}
+    _tell(out, sheet, figures, as_json=as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.option("-o", "--out", type=PATH, help="Write the page here and not into the run folder.")
+@click.option(
+    "--embed-up-to",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Megabytes of a clip that go into the page; a larger one is linked.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+def report(run: str, *, out: Path | None, embed_up_to: float, as_json: bool, force: bool) -> None:
+    """Make a web page of a RUN that needs no other file: players, figures, notices, request, command."""
+    from retouch.apps.report import write_report
+    from retouch.apps.runner import find_folder
+
+    path = write_report(find_folder(run), out, embed_up_to=round(embed_up_to * 2**20), force=force)
+    click.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+
+
+def _say(event: Event) -> None:
+    if isinstance(event, Notice):
+        click.echo(f"notice: {event.text}", err=True)
+
+
+def _measured(videos: Sequence["Video"], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Figures a clip; the first, measured against itself, is what doing nothing gets."""
+    from retouch.metrics import Case, measure
+
+    first = videos[0].frames
+    found = {}
+    for name, video in zip(names, videos, strict=True):
+        figures = measure(Case(video.frames, first), MEASURED)
+        found[name] = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+    return found
+
+
+def _tell(
+    out: Path | None,
+    sheet: Path | None,
+    figures: Mapping[str, Mapping[str, float | None]],
+    *,
+    as_json: bool,
+) -> None:
+    from retouch.metrics import find
+
+    if as_json:
+        told = {"out": str(out) if out else None, "sheet": str(sheet) if sheet else None, "figures": figures}
+        click.echo(json.dumps(told, allow_nan=False))
+        return
+    for path in (out, sheet):
+        if path:
+            click.echo(path)
+    keys = next(iter(figures.values()), {})
+    for key in keys:
+        metric = find(key.partition("@")[0])
+        idle = "; doing nothing wins" if metric.rewards_doing_nothing else ""
+        click.echo(f"\n{key}  ({metric.better} is better{idle})")
+        for name, row in figures.items():
+            value = row[key]
+            click.echo(
+                f"  {name:24} {'not defined' if value is None else f'{value:.4f}'} {metric.unit}".rstrip()
+            )
+
+
+def _names(clips: Sequence[Path], labels: str | None) -> list[str]:
+    """The labels given, or file names without suffix, with their folder where two are the same."""
+    if labels is None:
+        stems = [path.stem for path in clips]
+        names = [
+            stem if stems.count(stem) == 1 else f"{path.absolute().parent.name}/{path.name}"
+            for stem, path in zip(stems, clips, strict=True)
+        ]
+        return [name if names.count(name) == 1 else f"{i + 1}. {name}" for i, name in enumerate(names)]
+    given = [label.strip() for label in labels.split(",")]
+    if len(given) != len(clips) or len(set(given)) < len(given):
+        raise InputError(
+            f"the labels {labels!r} do not name {len(clips)} clips", hint="give one label a clip, each once"
+        )
+    return given

@@ -1,0 +1,425 @@
+"""A run as one web page that needs no other file: players, figures, notices, the request, and the command.
+
+The page loads nothing from anywhere. A content security policy says so and admits exactly the style and the
+script that are in it (`report.css`, `report.js`), by their hashes; every text from outside goes through
+`html.escape`.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, cast, final
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from retouch.errors import RequestError, RetouchError
+from retouch.media.compare import difference_sheet
+from retouch.media.drafts import drafted
+from retouch.media.io import Writer, read
+from retouch.media.probe import Facts, probe
+from retouch.registry import methods
+from retouch.video import FRAMES_AT_ONCE, Video
+
+EMBED_UP_TO = 24 * 2**20
+"""Bytes of a clip or picture that still goes into the page; a larger one is linked from where it lies."""
+
+PLAYABLE = {"h264", "vp8", "vp9", "av1"}
+CONTAINERS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
+PICTURES = {".gif": "image/gif", ".webp": "image/webp", ".png": "image/png", ".jpg": "image/jpeg"}
+PREVIEW_HEIGHT = 480
+SHEET_UP_TO = 2**31
+"""Bytes of decoded frames, source and result together, for which frames are drawn into the page."""
+
+
+@final
+@dataclass(frozen=True)
+class Shown:
+    """A clip, picture or text as the page shows it; `url` is empty where there is nothing to play."""
+
+    title: str
+    kind: Literal["video", "picture", "text", "missing"]
+    url: str = ""
+    text: str = ""
+    note: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Page:
+    """What a run folder says of itself; whatever is not there stays empty."""
+
+    folder: Path
+    request: Mapping[str, object]
+    report: Mapping[str, object] = field(default_factory=dict)
+    error: Mapping[str, object] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+    stages: tuple[tuple[str, float], ...] = ()
+    clips: tuple[Shown, ...] = ()
+    extras: tuple[Shown, ...] = ()
+    sheet: str = ""
+
+
+def write_report(
+    folder: Path, out: Path | None = None, *, embed_up_to: int = EMBED_UP_TO, force: bool = False
+) -> Path:
+    """Writes the page of a run, into its folder as `report.html` unless `out` says otherwise.
+
+    Raises:
+        RequestError: the folder is no run.
+        VideoError: `out` exists and `force` was not given.
+    """
+    target = out or folder / "report.html"
+    with drafted(target, force=force or out is None) as draft:
+        page = collect(folder, target.absolute().parent, embed_up_to=embed_up_to)
+        draft.write_text(html(page), encoding="utf-8")
+    return target
+
+
+def collect(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) -> Page:
+    """Reads a run folder; links are relative to `beside`, where the page will lie."""
+    request = _json(folder / "request.json")
+    if not request:
+        raise RequestError(f"{folder} holds no request.json", hint="name a run folder; see: retouch runs")
+    report = _json(folder / "report.json")
+    source = Path(str(request.get("video", "")))
+    result = folder / str(report["result"]) if report.get("result") else None
+    clips = [_clip("Source", source, beside, embed_up_to)]
+    if result:
+        clips.append(_clip("Result", result, beside, embed_up_to))
+    extras = sorted((folder / "extras").iterdir()) if (folder / "extras").is_dir() else []
+    return Page(
+        folder=folder,
+        request=request,
+        report=report,
+        error=_json(folder / "error.json"),
+        notices=_lines(folder / "notices.txt"),
+        stages=_stages(_lines(folder / "events.jsonl")),
+        clips=tuple(clips),
+        extras=tuple(_extra(path, beside, embed_up_to) for path in extras),
+        sheet=_sheet(source, result) if result else "",
+    )
+
+
+def html(page: Page) -> str:
+    """The page as text."""
+    title, style, script = _title(page), _asset("report.css"), _asset("report.js")
+    policy = (
+        "default-src 'none'; img-src data: 'self' file:; media-src data: 'self' file:; "
+        f"style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{style}</style>",
+            "</head>",
+            "<body>",
+            _head(page, title),
+            "<main>",
+            _failure(page),
+            _players(page),
+            _facts(page),
+            _figures(page),
+            _notices(page),
+            _sheet_section(page),
+            _extras_section(page),
+            _request_section(page),
+            _stage_section(page),
+            "</main>",
+            _foot(page),
+            f"<script>{script}</script>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def _head(page: Page, title: str) -> str:
+    spec = methods().get(str(page.request.get("method", "")))
+    summary = f"<p>{escape(spec.summary)}</p>" if spec else ""
+    return f"<header><h1>{escape(title)}</h1>{summary}</header>"
+
+
+def _foot(page: Page) -> str:
+    version, name = escape(str(page.report.get("retouch_version", ""))), escape(page.folder.name)
+    said = f"Made by retouch {version} from <code>{name}</code>. This page loads nothing from the network."
+    return f"<footer><p>{said}</p></footer>"
+
+
+def _title(page: Page) -> str:
+    name = str(page.request.get("method", "a run"))
+    spec = methods().get(name)
+    video = Path(str(page.request.get("video", ""))).name
+    return f"{spec.title if spec else name}: {video}"
+
+
+def _failure(page: Page) -> str:
+    """Says loudly that the run did not end, and why."""
+    if page.report:
+        return ""
+    message = str(page.error.get("message", "This run has not ended."))
+    hint = str(page.error.get("hint", ""))
+    more = f"<p>{escape(hint)}</p>" if hint else ""
+    return f'<section class="failure" role="alert"><h2>No result</h2><p>{escape(message)}</p>{more}</section>'
+
+
+def _players(page: Page) -> str:
+    figures = "".join(_figure(shown) for shown in page.clips)
+    playing = sum(shown.kind == "video" for shown in page.clips)
+    buttons = (
+        '<p class="controls" hidden><button type="button" id="together">Play both</button>'
+        '<button type="button" id="back">Back one frame</button>'
+        '<button type="button" id="on">On one frame</button>'
+        '<span id="moment" role="status"></span></p>'
+    )
+    rate = escape(str(page.report.get("fps", "25")))
+    controls = buttons if playing == 2 else ""
+    return _section("Clips", f'{controls}<div class="clips" data-rate="{rate}">{figures}</div>')
+
+
+def _figure(shown: Shown) -> str:
+    title, note = escape(shown.title), escape(shown.note)
+    caption = f"<figcaption><strong>{title}</strong>{' ' + note if note else ''}</figcaption>"
+    if shown.kind == "video":
+        body = (
+            f'<video controls loop muted playsinline preload="metadata" aria-label="{title}" '
+            f'src="{escape(shown.url)}"></video>'
+        )
+    elif shown.kind == "picture":
+        body = f'<img alt="{title}" src="{escape(shown.url)}">'
+    elif shown.kind == "text":
+        body = f'<pre tabindex="0">{escape(shown.text)}</pre>'
+    else:
+        body = ""
+    return f"<figure>{body}{caption}</figure>"
+
+
+def _facts(page: Page) -> str:
+    report = page.report
+    if not report:
+        return ""
+    size = cast("Sequence[object]", report.get("size", ()))
+    untouched = cast("Mapping[str, object]", report.get("untouched") or {})
+    cards = [
+        ("Frames", str(report.get("frames", ""))),
+        ("Size", " x ".join(str(side) for side in size)),
+        ("Rate", f"{report.get('fps', '')} fps"),
+        ("Time", f"{_number(report.get('seconds', 0))} s"),
+    ]
+    if untouched:
+        exact = untouched.get("bit_exact") is True
+        share = cast("float", untouched.get("share", 0.0))
+        cards.append(
+            ("Out of the edit's reach, bit for bit" if exact else "Equal to the source", f"{share:.1%}")
+        )
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards)
+    sentence = str(untouched.get("sentence", ""))
+    said = f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" if sentence else ""
+    return _section("At a glance", f"<dl>{items}</dl>{said}")
+
+
+def _figures(page: Page) -> str:
+    figures = cast("Mapping[str, object]", page.report.get("figures") or {})
+    rows = [(name, _number(value)) for name, value in figures.items()]
+    return _table("Figures", ("Figure", "Value"), rows)
+
+
+def _notices(page: Page) -> str:
+    if not page.notices:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in page.notices)
+    return _section("Notices", f"<ul>{items}</ul>")
+
+
+def _sheet_section(page: Page) -> str:
+    if not page.sheet:
+        return ""
+    words = "Absolute difference of source and result, times four"
+    picture = f'<img class="sheet" alt="Frames of both. {words}." src="{escape(page.sheet)}">'
+    figure = f"<figure>{picture}<figcaption>{words}.</figcaption></figure>"
+    return _section("Frames and differences", figure)
+
+
+def _extras_section(page: Page) -> str:
+    if not page.extras:
+        return ""
+    figures = "".join(_figure(shown) for shown in page.extras)
+    return _section("More from this run", f'<div class="clips">{figures}</div>')
+
+
+def _request_section(page: Page) -> str:
+    params = cast("Mapping[str, object]", page.request.get("params") or {})
+    rows = [(name, _plain(value)) for name, value in params.items()]
+    rows += [(name, _plain(page.request[name])) for name in ("seed", "video") if name in page.request]
+    command = str(page.report.get("command", ""))
+    said = f'<h3>The command</h3><pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
+    whole = escape(json.dumps(page.request, indent=2, ensure_ascii=False))
+    asked = f'<details><summary>request.json</summary><pre tabindex="0">{whole}</pre></details>'
+    return _table("Request", ("Parameter", "Value"), rows, after=said + asked)
+
+
+def _stage_section(page: Page) -> str:
+    return _table(
+        "Where the time went", ("Stage", "Seconds"), [(name, _number(s)) for name, s in page.stages]
+    )
+
+
+def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, str]], after: str = "") -> str:
+    if not rows and not after:
+        return ""
+    body = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>' for a, b in rows)
+    heads = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+    return _section(title, table + after)
+
+
+def _section(title: str, body: str) -> str:
+    name = title.lower().replace(" ", "-")
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{body}</section>'
+
+
+def _clip(title: str, path: Path, beside: Path, limit: int) -> Shown:
+    """A clip as a browser can play it: embedded, linked where it is large, or re-encoded where it must be."""
+    if not path.exists():
+        return Shown(title, "missing", note=f"{path} is no longer there.")
+    try:
+        facts = probe(path)
+    except RetouchError as error:
+        return Shown(title, "missing", note=f"{path} cannot be read: {error}")
+    told = f"{path.name}, {facts.video.width}x{facts.video.height}, {facts.video.frames} frames"
+    if path.is_file() and path.suffix.lower() in PICTURES:
+        return Shown(title, "picture", _url(path, PICTURES[path.suffix.lower()], beside, limit), note=told)
+    if _plays(path, facts):
+        url = _url(path, CONTAINERS[path.suffix.lower()], beside, limit)
+        return Shown(title, "video", url, note=told)
+    with tempfile.TemporaryDirectory(prefix="retouch-") as folder:
+        preview = _preview(path, Path(folder))
+        embedded = preview.stat().st_size <= limit
+        url = _embedded(preview.read_bytes(), "video/mp4") if embedded else ""
+    if not url:
+        return Shown(title, "missing", note=f"{told}; browsers do not play {facts.video.codec}.")
+    return Shown(title, "video", url, note=f"{told}; shown as a smaller H.264 copy.")
+
+
+def _plays(path: Path, facts: Facts) -> bool:
+    video = facts.video
+    known = path.is_file() and path.suffix.lower() in CONTAINERS and video.codec in PLAYABLE
+    return known and video.pixel_format in {"yuv420p", "yuvj420p"}
+
+
+def _preview(path: Path, folder: Path) -> Path:
+    """A small H.264 copy without sound, frame by frame."""
+    video = read(path)
+    height = min(video.height, PREVIEW_HEIGHT) // 2 * 2
+    width = max(2, round(video.width * video.origin.sample_aspect * height / video.height / 2) * 2)
+    flat = Video(video.frames, video.fps)
+    with Writer(folder / "preview.mp4", like=flat) as out:
+        for _, part in video.windows(FRAMES_AT_ONCE, 0):
+            for frame in part.frames:
+                upright = np.ascontiguousarray(frame.transpose(1, 2, 0))
+                small = np.asarray(cv2.resize(upright, (width, height), interpolation=cv2.INTER_AREA))
+                out.add(np.ascontiguousarray(small.transpose(2, 0, 1))[None])
+    return folder / "preview.mp4"
+
+
+def _extra(path: Path, beside: Path, limit: int) -> Shown:
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        return Shown(path.stem, "text", text=path.read_text(encoding="utf-8", errors="replace")[:20_000])
+    if suffix in PICTURES and path.is_file():
+        return Shown(path.stem, "picture", _url(path, PICTURES[suffix], beside, limit))
+    if suffix in CONTAINERS or path.is_dir():
+        return _clip(path.stem, path, beside, limit)
+    return Shown(path.stem, "missing", note=f"{path.name} lies in {path.parent.name}/.")
+
+
+def _url(path: Path, kind: str, beside: Path, limit: int) -> str:
+    """The file itself where it is small enough, else the way to it from the page."""
+    if path.stat().st_size <= limit:
+        return _embedded(path.read_bytes(), kind)
+    return quote(os.path.relpath(path.absolute(), beside).replace(os.sep, "/"))
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _sheet(source: Path, result: Path) -> str:
+    """Frames of both with their difference, embedded; nothing where one is gone or both are huge."""
+    try:
+        videos = [probe(path).video for path in (source, result)]
+        if sum(3 * video.frames * video.width * video.height for video in videos) > SHEET_UP_TO:
+            return ""
+        clips = [read(path) for path in (source, result)]
+        picture = difference_sheet(clips, ["source", "result"], frames=4)
+    except RetouchError:
+        return ""
+    drawn = BytesIO()
+    Image.fromarray(picture).save(drawn, "WEBP", quality=90)
+    return _embedded(drawn.getvalue(), "image/webp")
+
+
+def _stages(lines: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Seconds a stage, summed over its turns, in the order in which the stages began."""
+    began: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was killed may be cut
+        stage, at = str(event.get("stage", "")), event.get("at")
+        if event.get("event") == "started":
+            began[stage] = float(at)
+            spent.setdefault(stage, 0.0)
+        elif event.get("event") == "ended" and stage in began:
+            spent[stage] += float(at) - began.pop(stage)
+    return tuple(spent.items())
+
+
+def _json(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged: {error}", hint="do the run again") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _asset(name: str) -> str:
+    return files("retouch.apps").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
