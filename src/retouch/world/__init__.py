@@ -3,6 +3,19 @@
 What belongs here is what can be known exactly about made-up clips. Nothing here needs a network or a GPU.
 """
 
+from retouch.world.faces import (
+    LANDMARKS,
+    PARTS,
+    Expression,
+    FaceClip,
+    Identity,
+    Liveliness,
+    Portrait,
+    face_landmarks,
+    face_picture,
+    sample_identity,
+    sample_motion,
+)
 from retouch.world.render import film, painted, picture, planes
 from retouch.world.scene import (
     BACKGROUNDS,
@@ -22,7 +35,9 @@ from retouch.world.truth import Change, Clip, Layer, edited, reached
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
+    "LANDMARKS",
     "OBJECTS",
+    "PARTS",
     "PATTERNS",
     "STYLES",
     "WORLD_VERSION",
@@ -30,14 +45,23 @@ __all__ = [
     "Camera",
     "Change",
     "Clip",
+    "Expression",
+    "FaceClip",
+    "Identity",
     "Layer",
+    "Liveliness",
     "Motion",
+    "Portrait",
     "Scene",
     "Variety",
     "edited",
+    "face_landmarks",
+    "face_picture",
     "film",
     "painted",
     "picture",
     "planes",
     "reached",
+    "sample_identity",
+    "sample_motion",
 ]

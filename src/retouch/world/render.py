@@ -69,7 +69,7 @@ def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "
     """The scene at `t` seconds, as frames of a video are kept: red, green and blue planes."""
     hw, view = height_width(size), scene.camera.at(t)
     sheets = [sheet_of(actor, actor.motion.at(t), view, hw) for actor in scene.actors]
-    return styled(composed(background_planes(scene, view, hw), sheets), scene.style)
+    return styled(composed(background_planes(scene.background, scene.ground, view, hw), sheets), scene.style)
 
 
 def composed(
@@ -94,11 +94,13 @@ def film(scene: Scene, frames: int, size: Size = 128, fps: Fraction = FPS) -> Vi
     return Video(clip, fps)
 
 
-def background_planes(scene: Scene, view: View, hw: tuple[int, int]) -> UInt8[np.ndarray, "3 h w"]:
-    """The background alone, unstyled."""
+def background_planes(
+    background: str, ground: tuple[float, float], view: View, hw: tuple[int, int]
+) -> UInt8[np.ndarray, "3 h w"]:
+    """A background alone, unstyled; `ground` is the place of its tile that lies at the world's origin."""
     x, y = world_axes(view, hw)
     pixel = 2 / (min(hw) * view.zoom)
-    levels = looked_up(scene.background, x + scene.ground[0], y + scene.ground[1], pixel)
+    levels = looked_up(background, x + ground[0], y + ground[1], pixel)
     return (levels + np.float32(0.5)).astype(np.uint8)
 
 

@@ -260,7 +260,7 @@ def _drawn(
 ) -> tuple[UInt8[np.ndarray, "3 h w"], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     view = scene.camera.at(t)
     x, y = world_axes(view, hw)
-    ground = background_planes(scene, view, hw)
+    ground = background_planes(scene.background, scene.ground, view, hw)
     sheets = [sheet_of(actor, actor.motion.at(t), view, hw) for actor in scene.actors]
     layers = []
     for actor, sheet in zip(scene.actors, sheets, strict=True):
