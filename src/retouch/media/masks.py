@@ -1,0 +1,135 @@
+"""Masks: where an edit may happen. White (255) is edited, black (0) is kept; a picture of bytes a frame."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from retouch.errors import ParamsError, VideoError
+from retouch.media.opening import pictures_at
+from retouch.media.pictures import is_picture, read_picture
+from retouch.media.reading import read
+from retouch.video import FRAMES_AT_ONCE, Video, let_go
+
+# Above this a pixel counts as selected where only yes or no will do.
+HALF = 128
+
+
+def read_masks(path: Path | str, like: Video) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Reads the masks for a clip: a video, a folder of pictures or a pattern, or one picture for all frames.
+
+    White is edited. Where a picture has alpha that varies (a drawing on clear ground), that counts; else
+    brightness does. What comes may be read-only.
+
+    Raises:
+        VideoError: if their number or their size is not that of the frames, or they cannot be read.
+    """
+    path = Path(path)
+    if not pictures_at(path) and is_picture(path):
+        picture = read_picture(path)
+        _check_size(path, picture.shape[0], picture.shape[1], like)
+        single = _selected(*_planes(picture))
+        return np.broadcast_to(single[None], (len(like), 1, like.height, like.width))
+    video = read(path)
+    _check_size(path, video.height, video.width, like)
+    if len(video) not in (1, len(like)):
+        raise VideoError(
+            f"{path} has {len(video)} masks; the clip has {len(like)} frames",
+            hint="Give one mask for each frame, or a single one for all.",
+        )
+    masks = np.empty((len(video), 1, video.height, video.width), np.uint8)
+    for i in range(len(video)):
+        masks[i] = _selected(video.frames[i], None if video.alpha is None else video.alpha[i])
+        if i % FRAMES_AT_ONCE == 0:
+            let_go(video.frames)
+    return masks if len(masks) == len(like) else np.broadcast_to(masks, (len(like), *masks.shape[1:]))
+
+
+def grow(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Lets masks reach `pixels` further on all sides, in a circle; below 0 they shrink."""
+    if pixels < 0:
+        return shrink(masks, -pixels)
+    return _each(masks, lambda mask: cv2.dilate(mask, _disc(pixels))) if pixels else masks
+
+
+def shrink(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Draws masks back by `pixels` on all sides; what lies behind the frame's border counts as selected."""
+    if pixels < 0:
+        return grow(masks, -pixels)
+    return _each(masks, lambda mask: cv2.erode(mask, _disc(pixels))) if pixels else masks
+
+
+def feather(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Softens the masks' borders over about `pixels` to each side; the border itself stays at half.
+
+    What is further than `pixels` away from a border does not change, so nothing far outside is touched.
+
+    Raises:
+        ParamsError: if `pixels` is below 0.
+    """
+    if pixels < 0:
+        raise ParamsError(f"feather is {pixels}; it must be at least 0", hint="0 leaves hard borders.")
+    if pixels == 0:
+        return masks
+    size = 2 * pixels + 1
+    return _each(
+        masks, lambda mask: cv2.GaussianBlur(mask, (size, size), pixels / 2, borderType=cv2.BORDER_REPLICATE)
+    )
+
+
+def inverted(masks: UInt8[np.ndarray, "f 1 h w"]) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Swaps what is edited and what is kept."""
+    return 255 - masks
+
+
+def boxes(masks: UInt8[np.ndarray, "f 1 h w"]) -> list[tuple[int, int, int, int] | None]:
+    """The smallest box around what each mask selects, as (top, left, bottom, right); None for nothing."""
+    found: list[tuple[int, int, int, int] | None] = []
+    for mask in masks[:, 0]:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if rows.size == 0:
+            found.append(None)
+        else:
+            found.append((int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1))
+    return found
+
+
+def _check_size(path: Path, height: int, width: int, like: Video) -> None:
+    if (height, width) != (like.height, like.width):
+        raise VideoError(
+            f"the mask {path} is {width}x{height}; the clip is {like.width}x{like.height}",
+            hint="Bring the mask to the size of the clip.",
+        )
+
+
+def _planes(picture: UInt8[np.ndarray, "h w channels"]) -> tuple[np.ndarray, np.ndarray | None]:
+    planes = np.moveaxis(picture, -1, 0)
+    return planes[:3], (planes[3:] if len(planes) == 4 else None)
+
+
+def _selected(
+    rgb: UInt8[np.ndarray, "3 h w"], alpha: UInt8[np.ndarray, "1 h w"] | None
+) -> UInt8[np.ndarray, "1 h w"]:
+    if alpha is not None and alpha.min() < alpha.max():
+        return alpha
+    # Grey stays to the byte: its three channels are one.
+    if np.array_equal(rgb[0], rgb[1]) and np.array_equal(rgb[0], rgb[2]):
+        return rgb[:1]
+    bright = rgb[0] * np.float32(0.2126) + rgb[1] * np.float32(0.7152) + rgb[2] * np.float32(0.0722)
+    mask: np.ndarray = np.rint(bright).astype(np.uint8)[None]
+    return mask
+
+
+def _disc(pixels: int) -> np.ndarray:
+    offsets = np.arange(-pixels, pixels + 1)
+    disc: np.ndarray = (offsets[:, None] ** 2 + offsets[None] ** 2 <= (pixels + 0.5) ** 2).astype(np.uint8)
+    return disc
+
+
+def _each(masks: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    changed = np.empty(masks.shape, np.uint8)
+    for i in range(len(masks)):
+        changed[i, 0] = change(np.ascontiguousarray(masks[i, 0]))
+    return changed

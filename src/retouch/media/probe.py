@@ -1,0 +1,369 @@
+"""What a file is, told without decoding more than one frame of it; and what differs between two files.
+
+Imports no torch, so that `retouch probe` answers at once.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import final
+
+import av
+import numpy as np
+from av.buffer import Buffer
+from av.container import InputContainer
+from jaxtyping import UInt8
+
+from retouch.errors import VideoError
+from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS
+from retouch.media.opening import PICTURES_A_SECOND, opened, pictures_at, the_video
+from retouch.media.pictures import header, is_animation, is_picture, moments
+
+# Fields that say how the pictures are stored, not what they are: another codec may change them.
+CODEC_FIELDS = frozenset({"codec", "profile", "pixel format", "bits"})
+
+
+@final
+@dataclass(frozen=True)
+class Turn:
+    """How stored pictures are brought upright: swap rows and columns first, then mirror."""
+
+    swap: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @property
+    def degrees(self) -> int:
+        """The turn clockwise, from 0 to 270; a mirror left to right beside it is not told."""
+        if self.swap:
+            return 90 if self.mirror_x else 270
+        return 180 if self.mirror_y else 0
+
+    def applied(self, picture: UInt8[np.ndarray, "c h w"]) -> UInt8[np.ndarray, "c y x"]:
+        """The picture brought upright."""
+        if self.swap:
+            picture = picture.swapaxes(1, 2)
+        if self.mirror_x:
+            picture = picture[:, :, ::-1]
+        if self.mirror_y:
+            picture = picture[:, ::-1]
+        return picture
+
+
+@final
+@dataclass(frozen=True)
+class Pictures:
+    """The video in a file. `width` and `height` are those of the upright picture, as is `sample_aspect`."""
+
+    codec: str
+    profile: str
+    pixel_format: str
+    bits: int
+    alpha: bool
+    width: int
+    height: int
+    rotation: int
+    sample_aspect: Fraction
+    fps: Fraction
+    variable_rate: bool
+    frames: int
+    time_base: Fraction
+    timestamps: tuple[int, ...]
+    end: int
+    primaries: str
+    transfer: str
+    matrix: str
+    full_range: bool | None
+
+
+@final
+@dataclass(frozen=True)
+class Heard:
+    """An audio stream. `digest` is over its packets' bytes, so a copied stream has the same one."""
+
+    codec: str
+    rate: int
+    channels: int
+    layout: str
+    language: str
+    packets: int
+    digest: str
+    start: Fraction
+    tick: Fraction
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """All that `probe` finds out about a file or a folder of pictures."""
+
+    path: Path
+    container: str
+    size: int
+    duration: Fraction
+    video: Pictures
+    sounds: tuple[Heard, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+def probe(path: Path | str) -> Facts:
+    """Finds out what is in a video file, a picture, or a folder of pictures.
+
+    Raises:
+        VideoError: if it cannot be opened or has no pictures.
+    """
+    path = Path(path)
+    listed = pictures_at(path)
+    if listed:
+        return _facts_of_pictures(path, listed)
+    if is_animation(path) or is_picture(path):
+        return _facts_of_pictures(path, [path])
+    with opened(path) as container:
+        return _facts_of_container(path, container)
+
+
+def differences(left: Facts, right: Facts) -> list[str]:
+    """Says field by field what differs, as `field: left -> right`; nothing for files that agree.
+
+    Names, sizes in bytes and containers are not compared. Times agree when they are as near as the coarser of
+    the two clocks can tell.
+    """
+    ours, theirs = dict(_compared(left)), dict(_compared(right))
+    ours["timestamps"], theirs["timestamps"] = _told_apart(left.video, right.video)
+    names = list(dict.fromkeys([*ours, *theirs]))
+    lines = [
+        f"{name}: {ours.get(name, 'none')} -> {theirs.get(name, 'none')}"
+        for name in names
+        if ours.get(name, "none") != theirs.get(name, "none")
+    ]
+    clock = max(left.video.time_base, right.video.time_base)
+    # The end of the last frame is stored by some containers only, and rounded by others.
+    if abs(left.duration - right.duration) > max(2 * clock, min(1 / left.video.fps, 1 / right.video.fps)):
+        lines.append(f"duration: {float(left.duration):.6f} s -> {float(right.duration):.6f} s")
+    for i, (one, other) in enumerate(zip(left.sounds, right.sounds, strict=False)):
+        if abs(one.start - other.start) > max(one.tick, other.tick):
+            lines.append(f"audio {i} start: {float(one.start):.6f} s -> {float(other.start):.6f} s")
+    return lines
+
+
+def turn_of(frame: av.VideoFrame) -> Turn:
+    """The turn that a decoded frame asks for; one by other than quarter turns is left alone."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, Buffer):
+        return Turn()
+    a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
+    if a == 0 and d == 0 and b and c:
+        return Turn(swap=True, mirror_x=c < 0, mirror_y=b < 0)
+    if b == 0 and c == 0 and a and d:
+        return Turn(mirror_x=a < 0, mirror_y=d < 0)
+    return Turn()
+
+
+def is_steady(timestamps: tuple[int, ...], fps: Fraction, time_base: Fraction) -> bool:
+    """Whether the timestamps are those of a constant rate, as near as their clock can tell."""
+    if not timestamps or fps <= 0:
+        return False
+    step = 1 / (fps * time_base)
+    return all(abs(t - timestamps[0] - i * step) <= 1 for i, t in enumerate(timestamps))
+
+
+def rate_of(stream: av.VideoStream, timestamps: tuple[int, ...], lasting: int) -> tuple[Fraction, bool, int]:
+    """The rate of a stream, whether its timestamps vary from it, and when its last frame ends.
+
+    How long the last one is shown is known (`lasting`, else 0) only where frames are stored in the order in
+    which they are shown; elsewhere it is taken to be as long as the one before.
+    """
+    time_base = stream.time_base or Fraction(1, 1000)
+    rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+    claimed = [rate for rate in rates if rate and rate > 0]
+    for rate in claimed:
+        if is_steady(timestamps, rate, time_base):
+            return rate, False, timestamps[-1] + max(1, round(1 / (rate * time_base)))
+    if len(timestamps) > 1 and timestamps[-1] > timestamps[0]:
+        in_order = stream.codec.canonical_name in ("gif", "apng")
+        end = timestamps[-1] + (lasting if in_order and lasting else timestamps[-1] - timestamps[-2])
+        return len(timestamps) / ((end - timestamps[0]) * time_base), True, end
+    rate = claimed[0] if claimed else PICTURES_A_SECOND
+    return rate, False, timestamps[-1] + max(1, round(1 / (rate * time_base)))
+
+
+def from_start(container: InputContainer, timestamps: tuple[int, ...]) -> tuple[int, ...]:
+    """The timestamps as the container means them.
+
+    AVI counts frames from 0; FFmpeg adds the delay that it supposes a codec to have, and supposes wrong.
+    """
+    if container.format.name != "avi":
+        return timestamps
+    return tuple(time - timestamps[0] for time in timestamps)
+
+
+def has_alpha(stream: av.VideoStream, pixel_format: str) -> bool:
+    """Whether a stream shows through, in its own planes or (VP8, VP9) in blocks beside them."""
+    beside = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
+    return beside or any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
+
+
+def _facts_of_container(path: Path, container: InputContainer) -> Facts:
+    stream = the_video(container, path)
+    sounds = {sound.index: _Listening(sound) for sound in container.streams.audio}
+    shown: list[tuple[int, int]] = []
+    first: av.VideoFrame | None = None
+    for packet in container.demux():
+        if packet.stream.index in sounds:
+            sounds[packet.stream.index].hear(packet)
+        elif packet.stream.index == stream.index and packet.size and not packet.is_discard:
+            time = packet.pts if packet.pts is not None else packet.dts
+            shown.append((len(shown) if time is None else time, packet.duration or 0))
+        if first is None and packet.stream.index == stream.index:
+            first = next((f for f in packet.decode() if isinstance(f, av.VideoFrame)), None)
+    if first is None:
+        raise VideoError(f"no frame of {path} can be decoded", hint="The file is damaged; copy it again.")
+    shown.sort()
+    timestamps = from_start(container, tuple(time for time, _ in shown))
+    fps, variable, end = rate_of(stream, timestamps, shown[-1][1])
+    time_base = stream.time_base or 1 / fps
+    turn = turn_of(first)
+    upright = (first.height, first.width) if turn.swap else (first.width, first.height)
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    name = first.format.name
+    video = Pictures(
+        codec=stream.codec.canonical_name,
+        profile=stream.profile or "",
+        pixel_format=name,
+        bits=max(part.bits for part in first.format.components),
+        alpha=has_alpha(stream, name),
+        width=upright[0],
+        height=upright[1],
+        rotation=turn.degrees,
+        sample_aspect=1 / aspect if turn.swap else aspect,
+        fps=fps,
+        variable_rate=variable,
+        frames=len(shown),
+        time_base=time_base,
+        timestamps=timestamps,
+        end=end,
+        primaries=PRIMARIES.get(int(first.color_primaries), ""),
+        transfer=TRANSFERS.get(int(first.color_trc), ""),
+        matrix=MATRICES.get(int(first.colorspace), ""),
+        full_range=full_range_of(first),
+    )
+    return Facts(
+        path,
+        container.format.name.split(",")[0],
+        path.stat().st_size,
+        (video.end - timestamps[0]) * time_base,
+        video,
+        tuple(listening.heard() for listening in sounds.values()),
+        tuple(s.type for s in container.streams if s.type != "audio" and s.index != stream.index),
+    )
+
+
+def full_range_of(frame: av.VideoFrame) -> bool | None:
+    """Whether a frame says that it uses all levels; None where it says nothing."""
+    if frame.format.name.startswith("yuvj"):
+        return True
+    return {1: False, 2: True}.get(int(frame.color_range))
+
+
+@final
+class _Listening:
+    """An audio stream while its packets go by."""
+
+    def __init__(self, stream: av.AudioStream) -> None:
+        self.stream = stream
+        self.seen = hashlib.sha256()
+        self.packets = 0
+        self.start: int | None = None
+
+    def hear(self, packet: av.Packet) -> None:  # type: ignore[type-arg]  # generic for the checker only
+        if not packet.size:
+            return
+        self.seen.update(bytes(packet))
+        self.packets += 1
+        if self.start is None:
+            self.start = packet.pts
+
+    def heard(self) -> Heard:
+        context, tick = self.stream.codec_context, self.stream.time_base or Fraction(1, 1000)
+        return Heard(
+            codec=context.name,
+            rate=context.sample_rate,
+            channels=context.layout.nb_channels,
+            layout=context.layout.name,
+            language=self.stream.language or "",
+            packets=self.packets,
+            digest=self.seen.hexdigest()[:16],
+            start=(self.start or 0) * tick,
+            tick=tick,
+        )
+
+
+def _facts_of_pictures(path: Path, listed: list[Path]) -> Facts:
+    first = header(listed[0])
+    fps = first.fps or PICTURES_A_SECOND
+    time_base, starts, end = 1 / fps, tuple(range(len(listed))), len(listed)
+    if is_animation(listed[0]):
+        starts, end = moments(path)
+        time_base = Fraction(1, 1000)
+        fps = len(starts) / (end * time_base)
+    video = Pictures(
+        codec=first.codec,
+        profile="",
+        pixel_format=first.mode.lower(),
+        bits=first.bits,
+        alpha=first.alpha,
+        width=first.width,
+        height=first.height,
+        rotation=0,
+        sample_aspect=Fraction(1),
+        fps=fps,
+        variable_rate=not is_steady(starts, fps, time_base),
+        frames=len(starts),
+        time_base=time_base,
+        timestamps=starts,
+        end=end,
+        primaries="",
+        transfer="",
+        matrix="rgb",
+        full_range=None,
+    )
+    size = sum(picture.stat().st_size for picture in listed)
+    return Facts(path, "webp" if is_animation(listed[0]) else "pictures", size, end * time_base, video)
+
+
+def _compared(facts: Facts) -> Iterator[tuple[str, str]]:
+    """The fields that `differences` holds against each other, in words."""
+    video = facts.video
+    yield "codec", video.codec
+    yield "profile", video.profile
+    yield "pixel format", video.pixel_format
+    yield "bits", str(video.bits)
+    yield "alpha", "yes" if video.alpha else "no"
+    yield "size", f"{video.width}x{video.height}"
+    yield "rotation", str(video.rotation)
+    yield "sample aspect", str(video.sample_aspect)
+    yield "frames", str(video.frames)
+    yield "rate", f"variable, {float(video.fps):.3f} on average" if video.variable_rate else str(video.fps)
+    yield "timestamps", ""
+    yield "primaries", video.primaries or "untagged"
+    yield "transfer", video.transfer or "untagged"
+    yield "matrix", video.matrix or "untagged"
+    # Luma without a range is limited by common consent, so a codec that says so says nothing new.
+    yield "range", "full" if video.full_range else "none" if video.matrix == "rgb" else "limited"
+    for i, sound in enumerate(facts.sounds):
+        yield f"audio {i}", f"{sound.codec} {sound.rate} Hz {sound.layout}"
+        yield f"audio {i} language", sound.language or "none"
+        yield f"audio {i} packets", f"{sound.packets} ({sound.digest})"
+
+
+def _told_apart(left: Pictures, right: Pictures) -> tuple[str, str]:
+    """The first timestamps in which two clips differ by more than a clock's tick, or two empty texts."""
+    clock = max(left.time_base, right.time_base)
+    for i, (one, other) in enumerate(zip(left.timestamps, right.timestamps, strict=False)):
+        ours, theirs = one * left.time_base, other * right.time_base
+        if abs(ours - theirs) > clock:
+            return f"frame {i} at {float(ours):.6f} s", f"frame {i} at {float(theirs):.6f} s"
+    return "", ""

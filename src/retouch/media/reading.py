@@ -1,0 +1,400 @@
+"""Clips from files, upright and in RGB, in memory or in a file that the system maps."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, final
+
+import av
+import numpy as np
+from av.container import InputContainer
+from jaxtyping import UInt8
+
+from retouch.errors import VideoError
+from retouch.events import Listener, Notice, ignore
+from retouch.identity import file_digest
+from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, converts, guessed_matrix, to_rgb
+from retouch.media.opening import (
+    PICTURES_A_SECOND,
+    check_file,
+    complaint,
+    opened,
+    pictures_at,
+    the_video,
+)
+from retouch.media.pictures import animation, header, is_animation, is_picture, moments, read_picture
+from retouch.media.probe import from_start, full_range_of, has_alpha, rate_of, turn_of
+from retouch.media.whole import check_whole
+from retouch.video import Origin, Sound, Video
+
+# Clips above this many bytes lie in a mapped file.
+IN_MEMORY = 1 << 28
+
+
+def read(path: Path | str, *, scratch: Path | None = None, listen: Listener = ignore) -> Video:
+    """Reads a clip: a video file, a picture, a folder of pictures, or a pattern such as `shots/*.png`.
+
+    What the file is goes by its content, not by its suffix. Frames come upright, in RGB, rounded to 8 bits.
+    They lie in memory, or in a file without a name that is gone with the clip: in the folder `scratch` where
+    one is given, in the system's temporary folder for clips above 256 MiB.
+
+    Raises:
+        VideoError: if there is no such file, or it is damaged, cut short, absurdly large, or has no pictures.
+        ResourceError: if memory or disk run out.
+    """
+    path = Path(path)
+    with _Reel(scratch) as reel:
+        listed = pictures_at(path)
+        if listed:
+            origin, fps = _from_pictures(path, listed, reel)
+        elif is_animation(path):
+            origin, fps = _from_animation(path, reel)
+        elif is_picture(path):
+            origin, fps = _from_pictures(path, [path], reel)
+        else:
+            origin, fps = _from_container(path, reel)
+        frames, alpha = reel.developed()
+    for remark in origin.remarks:
+        listen(Notice(remark))
+    return Video(frames, fps, alpha, origin)
+
+
+def read_frame(path: Path | str, index: int) -> UInt8[np.ndarray, "h w channels"]:
+    """Reads one frame, upright, as `read_picture` gives pictures; decodes no further than there.
+
+    Raises:
+        VideoError: as `read`, or if the clip has no such frame.
+    """
+    path = Path(path)
+    count = 0
+    for rgb, alpha in _shown(path):
+        if count == index:
+            return np.moveaxis(rgb if alpha is None else np.concatenate([rgb, alpha]), 0, -1).copy()
+        count += 1
+    raise VideoError(
+        f"{path} has no frame {index}: its {count} frames are 0 to {count - 1}",
+        hint=f"Take --at {count - 1}.",
+    )
+
+
+def _shown(path: Path) -> "Iterator[_Shot]":
+    listed = pictures_at(path) or ([path] if is_picture(path) else [])
+    if listed:
+        yield from (_apart(read_picture(picture)) for picture in listed)
+    elif is_animation(path):
+        yield from map(_apart, animation(path))
+    else:
+        with opened(path) as container:
+            for frame in _decoded(container, the_video(container, path), path):
+                yield _upright(frame, _Colour(path, frame))
+
+
+_Shot = tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"] | None]
+
+
+def _apart(picture: UInt8[np.ndarray, "h w channels"]) -> _Shot:
+    planes = np.moveaxis(picture, -1, 0)
+    return planes[:3], (planes[3:] if len(planes) > 3 else None)
+
+
+# --- folders, patterns, pictures, animated WebP
+
+
+def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origin, Fraction]:
+    first = header(listed[0])
+    for picture in listed:
+        rgb, alpha = _apart(read_picture(picture))
+        reel.add(rgb, alpha, picture)
+    fps = first.fps or PICTURES_A_SECOND
+    remarks = (
+        () if first.fps else (f"{path} does not say how fast it runs; {fps} pictures a second are taken",)
+    )
+    if first.bits > 8:
+        remarks = (*remarks, _deeper(path, first.bits))
+    origin = Origin(
+        path=path,
+        container="pictures",
+        codec=first.codec,
+        pixel_format=first.mode,
+        frames=len(listed),
+        time_base=1 / fps,
+        timestamps=tuple(range(len(listed))),
+        end=len(listed),
+        bits=max(8, first.bits),
+        matrix="rgb",
+        remarks=remarks,
+    )
+    return origin, fps
+
+
+def _from_animation(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
+    for picture in animation(path):
+        rgb, alpha = _apart(picture)
+        reel.add(rgb, alpha, path)
+    starts, end = moments(path)
+    time_base = Fraction(1, 1000)
+    steps = {after - before for before, after in zip(starts, (*starts[1:], end), strict=True)}
+    fps = len(starts) / (end * time_base)
+    origin = Origin(
+        path=path,
+        container="webp",
+        codec="webp",
+        pixel_format="rgba" if reel.has_alpha else "rgb",
+        frames=len(starts),
+        time_base=time_base,
+        timestamps=starts,
+        end=end,
+        variable_rate=len(steps) > 1,
+        matrix="rgb",
+    )
+    return origin, fps
+
+
+# --- what FFmpeg opens
+
+
+def _from_container(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
+    check_file(path)
+    check_whole(path)
+    times: list[tuple[int | None, int]] = []
+    with opened(path) as container:
+        stream = the_video(container, path)
+        colour: _Colour | None = None
+        for frame in _decoded(container, stream, path):
+            colour = colour or _Colour(path, frame)
+            reel.add(*_upright(frame, colour), path)
+            times.append((frame.pts if frame.pts is not None else frame.dts, frame.duration or 0))
+        if colour is None:
+            raise VideoError(
+                f"{path} holds no frame that can be decoded", hint="The file is damaged; copy it again."
+            )
+        return _told(path, container, stream, colour, times)
+
+
+def _told(
+    path: Path,
+    container: InputContainer,
+    stream: av.VideoStream,
+    colour: "_Colour",
+    times: list[tuple[int | None, int]],
+) -> tuple[Origin, Fraction]:
+    """The origin of a clip whose frames have all been decoded, and its rate."""
+    remarks = list(colour.remarks)
+    timestamps = tuple(time for time, _ in times if time is not None)
+    rising = all(before < after for before, after in pairwise(timestamps))
+    if len(timestamps) == len(times) and rising:
+        timestamps = from_start(container, timestamps)
+        fps, variable, end = rate_of(stream, timestamps, times[-1][1])
+        time_base = stream.time_base or 1 / fps
+    else:
+        fps = stream.average_rate or stream.guessed_rate or PICTURES_A_SECOND
+        variable, time_base = False, 1 / fps
+        timestamps, end = tuple(range(len(times))), len(times)
+        remarks.append(f"the timestamps of {path} do not rise; a constant rate of {fps} is taken instead")
+    if colour.bits > 8:
+        remarks.append(_deeper(path, colour.bits))
+    sounds = tuple(
+        Sound(
+            index=sound.index,
+            codec=sound.codec_context.name,
+            rate=sound.codec_context.sample_rate,
+            channels=sound.codec_context.layout.nb_channels,
+            layout=sound.codec_context.layout.name,
+            language=sound.language or "",
+        )
+        for sound in container.streams.audio
+    )
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    origin = Origin(
+        path=path,
+        content=file_digest(path) if sounds else "",
+        container=container.format.name.split(",")[0],
+        codec=stream.codec.canonical_name,
+        pixel_format=colour.pixel_format,
+        frames=len(times),
+        time_base=time_base,
+        timestamps=timestamps,
+        end=end,
+        variable_rate=variable,
+        rotation=colour.turn.degrees,
+        sample_aspect=1 / aspect if colour.turn.swap else aspect,
+        bits=colour.bits,
+        primaries=colour.primaries,
+        transfer=colour.transfer,
+        matrix=colour.matrix,
+        full_range=colour.tagged_range,
+        guessed_colour=colour.guessed,
+        sounds=sounds,
+        remarks=tuple(remarks),
+    )
+    return origin, fps
+
+
+def _deeper(path: Path, bits: int) -> str:
+    return (
+        f"{path} has {bits} bits a colour; frames are rounded to 8 and written with 8 unless 10 are asked for"
+    )
+
+
+def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.VideoFrame]:
+    """Gives the frames one by one; a stream that is damaged in the middle is an error that says where."""
+    decoder = _decoder(stream)
+    count, size = 0, None
+    try:
+        for packet in container.demux(stream):
+            # The flush at the end of the stream reaches a decoder of our own as None.
+            frames = decoder.decode(packet if packet.size else None) if decoder else packet.decode()
+            for frame in frames:
+                assert isinstance(frame, av.VideoFrame)
+                if frame.is_corrupt:
+                    raise _damaged(path, count, "its data do not fit together")
+                if size not in (None, (frame.width, frame.height)):
+                    raise _damaged(path, count, f"its size changes to {frame.width}x{frame.height}")
+                size = (frame.width, frame.height)
+                count += 1
+                yield frame
+    except av.FFmpegError as error:
+        raise _damaged(path, count, error.strerror or str(error)) from error
+
+
+def _damaged(path: Path, frame: int, why: str) -> VideoError:
+    return VideoError(
+        f"{path} is damaged at frame {frame}: {why}",
+        hint=f"Copy it again, or cut away what is broken: ffmpeg -i FILE -frames:v {frame} -c copy OUT",
+    )
+
+
+def _decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
+    """A decoder that sees the alpha of VP8 and VP9, as FFmpeg's own do not; None where those will do."""
+    names = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
+    name = names.get(stream.codec.canonical_name)
+    if name is None or not has_alpha(stream, "yuv420p"):
+        return None
+    context = av.CodecContext.create(name, "r")
+    assert isinstance(context, av.VideoCodecContext)
+    context.extradata = stream.codec_context.extradata
+    return context
+
+
+@final
+class _Colour:
+    """How the frames of a stream become upright RGB, decided by its first frame."""
+
+    def __init__(self, path: Path, frame: av.VideoFrame) -> None:
+        self.pixel_format = frame.format.name
+        self.bits = max(part.bits for part in frame.format.components)
+        self.turn = turn_of(frame)
+        self.primaries = PRIMARIES.get(int(frame.color_primaries), "")
+        self.transfer = TRANSFERS.get(int(frame.color_trc), "")
+        self.matrix = MATRICES.get(int(frame.colorspace), "")
+        self.tagged_range = full_range_of(frame)
+        if not converts(self.matrix):
+            raise VideoError(
+                f"{path} keeps its colours by the matrix {self.matrix}, which is not read here",
+                hint="Convert it, for example: ffmpeg -i FILE -vf colorspace=bt709 OUT",
+            )
+        is_yuv = bool(re.match("yuv|nv|p0|p2|p4|y2|uy|yv", self.pixel_format))
+        self.used_matrix = self.matrix if self.matrix not in ("", "rgb") else guessed_matrix(frame.height)
+        # Grey pictures use all levels unless they say otherwise; other video leaves head and foot room.
+        self.used_range = not is_yuv if self.tagged_range is None else self.tagged_range
+        self.guessed = is_yuv and self.matrix in ("", "rgb")
+        self.remarks = (
+            (f"{path} does not say its colour matrix; {self.used_matrix} is taken, by its height",)
+            if self.guessed
+            else ()
+        )
+
+
+def _upright(frame: av.VideoFrame, colour: _Colour) -> _Shot:
+    rgb, alpha = to_rgb(frame, matrix=colour.used_matrix, full_range=colour.used_range)
+    return colour.turn.applied(rgb), (None if alpha is None else colour.turn.applied(alpha))
+
+
+# --- where frames gather
+
+
+@final
+@dataclass
+class _Roll:
+    """The pictures of one kind, in memory until there are too many of them, then in a file without a name."""
+
+    kept: list[np.ndarray]
+    file: BinaryIO | None = None
+    count: int = 0
+    shape: tuple[int, ...] = ()
+
+
+@final
+class _Reel:
+    """Gathers frames without knowing how many will come, and none of them in memory for long."""
+
+    def __init__(self, scratch: Path | None) -> None:
+        self._scratch = scratch
+        self._colours, self._alphas = _Roll([]), _Roll([])
+        self._names: list[Path] = []
+
+    def __enter__(self) -> "_Reel":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for roll in (self._colours, self._alphas):
+            if roll.file is not None:
+                roll.file.close()
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether any frame so far shows through."""
+        return self._alphas.count > 0
+
+    def add(
+        self, rgb: UInt8[np.ndarray, "3 h w"], alpha: UInt8[np.ndarray, "1 h w"] | None, name: Path
+    ) -> None:
+        """Takes one more frame; `name` is what an error calls it by."""
+        known = self._colours.shape
+        if known and known != rgb.shape:
+            raise VideoError(
+                f"{name} is {rgb.shape[2]}x{rgb.shape[1]}, the frames before it are {known[2]}x{known[1]}",
+                hint="Bring all pictures to one size first.",
+            )
+        if alpha is not None and not self.has_alpha:
+            for _ in range(self._colours.count):
+                self._put(self._alphas, np.full_like(alpha, 255))
+        elif alpha is None and self.has_alpha:
+            alpha = np.full((1, *rgb.shape[1:]), 255, np.uint8)
+        self._put(self._colours, rgb)
+        if alpha is not None:
+            self._put(self._alphas, alpha)
+
+    def developed(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The frames and their alpha as arrays."""
+        return self._array(self._colours), (self._array(self._alphas) if self.has_alpha else None)
+
+    def _put(self, roll: _Roll, picture: np.ndarray) -> None:
+        roll.shape = picture.shape
+        roll.count += 1
+        if roll.file is None and self._scratch is None and roll.count * picture.nbytes <= IN_MEMORY:
+            roll.kept.append(picture)
+            return
+        try:
+            if roll.file is None:
+                if self._scratch is not None:
+                    self._scratch.mkdir(parents=True, exist_ok=True)
+                roll.file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by the reel
+                for earlier in roll.kept:
+                    roll.file.write(np.ascontiguousarray(earlier).data)
+                roll.kept.clear()
+            roll.file.write(np.ascontiguousarray(picture).data)
+        except OSError as error:
+            raise complaint(error, self._scratch or Path(tempfile.gettempdir()), done="written to") from error
+
+    def _array(self, roll: _Roll) -> np.ndarray:
+        if roll.file is None:
+            return np.stack(roll.kept)
+        roll.file.flush()
+        os.fsync(roll.file.fileno())
+        return np.memmap(roll.file, np.uint8, "r+", shape=(roll.count, *roll.shape))
