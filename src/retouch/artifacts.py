@@ -5,7 +5,9 @@ renamed, so it is there whole or not at all; its bytes are checked whenever it i
 remade. Long fits save checkpoints into a `Draft`, from which the next attempt goes on.
 """
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import inspect
 import itertools
@@ -13,8 +15,9 @@ import json
 import os
 import shutil
 import time
+import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retouch.errors import ArtifactError
+from retouch.errors import ArtifactError, ResourceError
 from retouch.events import Event, Kept, Notice, Reused
 from retouch.identity import file_digest, identity
 
@@ -46,9 +49,12 @@ class Keeper(typing.Protocol):
     @property
     def store(self) -> "ArtifactStore": ...  # noqa: D102
 
+    @property
+    def arithmetic(self) -> str: ...  # noqa: D102
+
     def emit(self, event: Event) -> None: ...  # noqa: D102
 
-    def inside(self, draft: "Draft") -> "Keeper": ...  # noqa: D102
+    def inside(self, draft: "Draft", *, seed: int) -> "Keeper": ...  # noqa: D102
 
 
 def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -57,6 +63,10 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
     The function takes `run` as a keyword and returns a frozen dataclass of tensors, arrays and plain
     values, nested if need be. `version` goes up when the function would give another result for the same
     arguments. What comes back lies in main memory, whether it was made now or earlier.
+
+    The arguments, the device and the precision decide the result, and nothing else: inside, the run's seed
+    is one that follows from the arguments. A function whose result should differ from seed to seed takes
+    the seed as an argument.
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
@@ -69,18 +79,20 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
             run = bound.arguments.pop("run")
             assert isinstance(run, Keeper)
             hint = typing.get_type_hints(function)["return"]
-            key = identity((kind, version, dict(bound.arguments)))
+            key = identity((kind, version, run.arithmetic, dict(bound.arguments)))
             kept = _find(run, kind, key, hint)
             if kept is not None:
                 run.emit(Reused(kind, key))
                 return cast("R", kept)
             draft = run.store.draft(kind, key)
-            made = function(*args, **{**kwargs, "run": run.inside(draft)})  # type: ignore[arg-type]
+            inside = run.inside(draft, seed=int(key[:15], 16))
+            made = function(*args, **{**kwargs, "run": inside})  # type: ignore[arg-type]
             tree, tensors = pack(made)
+            value = unpack(hint, tree, tensors)
             run.store.keep(kind, key, tree, tensors, version=version)
             draft.drop()
             run.emit(Kept(kind, key))
-            return cast("R", unpack(hint, tree, tensors))
+            return cast("R", value)
 
         return keep
 
@@ -127,17 +139,28 @@ class ArtifactStore:
         folder = self._place(kind, key)
         if not folder.is_dir():
             return None
-        manifest = self.check(folder)
-        os.utime(folder)
-        return manifest["tree"], _read_tensors(folder / _TENSORS)
+        try:
+            manifest = self.check(folder)
+            tensors = _read_tensors(folder / _TENSORS)
+        except ArtifactError:
+            if not folder.is_dir():  # another process removed it just now
+                return None
+            raise
+        with contextlib.suppress(OSError):  # a store that may only be read serves as well
+            os.utime(folder)
+        return manifest["tree"], tensors
 
     def keep(self, kind: str, key: str, tree: object, tensors: Mapping[str, Tensor], *, version: int) -> Path:
-        """Writes an artefact in one piece and says where it lies."""
+        """Writes an artefact in one piece and says where it lies; a sound one that is there already stays.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
         folder = self._place(kind, key)
-        draft = folder.with_name(f".{key}.{os.getpid()}.{next(_COUNTER)}.draft")
+        draft = _aside(folder)
         draft.mkdir(parents=True)
         try:
-            save_file(dict(tensors), draft / _TENSORS)
+            _write_tensors(tensors, draft / _TENSORS)
             manifest = {
                 "format": FORMAT,
                 "kind": kind,
@@ -146,17 +169,29 @@ class ArtifactStore:
                 "digest": file_digest(draft / _TENSORS),
                 "tree": tree,
             }
-            text = json.dumps(manifest, ensure_ascii=False)
-            (draft / _MANIFEST).write_text(
-                json.dumps({**manifest, "seal": identity(text)}, ensure_ascii=False)
-            )
+            text = json.dumps({**manifest, "seal": identity(json.dumps(manifest))})
+            (draft / _MANIFEST).write_text(text, encoding="utf-8")
             _settle(draft)
-            if folder.exists():
-                shutil.rmtree(folder)
-            draft.rename(folder)
+            while not self._settled(draft, folder):
+                _remove(folder)
+        except OSError as error:
+            raise full_disk(error) or error from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return folder
+
+    def _settled(self, draft: Path, folder: Path) -> bool:
+        """Whether the artefact is in its place now, by our hands or those of another process."""
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            try:
+                self.check(folder)
+            except ArtifactError:
+                return False
+        return True
 
     def check(self, folder: Path) -> dict[str, Any]:
         """The manifest of an artefact whose every byte is as it was written.
@@ -171,8 +206,10 @@ class ArtifactStore:
                 raise ArtifactError(
                     f"{folder.name} has format {manifest['format']}; this version reads {FORMAT}"
                 )
-            if seal != identity(json.dumps(manifest, ensure_ascii=False)):
+            if seal != identity(json.dumps(manifest)):
                 raise ArtifactError(f"the manifest of {folder.name} was changed")
+            if (manifest["kind"], manifest["key"]) != (folder.parent.name, folder.name):
+                raise ArtifactError(f"{folder.name} was made as {manifest['kind']}/{manifest['key']}")
             if manifest["digest"] != file_digest(folder / _TENSORS):
                 raise ArtifactError(f"the tensors of {folder.name} were changed")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -181,21 +218,24 @@ class ArtifactStore:
 
     def forget(self, kind: str, key: str) -> None:
         """Removes an artefact, if it is there."""
-        shutil.rmtree(self._place(kind, key), ignore_errors=True)
+        _remove(self._place(kind, key))
 
     def entries(self) -> Iterator[Entry]:
         """Every kept artefact, the longest unused first."""
         found = []
         for folder in self.folder.glob("*/*/"):
-            if folder.name.startswith(".") or not (folder / _MANIFEST).exists():
+            if folder.name.startswith("."):
                 continue
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            made = (folder / _MANIFEST).stat().st_mtime
-            found.append(Entry(folder.parent.name, folder.name, folder, size, made, folder.stat().st_mtime))
+            with contextlib.suppress(FileNotFoundError):  # another process removes it just now
+                used = folder.stat().st_mtime
+                files = [file.stat() for file in folder.iterdir()]
+                made = min((file.st_mtime for file in files), default=used)
+                size = sum(file.st_size for file in files)
+                found.append(Entry(folder.parent.name, folder.name, folder, size, made, used))
         yield from sorted(found, key=lambda entry: (entry.used, entry.key))
 
     def prune(self, *, keep_bytes: int = 0, older_than: float = 0.0) -> list[Entry]:
-        """Removes the longest unused artefacts until `keep_bytes` are left, and unfinished writes.
+        """Removes the longest unused artefacts until `keep_bytes` are left, and what unfinished work left.
 
         Args:
             keep_bytes: What may stay; 0 removes all.
@@ -207,12 +247,13 @@ class ArtifactStore:
         now = time.time()
         for entry in entries:
             if left > keep_bytes and now - entry.used >= older_than:
-                shutil.rmtree(entry.folder, ignore_errors=True)
+                _remove(entry.folder)
                 left -= entry.size
                 removed.append(entry)
-        for stale in self.folder.glob("*/.*.draft"):
-            if now - stale.stat().st_mtime >= max(older_than, _DRAFT_LIFETIME):
-                shutil.rmtree(stale, ignore_errors=True)
+        for stale in self.folder.glob("*/.*"):
+            with contextlib.suppress(FileNotFoundError):  # another process removes it just now
+                if now - stale.stat().st_mtime >= max(older_than, _DRAFT_LIFETIME):
+                    _remove(stale)
         return removed
 
     def draft(self, kind: str, key: str) -> "Draft":
@@ -226,7 +267,7 @@ class ArtifactStore:
 
 
 _DRAFT_LIFETIME = 3600.0
-"""Seconds after which an unfinished write is taken for dead."""
+"""Seconds after which an unfinished write, or a checkpoint that nobody renews, is taken for dead."""
 
 
 @final
@@ -241,19 +282,28 @@ class Draft:
         if not self.path.exists():
             return None
         try:
-            return _read_tensors(self.path)
+            return _read_tensors(self.path, sealed=True)
         except ArtifactError:
             self.drop()
             return None
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replaces the checkpoint in one step."""
+        """Replaces the checkpoint in one step.
+
+        Raises:
+            ResourceError: the disk is full; the last checkpoint is still there.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        save_file(_plain(tensors), part)
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(self.path)
+        plain = _plain(tensors)
+        try:
+            _write_tensors(plain, part, seal=identity(plain))
+            _sync(part)
+            part.replace(self.path)
+        except OSError as error:
+            raise full_disk(error) or error from None
+        finally:
+            part.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Removes the checkpoint."""
@@ -268,14 +318,12 @@ def pack(value: object) -> tuple[object, dict[str, Tensor]]:
 
 
 def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"$tensor": name}
-    if isinstance(value, np.ndarray):
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
-        return {"$array": name}
+    if isinstance(value, (Tensor, np.ndarray)):
+        name = name if name not in tensors else f"{name} {len(tensors)}"
+        tensors[name] = value if isinstance(value, Tensor) else _as_tensor(value)
+        return {"$tensor" if isinstance(value, Tensor) else "$array": name}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Fraction):
@@ -288,9 +336,8 @@ def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:
         return {"$map": {str(key): _pack(inner, f"{name}.{key}", tensors) for key, inner in value.items()}}
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        return {
-            "$fields": {f.name: _pack(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields}
-        }
+        parts = {f.name: _pack(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields}
+        return {"$fields": [type(value).__name__, parts]}
     raise TypeError(f"a {type(value).__name__} cannot be kept")
 
 
@@ -308,10 +355,12 @@ def unpack(hint: object, tree: object, tensors: Mapping[str, Tensor]) -> object:
 
 def _unpack(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> object:
     if isinstance(tree, list):
-        inner = [part for part in get_args(hint) if part is not Ellipsis] or [object]
-        each = inner * len(tree) if len(inner) == 1 else inner
+        hint = _one_of(hint, lambda part: get_origin(part) in (list, tuple, Sequence))
+        inner = get_args(hint) or (object,)
+        alike = get_origin(hint) is not tuple or inner[1:] == (...,)
+        each = [inner[0]] * len(tree) if alike else inner
         values = [_unpack(part, branch, tensors) for part, branch in zip(each, tree, strict=True)]
-        return values if get_origin(hint) is list else tuple(values)
+        return values if list in (hint, get_origin(hint)) else tuple(values)
     if not isinstance(tree, dict):
         return tree
     ((mark, content),) = tree.items()
@@ -325,13 +374,34 @@ def _unpack(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> object:
         case "$path":
             return Path(content)
         case "$map":
+            hint = _one_of(hint, lambda part: get_origin(part) in (dict, Mapping))
             inner_hint = (get_args(hint) or (str, object))[1]
             return {key: _unpack(inner_hint, branch, tensors) for key, branch in content.items()}
-    kind = next((part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None)
-    if mark != "$fields" or kind is None:
+    if mark != "$fields":
         raise TypeError(f"{mark} where {hint} is expected")
+    name, parts = content
+    kind = _one_of(
+        hint, lambda part: dataclasses.is_dataclass(part) and getattr(part, "__name__", "") == name
+    )
     hints = typing.get_type_hints(kind)
-    return cast("Any", kind)(**{key: _unpack(hints[key], branch, tensors) for key, branch in content.items()})
+    return kind(**{key: _unpack(hints[key], branch, tensors) for key, branch in parts.items()})
+
+
+def _one_of(hint: Any, fits: Callable[[Any], bool]) -> Any:
+    """The type of a union that fits; a type that is no union is given back when it fits."""
+    parts = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    found = [part for part in parts if fits(part)]
+    if not found and hint in (object, tuple, list, dict):
+        return hint
+    if len(found) != 1:
+        raise TypeError(f"{hint} does not say what to make of it")
+    return found[0]
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """An array's numbers as a tensor; they are copied if the array may not be written to."""
+    ordered = np.asarray(array, order="C")
+    return torch.from_numpy(ordered if ordered.flags.writeable else ordered.copy())
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -347,19 +417,68 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file; a sealed one is held against the hash that it carries."""
     try:
         with safe_open(path, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+            seal = (stored.metadata() or {}).get("seal", "")
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactError(f"{path.name} cannot be read ({error})") from None
+    if sealed and seal != identity(tensors):
+        raise ArtifactError(f"{path.name} was changed")
+    return tensors
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path, *, seal: str = "") -> None:
+    """Writes tensors; raises OSError where safetensors wraps it into an error of its own."""
+    try:
+        save_file(dict(tensors), path, metadata={"seal": seal} if seal else None)
+    except SafetensorError as error:
+        code = next((code for code in _FULL if f"os error {code}" in str(error)), None)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def full_disk(error: OSError) -> ResourceError | None:
+    """Our error for a disk, a quota or a file that can take no more; nothing for any other fault."""
+    if error.errno not in _FULL:
+        return None
+    return ResourceError(
+        f"{error.filename or 'a file'} cannot be written: {error.strerror}",
+        hint="free some space (retouch cache prune), then go on with: retouch resume RUN",
+    )
+
+
+def _aside(path: Path) -> Path:
+    """A hidden name beside a path, for what is not whole yet or not whole any more."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{next(_COUNTER)}.draft")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder so that nobody ever sees a part of it."""
+    aside = _aside(path)
+    with contextlib.suppress(OSError):
+        path.rename(aside)
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink()
 
 
 def _settle(folder: Path) -> None:
     """Waits until the files and the folder's names are on the disk, so that a power cut finds them whole."""
     for inner in (*folder.iterdir(), folder):
-        handle = os.open(inner, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(inner)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -18,6 +18,9 @@ from retouch.errors import ParamsError, PluginError, RetouchError
 Kind = Literal["text", "int", "float", "flag", "path", "choice", "list"]
 _KINDS: Mapping[type, Kind] = {str: "text", int: "int", float: "float", bool: "flag", Path: "path"}
 
+_SHOWN = 80
+"""Characters of a faulty value that a message repeats."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -68,7 +71,7 @@ def parse(params: type[M], given: Mapping[str, object]) -> M:
         ParamsError: names the value, its bound and, for an unknown name, the near one.
     """
     try:
-        return params.model_validate(given)
+        return params.model_validate({name: _as_meant(params, name, value) for name, value in given.items()})
     except ValidationError as error:
         raise explain(error, params) from None
 
@@ -78,17 +81,42 @@ def explain(
 ) -> RetouchError:
     """The first fault of a validation as one sentence and one hint."""
     fault = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in fault["loc"]) or params.__name__
+    name = ".".join(str(part) for part in fault["loc"])
+    owner, info = _field_at(params, fault["loc"])
+    hint = _description(info) if info else ""
     if fault["type"] == "extra_forbidden":
-        return kind(f"there is no parameter {name!r}", hint=near(name, params.model_fields))
+        return kind(f"there is no parameter {name!r}", hint=near(str(fault["loc"][-1]), owner.model_fields))
     if fault["type"] == "missing":
-        info = params.model_fields.get(name)
-        return kind(f"{name} is missing", hint=(info.description or "") if info else "")
+        return kind(f"{name} is missing", hint=hint)
     said = fault["msg"][0].lower() + fault["msg"][1:]
-    said = said.removeprefix("value error, ").replace("input should be", "it must be")
-    info = params.model_fields.get(str(fault["loc"][0])) if fault["loc"] else None
-    value = f" is {fault['input']!r}" if fault["loc"] else ""
-    return kind(f"{name}{value}; {said}", hint=(info.description or "") if info else "")
+    said = said.removeprefix("value error, ").replace("input should", "it must")
+    return kind(f"{name} is {_shortly(fault['input'])}; {said}" if name else said, hint=hint)
+
+
+def _as_meant(params: type[BaseModel], name: str, value: object) -> object:
+    """A choice that is no text, taken from its text; forms and command lines know only texts."""
+    annotation = params.model_fields[name].annotation if name in params.model_fields else None
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return next((choice for choice in choices if isinstance(value, str) and str(choice) == value), value)
+
+
+def _field_at(
+    params: type[BaseModel], place: Iterable[int | str]
+) -> tuple[type[BaseModel], FieldInfo | None]:
+    """The field that a place in a validation error means, with the class it belongs to."""
+    info: FieldInfo | None = None
+    for part in place:
+        inner = info.annotation if info else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            params, info = inner, None
+        info = params.model_fields.get(str(part), info)
+    return params, info
+
+
+def _shortly(value: object) -> str:
+    """A value as it is shown in a sentence."""
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -103,16 +131,30 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def _option(params: type[BaseModel], name: str, info: FieldInfo) -> Option:
-    if not info.description:
+    description = _description(info)
+    if not description:
         raise PluginError(f"{params.__name__}.{name} has no description")
     kind, choices, item = _kind(params, name, info.annotation)
-    low, high = _bounds(info.metadata)
+    shared = _shared(info)
+    low, high = _bounds([*(shared.metadata if shared else []), *info.metadata])
     default = None if info.default is PydanticUndefined else info.default
     if info.default_factory is not None:
         default = info.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, Enum):
         default = default.value
-    return Option(name, kind, info.description, default, info.is_required(), choices, low, high, item)
+    return Option(name, kind, description, default, info.is_required(), choices, low, high, item)
+
+
+def _description(info: FieldInfo) -> str:
+    shared = _shared(info)
+    return info.description or (shared.description if shared else None) or ""
+
+
+def _shared(info: FieldInfo) -> FieldInfo | None:
+    """What a shared type such as `MaskFile` says of itself where a field makes it optional."""
+    parts = get_args(info.annotation) if get_origin(info.annotation) in (Union, types.UnionType) else ()
+    marks = (mark for part in parts if get_origin(part) is Annotated for mark in get_args(part)[1:])
+    return next((mark for mark in marks if isinstance(mark, FieldInfo)), None)
 
 
 def _kind(params: type[BaseModel], name: str, annotation: Any) -> tuple[Kind, tuple[str, ...], Kind | None]:
@@ -121,8 +163,9 @@ def _kind(params: type[BaseModel], name: str, annotation: Any) -> tuple[Kind, tu
     if origin is Annotated:
         return _kind(params, name, get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        (inner,) = [part for part in get_args(annotation) if part is not type(None)] or [None]
-        return _kind(params, name, inner)
+        inner = [part for part in get_args(annotation) if part is not type(None)]
+        if len(inner) == 1:
+            return _kind(params, name, inner[0])
     if origin is Literal:
         return "choice", tuple(str(choice) for choice in get_args(annotation)), None
     if origin in (tuple, list):

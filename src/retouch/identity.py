@@ -5,6 +5,7 @@ otherwise.
 """
 
 import dataclasses
+import functools
 import hashlib
 import struct
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ def identity(value: object) -> str:
     Knows plain values, paths (by the content of the file or folder), arrays, tensors, parameter classes,
     frozen dataclasses, and whatever says it itself by an `identity` property.
 
+    Raises:
+        TypeError: the value, or one inside it, is of another kind.
+
     Example:
         >>> identity((1, "a")) == identity([1, "a"]), identity(1) == identity(1.0)
         (True, False)
@@ -38,7 +42,7 @@ def file_digest(path: Path) -> str:
     if path.is_dir():
         for inner in sorted(path.rglob("*")):
             if inner.is_file():
-                digest.update(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\0".encode())
+                digest.update(_bytes(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\0"))
         return digest.hexdigest()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -55,32 +59,32 @@ def _feed(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one a
     elif isinstance(value, float):
         _add(digest, "float", struct.pack("<d", value))
     elif isinstance(value, str):
-        _add(digest, "str", value.encode())
+        _add(digest, "str", _bytes(value))
     elif isinstance(value, bytes):
         _add(digest, "bytes", value)
     elif isinstance(value, Fraction):
         _add(digest, "fraction", f"{value.numerator}/{value.denominator}".encode())
     elif isinstance(value, Path):
-        _add(digest, "file", (file_digest(value) if value.exists() else f"missing {value}").encode())
+        _add(digest, "file", _bytes(file_digest(value) if value.exists() else f"missing {value}"))
     elif isinstance(value, np.ndarray):
         _feed_array(digest, value)
     elif isinstance(value, np.generic):
         _feed(digest, value.item())
+    elif isinstance(getattr(type(value), "identity", None), (property, functools.cached_property)):
+        _add(digest, type(value).__name__, _bytes(str(value.identity)))  # type: ignore[attr-defined]
     elif isinstance(value, BaseModel):
         _feed_pairs(
             digest, type(value).__name__, {name: getattr(value, name) for name in type(value).model_fields}
         )
-    elif isinstance(getattr(type(value), "identity", None), property):
-        _add(digest, type(value).__name__, str(value.identity).encode())  # type: ignore[attr-defined]
     elif isinstance(value, Mapping):
-        _feed_pairs(digest, "map", {str(key): inner for key, inner in value.items()})
+        _feed_pairs(digest, "map", {_key(key): inner for key, inner in value.items()})
     elif isinstance(value, (list, tuple, range)):
         _add(digest, "list", str(len(value)).encode())
         for inner in value:
             _feed(digest, inner)
     elif isinstance(value, (set, frozenset)):
         _feed(digest, sorted(identity(inner) for inner in value))
-    elif dataclasses.is_dataclass(value):
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         _feed_pairs(digest, type(value).__name__, fields)
     elif callable(getattr(value, "detach", None)):
@@ -92,12 +96,24 @@ def _feed(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one a
 def _feed_pairs(digest: "hashlib._Hash", name: str, pairs: Mapping[str, object]) -> None:
     _add(digest, name, str(len(pairs)).encode())
     for key in sorted(pairs):
-        _add(digest, "key", key.encode())
+        _add(digest, "key", _bytes(key))
         _feed(digest, pairs[key])
+
+
+def _key(key: object) -> str:
+    """A mapping's key as text; a number never looks like the text of it."""
+    return key if isinstance(key, str) else identity(key)
+
+
+def _bytes(text: str) -> bytes:
+    """A text's bytes; file names that are no Unicode pass too."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _feed_array(digest: "hashlib._Hash", array: np.ndarray) -> None:
     """Row by row, so that a memory-mapped array is never whole in memory."""
+    if array.dtype.hasobject:
+        raise TypeError("an array of Python objects has no identity; its bytes are addresses")
     _add(digest, "array", f"{array.dtype.str} {array.shape}".encode())
     if array.ndim == 0:
         digest.update(array.tobytes())

@@ -67,7 +67,7 @@ def collect(plugins: Iterable[EntryPoint]) -> tuple[dict[str, MethodSpec], dict[
             spec.check()
             if spec.name in found:
                 raise PluginError(f"the name {spec.name!r} is taken")
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does, ours stay usable
             failed[plugin.name] = f"{type(error).__name__}: {error}"
         else:
             found[spec.name] = spec

@@ -66,6 +66,11 @@ class EditRequest(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            if error.errors(include_url=False)[0]["type"] == "json_invalid":
+                raise RequestError(
+                    "the request is no JSON: " + error.errors(include_url=False)[0]["msg"],
+                    hint="make one with: retouch edit METHOD CLIP --dry-run",
+                ) from None
             raise explain(error, cls, kind=RequestError) from None
 
     def as_json(self) -> str:

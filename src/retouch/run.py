@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retouch.artifacts import ArtifactStore, Draft
+from retouch.artifacts import ArtifactStore, Draft, full_disk
 from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started, ignore
@@ -126,10 +128,23 @@ class Run:
         return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.uint8) -> np.memmap:
-        """An array in a file of the run folder, for what must not fill the memory; gone when the run ends."""
+        """An array of zeros in a file of the run folder, for what must not fill the memory.
+
+        It is gone when the run ends.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
         path = self.folder / "scratch" / f"{name}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return np.memmap(path, dtype=dtype, mode="w+", shape=shape)
+        path.unlink(missing_ok=True)  # an array of that name from before keeps its own bytes
+        try:
+            with path.open("wb") as stream:  # taken now: a disk that fills up later would kill the process
+                _reserve(stream.fileno(), math.prod(shape) * np.dtype(dtype).itemsize)
+        except OSError as error:
+            path.unlink()
+            raise full_disk(error) or error from None
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
     def notice(self, text: str) -> None:
         """Tells the user something in a sentence."""
@@ -139,9 +154,14 @@ class Run:
         """Tells whoever listens."""
         self.listen(event)
 
-    def inside(self, draft: Draft) -> "Run":
-        """The same run while it makes one artefact, with that artefact's checkpoints."""
-        return dataclasses.replace(self, draft=draft)
+    @property
+    def arithmetic(self) -> str:
+        """The device and the precision, on which results depend in their last digits."""
+        return f"{self.compute.torch_device().type} {self.compute.torch_dtype()}"
+
+    def inside(self, draft: Draft, *, seed: int) -> "Run":
+        """The same run while it makes one artefact, with that artefact's checkpoints and seed."""
+        return dataclasses.replace(self, draft=draft, seed=seed)
 
 
 @final
@@ -156,6 +176,14 @@ class Edited:
     """Measured numbers for the report."""
     extras: Mapping[str, Video | np.ndarray | str] = field(default_factory=dict)
     """What else is worth keeping: clips, pictures (uint8 h w 3 or 4), texts, by file name without suffix."""
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Gives a new file its size, with room on the disk for it where the system can promise that."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)
 
 
 @functools.lru_cache(maxsize=8)

@@ -8,6 +8,36 @@ from retouch.errors import ParamsError, PluginError
 from retouch.fields import describe, near, parse
 from retouch.params import Params
 
+RESERVED = frozenset(
+    {
+        "as_json",
+        "bits",
+        "codec",
+        "compute",
+        "crf",
+        "debug",
+        "deterministic",
+        "device",
+        "dry_run",
+        "dtype",
+        "force",
+        "from",
+        "help",
+        "json",
+        "listen",
+        "lossless",
+        "memory",
+        "offload",
+        "out",
+        "preset",
+        "quiet",
+        "seed",
+        "source",
+        "video",
+    }
+)
+"""Names that every edit has already, on the command line or in Python; no parameter may be called so."""
+
 
 @final
 @dataclass(frozen=True)
@@ -65,4 +95,14 @@ class MethodSpec:
             )
         if not (isinstance(self.params, type) and issubclass(self.params, Params)):
             raise PluginError(f"method {self.name!r} has parameters that are no retouch.params.Params")
-        describe(self.params)
+        names = {option.name for option in describe(self.params)}
+        if taken := sorted(names & RESERVED):
+            raise PluginError(
+                f"method {self.name!r} has a parameter {taken[0]!r}", hint="every edit has one of that name"
+            )
+        for preset, values in self.presets.items():
+            if unknown := sorted(set(values) - names):
+                raise PluginError(
+                    f"preset {preset!r} of {self.name!r} sets {unknown[0]!r}, which is no parameter",
+                    hint=near(unknown[0], names),
+                )

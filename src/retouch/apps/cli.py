@@ -99,14 +99,12 @@ def run(arguments: list[str]) -> int:
     if "--debug" in arguments:
         arguments = ["--debug", *(word for word in arguments if word != "--debug")]
     try:
-        cli.main(args=arguments, prog_name="retouch", standalone_mode=False)
+        code = cli.main(args=arguments, prog_name="retouch", standalone_mode=False)
     except RetouchError as error:
         _say(str(error), error.hint, error.exit_code, as_json=as_json)
         if "--debug" in arguments:
             raise
         return error.exit_code
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"see: {context.command_path} --help" if context else "see: retouch --help"
@@ -128,7 +126,7 @@ def run(arguments: list[str]) -> int:
             as_json=as_json,
         )
         return 1
-    return 0
+    return code if isinstance(code, int) else 0  # a command that ends early says so in what click gives back
 
 
 def _say(message: str, hint: str, code: int, *, as_json: bool) -> None:

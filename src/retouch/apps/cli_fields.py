@@ -30,7 +30,9 @@ def request_options() -> list[click.Option]:
     """The options that every method has: seed, device, and how the result is written."""
     fixed = [
         click.Option(
-            ["--seed"], type=click.IntRange(0), help="Where all randomness comes from; 0 by default."
+            ["--seed"],
+            type=click.IntRange(0, 2**63 - 1),
+            help="Where all randomness comes from; 0 by default.",
         ),
     ]
     return fixed + [_option(option) for option in (*describe(Compute), *describe(Output))]
