@@ -1,0 +1,76 @@
+"""Editing a picture by noise and back (SDEdit, Meng et al. 2022).
+
+The picture is noised part of the way up the schedule and denoised under another prompt. How far up decides
+how much of it stays: at strength 1 nothing does.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retouch.diffusion.ddim import Level, Schedule, move
+from retouch.diffusion.guidance import guided
+from retouch.models.image import Residuals
+
+Descent: TypeAlias = tuple[Level, Level]
+"""A step down, from the first level to the second."""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What editing asks of a model; `retouch.models.image.StableDiffusion` has it."""
+
+    def predict(
+        self,
+        z: Float[Tensor, "f 4 y x"],
+        t: int,
+        text: Float[Tensor, "*f n d"],
+        *,
+        residuals: Residuals | None = None,
+    ) -> Float[Tensor, "f 4 y x"]:
+        """The network's output."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Wish:
+    """What to show, what to keep away from, and how strongly."""
+
+    text: Float[Tensor, "*f n d"]
+    against: Float[Tensor, "*f n d"]
+    guidance: float
+
+
+def descent(schedule: Schedule, strength: float) -> list[Descent]:
+    """The last steps of a sampling, as many as `strength` asks for, at least one."""
+    steps = schedule.descending
+    return steps[len(steps) - max(1, round(strength * len(steps))) :]
+
+
+def noised(
+    z: Float[Tensor, "f 4 y x"], noise: Float[Tensor, "f 4 y x"], level: Level
+) -> Float[Tensor, "f 4 y x"]:
+    """Clean latents brought to a noise level: eq. 4 of Song et al. 2021."""
+    return level.signal * z + level.noise * noise
+
+
+@torch.no_grad()
+def denoised(
+    z: Float[Tensor, "f 4 y x"],
+    step: Descent,
+    wish: Wish,
+    model: Denoiser,
+    schedule: Schedule,
+    *,
+    residuals: Residuals | None = None,
+) -> Float[Tensor, "f 4 y x"]:
+    """One step down towards what is wished; at guidance 1 the network is asked once."""
+    hi, lo = step
+    out = model.predict(z, hi.t, wish.text, residuals=residuals)
+    if wish.guidance != 1:
+        out = guided(model.predict(z, hi.t, wish.against, residuals=residuals), out, wish.guidance)
+    return move(z, out, hi, lo, schedule.prediction)

@@ -1,0 +1,1 @@
+"""Every frame edited for itself: the baseline."""

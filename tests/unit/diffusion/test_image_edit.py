@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch import Tensor
+
+from retouch.diffusion.ddim import Level, Schedule
+from retouch.diffusion.image_edit import Wish, denoised, descent, noised
+
+ROUNDING = 1e-5
+
+
+class Oracle:
+    """Knows the clean latents and answers with the exact noise, or the exact velocity, that leads to them."""
+
+    def __init__(self, schedule: Schedule, clean: Tensor) -> None:
+        self.schedule, self.clean, self.asked = schedule, clean, 0
+
+    def predict(self, z: Tensor, t: int, text: Tensor, *, residuals: object = None) -> Tensor:
+        del residuals
+        self.asked += 1
+        level = next(level for level in self.schedule.levels if level.t == t)
+        clean = self.clean + text.mean()
+        eps = (z - level.signal * clean) / level.noise
+        return eps if self.schedule.prediction == "epsilon" else level.signal * eps - level.noise * clean
+
+
+def schedule(prediction: str = "epsilon") -> Schedule:
+    shares = (1.0, 0.9, 0.6, 0.3, 0.05)
+    levels = tuple(Level.of(n * 200 - 1, share) for n, share in enumerate(shares))
+    return Schedule(levels, "epsilon" if prediction == "epsilon" else "v_prediction")
+
+
+def some(seed: int) -> Tensor:
+    return torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_denoising_with_the_exact_noise_arrives_at_the_clean_latents(prediction: str) -> None:
+    levels, truth = schedule(prediction), some(0)
+    model = Oracle(levels, truth)
+    steps = descent(levels, 0.75)
+    z = noised(some(1), some(2), steps[0][0])
+    for step in steps:
+        z = denoised(z, step, Wish(torch.zeros(1, 1), torch.zeros(1, 1), 1.0), model, levels)
+    torch.testing.assert_close(z, truth, atol=ROUNDING, rtol=0)
+
+
+def test_strength_says_how_many_of_the_last_steps_are_taken() -> None:
+    levels = schedule()
+    assert [len(descent(levels, strength)) for strength in (0.01, 0.5, 0.75, 1.0)] == [1, 2, 3, 4]
+    assert all(descent(levels, strength)[-1][1].signal == 1 for strength in (0.01, 0.5, 1.0))
+
+
+def test_guidance_goes_past_the_prompt_away_from_the_other() -> None:
+    levels, truth = schedule(), some(3)
+    model = Oracle(levels, truth)
+    hi, lo = levels.descending[-1]
+    wish = Wish(torch.full((1, 1), 0.5), torch.full((1, 1), -0.5), 3.0)
+    z = denoised(noised(truth, some(4), hi), (hi, lo), wish, model, levels)
+    # From -0.5 three times the way to 0.5: the clean latents that the guided noise means lie at 2.5.
+    torch.testing.assert_close(z, truth + 2.5, atol=ROUNDING, rtol=0)
+
+
+def test_guidance_of_one_asks_the_network_once() -> None:
+    levels, truth = schedule(), some(5)
+    model = Oracle(levels, truth)
+    step = levels.descending[0]
+    denoised(some(6), step, Wish(torch.zeros(1, 1), torch.ones(1, 1), 1.0), model, levels)
+    assert model.asked == 1
+    denoised(some(6), step, Wish(torch.zeros(1, 1), torch.ones(1, 1), 2.0), model, levels)
+    assert model.asked == 3
+
+
+def test_noising_keeps_signal_and_noise_in_the_level_shares() -> None:
+    z, noise = some(7), some(8)
+    level = schedule().levels[2]
+    back = (noised(z, noise, level) - level.signal * z) / level.noise
+    torch.testing.assert_close(back, noise, atol=ROUNDING, rtol=0)
