@@ -241,13 +241,19 @@ def edited(clip: Clip, *changes: Change) -> Clip:
 
 
 def reached(before: Clip, after: Clip) -> Bool[np.ndarray, "f 1 h w"]:
-    """Where the layers that differ between two clips have any say; everywhere if style or shape differ."""
-    if before.scene.style != after.scene.style or before.scene.style != "none":
-        return np.ones(before.layers[0].alpha.shape, np.bool_)
-    where = np.zeros(before.layers[0].alpha.shape, np.bool_)
-    for k, (old, new) in enumerate(zip(before.layers, after.layers, strict=True)):
+    """Where an edited clip may differ from the clip it was made of: where changed layers have any say.
+
+    With a style of the whole picture that is everywhere, for a style looks at a pixel's surroundings too.
+    """
+    shape = before.layers[0].alpha.shape
+    if before.scene.style != "none" or after.scene.style != "none":
+        return np.ones(shape, np.bool_)
+    where, uncovered = np.zeros(shape, np.bool_), np.ones(shape, np.bool_)
+    for old, new in zip(before.layers, after.layers, strict=True):
         if old.name != new.name:
-            where |= (before.shares[:, k : k + 1] > 0) | (after.shares[:, k : k + 1] > 0)
+            where |= uncovered & ((old.alpha > 0) | (new.alpha > 0))
+        else:
+            uncovered &= old.alpha < 255
     return where
 
 
