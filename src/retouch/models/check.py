@@ -1,0 +1,94 @@
+"""What a model folder is, and what keeps it from being used; reads configs and file headers, no weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from safetensors import SafetensorError, safe_open
+
+from retouch.errors import ModelMismatch
+from retouch.models.refs import check_weights, read_config
+
+SINGLE: Final = {
+    "ControlNetModel": "a control network (ControlNet)",
+    "UNet2DConditionModel": "a UNet alone",
+    "AutoencoderKL": "an autoencoder alone",
+}
+WITHOUT_WEIGHTS: Final = ("scheduler", "tokenizer", "feature_extractor", "safety_checker", "image_processor")
+
+
+@final
+@dataclass(frozen=True)
+class Inspection:
+    """What was found."""
+
+    kind: str
+    faults: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def inspect(folder: Path) -> Inspection:
+    """Say what lies in `folder`."""
+    if (folder / "model_index.json").is_file():
+        return _pipeline(folder)
+    if (folder / "config.json").is_file():
+        return _single(folder)
+    if any(folder.glob("*.ckpt")) or any(folder.glob("*.safetensors")):
+        return Inspection("a single-file checkpoint", ("it is not in the layout of diffusers",), ())
+    return Inspection("no model", ("there is neither model_index.json nor config.json",), ())
+
+
+def _pipeline(folder: Path) -> Inspection:
+    try:
+        index = read_config(folder / "model_index.json", str(folder))
+    except ModelMismatch as problem:
+        return Inspection("a damaged pipeline", (str(problem),), ())
+    faults, remarks = [], []
+    for part, of in index.items():
+        if part.startswith("_") or not isinstance(of, list) or of[1] is None:
+            continue
+        if part in WITHOUT_WEIGHTS:
+            if part != "safety_checker" and not (folder / part).is_dir():
+                faults.append(f"{part} is missing")
+            continue
+        fault, remark = _weights(folder / part, f"{part} ({of[1]})")
+        faults += fault
+        remarks += remark
+    return Inspection(f"a {index.get('_class_name')}", tuple(faults), tuple(remarks))
+
+
+def _single(folder: Path) -> Inspection:
+    try:
+        config = read_config(folder / "config.json", str(folder))
+    except ModelMismatch as problem:
+        return Inspection("a damaged model", (str(problem),), ())
+    name = str(config.get("_class_name") or config.get("model_type"))
+    faults, remarks = _weights(folder, name)
+    return Inspection(SINGLE.get(name, f"a {name} model"), tuple(faults), tuple(remarks))
+
+
+def _weights(folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """Faults and remarks about one component's weight files; every header is read."""
+    try:
+        check_weights(folder, name)
+    except ModelMismatch as problem:
+        return [str(problem)], []
+    count = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                count += len(list(file.keys()))
+        except SafetensorError as problem:
+            return [f"{name}: {path.name} is damaged or cut short ({problem})"], []
+    missing = _missing_shards(folder)
+    if missing:
+        return [f"{name}: {', '.join(missing)} is missing"], []
+    return [], [f"{name}: {count} tensors"]
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    for index in folder.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return sorted(name for name in named if not (folder / name).is_file())
+    return []
