@@ -14,6 +14,7 @@ from typing import Literal, Protocol, Self, TypeAlias, TypeVar, cast, final, run
 import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
@@ -280,7 +281,7 @@ class StableVideo:
             scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
             feature_extractor=None,
         )
-        _settle(pipe, compute)
+        settle(pipe, compute)
         return cls(pipe, weights=f"{folder_identity(folder)} {dtype}")
 
     def telling(self, habits: StillHabits) -> "StableVideo":
@@ -499,8 +500,8 @@ def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if upcast and dtype == torch.float16 else dtype
 
 
-def _settle(pipe: StableVideoDiffusionPipeline, compute: Compute) -> None:
-    """Brings the networks where they run, or where they wait to be called."""
+def settle(pipe: DiffusionPipeline, compute: Compute) -> None:
+    """Brings a pipeline's networks where they run, or where they wait to be called."""
     if compute.offload == "model":
         pipe.enable_model_cpu_offload(device=compute.torch_device())
     elif compute.offload == "sequential":

@@ -1,14 +1,19 @@
 """Whichever image-to-video model lies under a reference."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
 from retouch.models.image_to_video import ImageToVideo, StableVideo
+from retouch.models.image_to_video_flow import WanVideo
 from retouch.models.refs import read_index, resolve
 
-KINDS = {"StableVideoDiffusionPipeline": StableVideo}
+KINDS: Mapping[str, type[StableVideo] | type[WanVideo]] = {
+    "StableVideoDiffusionPipeline": StableVideo,
+    "WanImageToVideoPipeline": WanVideo,
+}
 
 
 @final

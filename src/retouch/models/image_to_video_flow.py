@@ -1,0 +1,238 @@
+"""Image-to-video models on a rectified flow: Wan, behind the same protocol as Stable Video Diffusion.
+
+What is different here: several frames share a latent (the first stands alone), the picture enters as the
+first frame of an otherwise empty clip, the model reads a prompt, and a sample is a straight mixture of
+clean latents and noise.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self, cast, final
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from retouch.compute import Compute
+from retouch.errors import ModelMismatch
+from retouch.identity import identity
+from retouch.models.image import folder_identity, weights_identity
+from retouch.models.image_to_video import Condition, Level, Schedule, Traits, guided, settle, steps_back
+from retouch.models.refs import check_weights, read_index, resolve
+
+# What Wan was trained on; its configuration does not say.
+NATIVE_FRAMES, NATIVE_PIXELS = 81, 480 * 832
+# The length to which Wan's prompts are padded.
+WORDS = 512
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FilmCondition:
+    """What Wan is conditioned on: a clip that is only begun, a prompt, and what CLIP sees of the picture.
+
+    `beside` stands beside the sample in the network's input: where a frame is given, and its latents.
+    """
+
+    beside: Float[Tensor, "g k h w"]
+    words: Float[Tensor, "n d"]
+    picture: Float[Tensor, "m e"] | None
+
+    @property
+    def identity(self) -> str:
+        """Hash of the tensors."""
+        return identity((self.beside, self.words, self.picture))
+
+
+@final
+class WanVideo:
+    """Wan 2.1 or 2.2, the kinds that see the picture beside the sample, as an `ImageToVideo`."""
+
+    def __init__(self, pipe: WanImageToVideoPipeline, *, weights: str = "") -> None:
+        if pipe.config.expand_timesteps:
+            raise ModelMismatch(
+                "this Wan keeps its first frame in the sample, which is not supported",
+                hint="use an image-to-video Wan that takes the picture beside the sample (2.1, or 2.2 A14B)",
+            )
+        self._pipe = pipe
+        self._weights = weights
+
+    @classmethod
+    def wrap(cls, pipe: WanImageToVideoPipeline) -> Self:
+        """Gives the model around a pipeline that is already loaded, on its device and in its precision."""
+        return cls(pipe)
+
+    @classmethod
+    def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
+        """Loads the model that `ref` names, from this machine only.
+
+        Raises:
+            ModelNotFound: it is not here; the hint says how to get it.
+            ModelMismatch: it is another kind of model, or not in safetensors.
+        """
+        compute, folder = compute or Compute(), resolve(ref)
+        if (kind := read_index(folder, ref).get("_class_name")) != "WanImageToVideoPipeline":
+            raise ModelMismatch(f"{ref} is a {kind}, not an image-to-video Wan", hint="name a Wan I2V model")
+        for part in ("transformer", "vae", "text_encoder"):
+            check_weights(folder / part, ref)
+        pipe = _loaded(folder, compute.torch_dtype())
+        settle(pipe, compute)
+        return cls(pipe, weights=f"{folder_identity(folder)} {compute.torch_dtype()}")
+
+    @cached_property
+    def traits(self) -> Traits:
+        """Sizes of the model, from its own configuration where it says them."""
+        vae, patch = self._pipe.vae.config, self._transformers()[0].config.patch_size
+        return Traits(
+            frame_stride=int(vae.scale_factor_temporal),
+            size_multiple=int(vae.scale_factor_spatial * patch[1]),
+            latent_factor=int(vae.scale_factor_spatial),
+            latent_channels=int(vae.z_dim),
+            native_frames=NATIVE_FRAMES,
+            native_pixels=NATIVE_PIXELS,
+            keeps_first_frame=False,
+            reads_text=True,
+        )
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights and the schedule."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        parts = {f"transformer{i}": net for i, net in enumerate(self._transformers())}
+        parts |= {name: getattr(self._pipe, name) for name in ("vae", "text_encoder")}
+        config = sorted((key, repr(value)) for key, value in self._pipe.scheduler.config.items())
+        return self._weights or weights_identity(parts, repr(config))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return torch.device(self._pipe._execution_device)
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "g c h w"]:
+        """Gives the standardised mode; the autoencoder itself goes through time a few frames at once."""
+        vae = self._pipe.vae
+        clip = pixels.movedim(1, 0)[None].to(self.device, vae.dtype)
+        mode = cast(Tensor, vae.encode(clip).latent_dist.mode())[0].movedim(1, 0).float()
+        mean, std = self._moments(mode)
+        return cast(Tensor, (mode - mean) / std)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Float[Tensor, "g c h w"],
+        at_once: int | None = None,  # noqa: ARG002 - the autoencoder does that itself
+    ) -> Float[Tensor, "f 3 height width"]:
+        """Gives the frames: one of the first latent, `frame_stride` of each of the others."""
+        mean, std = self._moments(latents)
+        film = (latents * std + mean).movedim(1, 0)[None].to(self.device, self._pipe.vae.dtype)
+        return cast(Tensor, self._pipe.vae.decode(film).sample)[0].movedim(1, 0).float()
+
+    def _moments(self, like: Tensor) -> Float[Tensor, "2 1 c 1 1"]:
+        vae = self._pipe.vae.config
+        return torch.tensor([vae.latents_mean, vae.latents_std]).to(like)[:, None, :, None, None]
+
+    @torch.no_grad()
+    def condition(
+        self,
+        first: Float[Tensor, "3 height width"],
+        *,
+        frames: int,
+        prompt: str = "",
+        noise: Float[Tensor, "3 height width"] | None = None,  # noqa: ARG002 - a part of the protocol
+        latent: Float[Tensor, "c h w"] | None = None,  # noqa: ARG002
+    ) -> FilmCondition:
+        """Gives the condition of a picture, a length and a prompt; the picture is never noised."""
+        stride = self.traits.frame_stride
+        film = self.encode(torch.cat([first[None], torch.zeros_like(first).expand(frames - 1, -1, -1, -1)]))
+        given = torch.zeros(len(film), stride, *film.shape[2:]).to(film)
+        given[0] = 1
+        return FilmCondition(torch.cat([given, film], dim=1), self._read(prompt), self._look(first))
+
+    def _read(self, prompt: str) -> Float[Tensor, "n d"]:
+        """The prompt's tokens, zero beyond its end."""
+        tokens = self._pipe.tokenizer(
+            [prompt], padding="max_length", max_length=WORDS, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        read = self._pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
+        return cast(Tensor, read * tokens.attention_mask[0, :, None]).float()
+
+    def _look(self, first: Float[Tensor, "3 height width"]) -> Float[Tensor, "m e"] | None:
+        """What CLIP sees of the picture, one layer before its last; Wan 2.2 does not look."""
+        clip, extractor = self._pipe.image_encoder, self._pipe.image_processor
+        if clip is None:
+            return None
+        picture = ((first + 1) / 2).clamp(0, 1).movedim(0, -1).cpu().numpy()
+        seen = extractor(images=picture, do_rescale=False, return_tensors="pt").pixel_values
+        states = clip(seen.to(self.device, clip.dtype), output_hidden_states=True).hidden_states
+        return cast(Tensor, states[-2][0]).float()
+
+    def schedule(self, steps: int, strength: float, latents: Float[Tensor, "g c h w"]) -> Schedule:  # noqa: ARG002
+        """Gives the levels of the model's flow, shifted as its configuration says."""
+        config = self._pipe.scheduler.config
+        shift = config.get("flow_shift") or config.get("shift") or 1.0
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(steps)
+        times = [*scheduler.timesteps.tolist(), 0.0]
+        levels = [Level(1 - b, b, t, "flow") for b, t in zip(scheduler.sigmas.tolist(), times, strict=True)]
+        return Schedule(tuple(levels), steps - steps_back(steps, strength))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Float[Tensor, "g c h w"],
+        level: Level,
+        condition: Condition,
+        *,
+        against: Condition | None = None,
+        guidance: float | Float[Tensor, " g"] = 1.0,
+    ) -> Float[Tensor, "g c h w"]:
+        """Gives noise minus clean; two conditions are one call on a batch of two, `against` in front."""
+        films = [one for one in (against, condition) if isinstance(one, FilmCondition)]
+        assert len(films) == 1 + (against is not None), "a condition of another model"
+        network = self._expert(level)
+        inputs = torch.stack([torch.cat([x, film.beside.to(x)], dim=1) for film in films]).movedim(1, 2)
+        pictures = [film.picture for film in films if film.picture is not None]
+        predicted = network(
+            inputs.to(self.device, network.dtype),
+            torch.full((len(films),), level.time, device=self.device),
+            torch.stack([film.words for film in films]).to(self.device, network.dtype),
+            torch.stack(pictures).to(self.device, network.dtype) if pictures else None,
+            return_dict=False,
+        )[0]
+        predicted = predicted.movedim(1, 2).to(x)
+        return predicted[0] if against is None else guided(predicted[1], predicted[0], guidance)
+
+    def _expert(self, level: Level) -> WanTransformer3DModel:
+        """The network for a level: Wan 2.2 has one for much noise and one for little."""
+        experts, boundary = self._transformers(), self._pipe.config.boundary_ratio
+        return experts[-1] if boundary is not None and level.b < boundary else experts[0]
+
+    def _transformers(self) -> list[WanTransformer3DModel]:
+        """The network, or the two; a pipeline may have the second alone."""
+        return [net for net in (self._pipe.transformer, self._pipe.transformer_2) if net is not None]
+
+    def unconditional(self, condition: Condition) -> FilmCondition:
+        """Gives the same picture with an empty prompt."""
+        assert isinstance(condition, FilmCondition), "a condition of another model"
+        return FilmCondition(condition.beside, self._read(""), condition.picture)
+
+    def moving(self, latents: Float[Tensor, "g c h w"]) -> Bool[Tensor, "g 1 1 1"]:
+        """Says that every latent frame is predicted, the first too."""
+        return torch.ones(len(latents), 1, 1, 1, dtype=torch.bool, device=latents.device)
+
+    def held(self, x: Float[Tensor, "g c h w"], condition: Condition) -> Float[Tensor, "g c h w"]:  # noqa: ARG002
+        """Gives `x` back: no frame is held."""
+        return x
+
+
+def _loaded(folder: Path, dtype: torch.dtype) -> WanImageToVideoPipeline:
+    """The stock pipeline: safetensors only, from this machine only."""
+    return WanImageToVideoPipeline.from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )

@@ -1,0 +1,302 @@
+"""What every image-to-video model promises an editor, and what Stable Video Diffusion's adapter adds.
+
+Real classes at tiny sizes with random weights: Stable Video Diffusion (a path of growing noise, one
+latent a frame) and Wan (a rectified flow, four frames a latent, a prompt).
+"""
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    WanImageToVideoPipeline,
+    WanTransformer3DModel,
+)
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing,
+)
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from retouch.compute import Compute
+from retouch.diffusion.euler import inverse_step, step
+from retouch.errors import ModelMismatch, ModelNotFound, ParamsError
+from retouch.methods.videoshop.walk import invert, same_noise, sample
+from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, StillHabits, guided
+from retouch.models.image_to_video_any import AnyImageToVideo
+from retouch.models.image_to_video_flow import WanVideo
+from retouch.run import Run
+
+PIPELINE = Path(__file__).resolve().parents[2] / "parity" / "data" / "videoshop" / "pipeline"
+STEPS, STRENGTH = 4, 0.75  # three steps each way
+EXACT = 1e-5  # float32 through a network, once
+SIX_ROUNDS = 1e-4  # what six rounds of a contracting fixed point leave of random weights
+
+
+def small_wan() -> WanVideo:
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=36,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "ball": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    text = UMT5EncoderModel(
+        UMT5Config(vocab_size=4, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ).eval()
+    pipe = WanImageToVideoPipeline(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>"),
+        text_encoder=text,
+        vae=vae.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer.eval(),
+    )
+    return WanVideo.wrap(pipe)
+
+
+@pytest.fixture(scope="module")
+def svd() -> StableVideo:
+    return StableVideo.from_pretrained(str(PIPELINE), Compute(device="cpu"))
+
+
+@pytest.fixture(scope="module", params=["svd", "wan"])
+def model(request: pytest.FixtureRequest, svd: StableVideo) -> ImageToVideo:
+    return svd if request.param == "svd" else small_wan()
+
+
+def clip(frames: int = 5, height: int = 32, width: int = 48) -> Tensor:
+    """Smooth pictures that move, in [-1, 1]; wider than high, so that mixed up axes show."""
+    coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    large = torch.nn.functional.interpolate(coarse, (height + frames, width + frames), mode="bicubic").clamp(
+        -1, 1
+    )
+    return torch.cat([large[:, :, i : i + height, i : i + width] for i in range(frames)])
+
+
+def conditions(model: ImageToVideo, pixels: Tensor) -> tuple[Condition, Condition]:
+    count = len(pixels)
+    return (
+        model.condition(pixels[0], frames=count, prompt="a ball"),
+        model.condition(-pixels[0], frames=count, prompt="a ball"),
+    )
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_both_are_what_an_editor_talks_to(model: ImageToVideo) -> None:
+    assert isinstance(model, ImageToVideo)
+
+
+def test_latents_lie_frame_first_with_height_before_width(model: ImageToVideo) -> None:
+    pixels, traits = clip(), model.traits
+    latents = model.encode(pixels)
+    count = 4 // traits.frame_stride + 1
+    side = traits.latent_factor
+    assert latents.shape == (count, traits.latent_channels, 32 // side, 48 // side)
+    assert model.decode(latents).shape == pixels.shape
+    assert 48 % traits.size_multiple == 0
+
+
+def test_the_first_latent_is_of_the_first_picture_alone(model: ImageToVideo) -> None:
+    pixels = clip()
+    changed = pixels.clone()
+    changed[1:] *= -1
+    alone = model.encode(pixels[:1])
+    assert relative(model.encode(changed)[:1], alone) < EXACT
+    assert relative(model.encode(changed)[1:], model.encode(pixels)[1:]) > 100 * EXACT
+
+
+def test_a_step_on_the_models_own_levels_is_undone_by_its_inverse(model: ImageToVideo) -> None:
+    pixels = clip()
+    x = model.encode(pixels)
+    condition, _ = conditions(model, pixels)
+    for hi, lo in model.schedule(STEPS, STRENGTH, x).down():
+        velocity = model.predict(x, hi, condition)
+        assert relative(inverse_step(step(x, velocity, hi, lo), velocity, lo, hi), x) < EXACT
+
+
+def test_six_rounds_bring_the_source_back(model: ImageToVideo, tmp_path: Path) -> None:
+    pixels, run = clip(), Run.alone(tmp_path)
+    latents, (condition, _) = model.encode(pixels), conditions(model, pixels)
+    schedule = model.schedule(10, 0.7, latents)  # small steps, for the rounds to converge
+    ladder = invert(model, latents, schedule, condition, guess=same_noise, iterations=6, run=run)
+    assert relative(sample(model, ladder[-1], schedule, condition, run=run), latents) < SIX_ROUNDS
+    assert relative(ladder[-1], latents) > 0.1
+
+
+def test_two_conditions_at_once_are_two_predictions(model: ImageToVideo) -> None:
+    pixels = clip()
+    x = model.encode(pixels)
+    one, other = conditions(model, pixels)
+    at = model.schedule(STEPS, STRENGTH, x).down()[0][0]
+    apart = guided(model.predict(x, at, one), model.predict(x, at, other), 3.0)
+    assert relative(model.predict(x, at, one, against=other, guidance=3.0), apart) < EXACT
+    assert relative(model.predict(x, at, one), apart) > EXACT
+
+
+def test_a_weight_a_frame_is_a_ramp(model: ImageToVideo) -> None:
+    pixels = clip()
+    x = model.encode(pixels)
+    one, other = conditions(model, pixels)
+    at = model.schedule(STEPS, STRENGTH, x).down()[0][0]
+    ramp = torch.linspace(1, 4, len(x))
+    mixed = model.predict(x, at, one, against=other, guidance=ramp)
+    last = model.predict(x, at, one, against=other, guidance=4.0)[-1]
+    assert relative(mixed[0], model.predict(x, at, one)[0]) < EXACT
+    assert relative(mixed[-1], last) < EXACT
+
+
+def test_the_empty_condition_is_another_one(model: ImageToVideo) -> None:
+    pixels = clip()
+    x, (condition, _) = model.encode(pixels), conditions(model, pixels)
+    at = model.schedule(STEPS, STRENGTH, x).down()[0][0]
+    empty = model.unconditional(condition)
+    assert relative(model.predict(x, at, empty), model.predict(x, at, condition)) > EXACT
+    assert empty.identity != condition.identity
+
+
+def test_everything_is_decided_by_its_arguments_and_retains_no_graph(model: ImageToVideo) -> None:
+    pixels = clip().requires_grad_()
+    first, again = conditions(model, pixels)[0], conditions(model, pixels)[0]
+    latents = model.encode(pixels)
+    at = model.schedule(STEPS, STRENGTH, latents).down()[0][0]
+    out = model.predict(latents, at, first)
+    assert first.identity == again.identity
+    assert torch.equal(out, model.predict(latents, at, again))
+    assert not (latents.requires_grad)
+    assert not (out.requires_grad)
+    assert not (model.decode(latents).requires_grad)
+
+
+def test_no_tensor_outlives_its_last_name(model: ImageToVideo) -> None:
+    pixels = clip()
+    latents = model.encode(pixels)
+    watched = weakref.ref(latents)
+    model.predict(latents, model.schedule(STEPS, STRENGTH, latents).levels[0], conditions(model, pixels)[0])
+    del latents
+    gc.collect()
+    assert watched() is None
+
+
+def test_no_frame_is_held_and_every_one_moves(model: ImageToVideo) -> None:
+    pixels = clip()
+    x = model.encode(pixels)
+    assert model.moving(x).all()
+    assert torch.equal(model.held(x, conditions(model, pixels)[0]), x)
+
+
+def test_a_strength_without_a_step_is_refused_with_the_least_that_has_one(model: ImageToVideo) -> None:
+    with pytest.raises(ParamsError, match="leave no step") as caught:
+        model.schedule(10, 0.05, torch.zeros(1, 4, 4, 4))
+    assert "0.1" in caught.value.hint
+
+
+def test_levels_fall_to_the_clean_one(model: ImageToVideo) -> None:
+    schedule = model.schedule(10, 0.5, torch.zeros(1, 4, 4, 4))
+    noise = [level.b / (level.a + level.b) for level in schedule.levels]
+    assert noise == sorted(noise, reverse=True)
+    assert noise[-1] == 0
+    assert len(schedule.down()) == 5
+    assert schedule.up()[0][0] == schedule.levels[-1]
+
+
+def test_the_clip_picture_is_the_pipelines_own_by_default(svd: StableVideo) -> None:
+    pixels = clip(1, 72, 104)
+    side = svd.pipe.image_encoder.config.image_size
+    theirs = (_resize_with_antialiasing(pixels, (side, side)) + 1) / 2
+    mean, std = (
+        torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+        torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+    )
+    wanted = (theirs - mean[:, None, None]) / std[:, None, None]
+    assert relative(svd.clip_input(pixels), wanted) < EXACT
+    other = svd.telling(StillHabits(shrink="antialiased"))
+    assert relative(other.clip_input(pixels), wanted) > 0.01
+
+
+def test_noise_on_the_picture_is_as_strong_as_the_model_is_told(svd: StableVideo) -> None:
+    first, eps = clip()[0], torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(5))
+    told = svd.telling(StillHabits(fps=12, motion=30, noise=0.5))
+    condition = told.condition(first, frames=5, noise=eps)
+    assert condition.numbers.tolist() == [11, 30, 0.5]
+    assert relative(condition.latent * svd.scale, svd.encode((first + 0.5 * eps)[None])[0]) < EXACT
+
+
+def test_known_latents_take_the_place_of_encoding(svd: StableVideo) -> None:
+    first, latent = clip()[0], torch.ones(4, 8, 12)
+    assert torch.equal(svd.condition(first, frames=5, latent=latent).latent, latent / svd.scale)
+
+
+def test_a_part_decoded_beside_its_neighbours_is_nearer_to_the_whole_than_alone(svd: StableVideo) -> None:
+    latents = svd.encode(clip(9))
+    whole, parts = svd.decode(latents), svd.decode(latents, at_once=3)
+    alone = torch.cat([svd.decode(part) for part in torch.split(latents, 3)])
+    assert parts.shape == whole.shape
+    assert relative(parts, whole) < 0.5 * relative(alone, whole)
+
+
+def test_a_wrapped_pipeline_predicts_as_a_loaded_one(svd: StableVideo) -> None:
+    pixels = clip(2)
+    wrapped = StableVideo.wrap(svd.pipe)
+    assert torch.equal(wrapped.encode(pixels), svd.encode(pixels))
+    assert wrapped.identity == StableVideo(svd.pipe).identity
+    assert wrapped.identity != wrapped.telling(StillHabits(motion=1)).identity
+
+
+def test_half_precision_stays_near_full(svd: StableVideo) -> None:
+    half = StableVideo.from_pretrained(str(PIPELINE), Compute(device="cpu", dtype="bfloat16"))
+    pixels = clip(3)
+    latents = svd.encode(pixels)
+    at = svd.schedule(STEPS, STRENGTH, latents).down()[0][0]
+    theirs = half.predict(latents, at, half.condition(pixels[0], frames=3))
+    assert theirs.dtype == torch.float32
+    assert relative(theirs, svd.predict(latents, at, svd.condition(pixels[0], frames=3))) < 0.05
+    assert half.identity != svd.identity
+
+
+def test_the_kind_of_model_is_read_from_its_folder(tmp_path: Path) -> None:
+    assert isinstance(AnyImageToVideo.from_pretrained(str(PIPELINE)).model, StableVideo)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ModelMismatch, match="StableDiffusionPipeline"):
+        AnyImageToVideo.from_pretrained(str(tmp_path))
+    with pytest.raises(ModelMismatch):
+        StableVideo.from_pretrained(str(tmp_path))
+    with pytest.raises(ModelNotFound):
+        AnyImageToVideo.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_a_model_that_predicts_something_else_is_refused(tmp_path: Path) -> None:
+    for part in PIPELINE.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "scheduler").unlink()
+    (tmp_path / "scheduler").mkdir()
+    text = (PIPELINE / "scheduler" / "scheduler_config.json").read_text().replace("v_prediction", "epsilon")
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
+    with pytest.raises(ModelMismatch, match="epsilon"):
+        StableVideo.from_pretrained(str(tmp_path))
+
+
+def test_loading_leaves_the_pipeline_a_stock_one(svd: StableVideo) -> None:
+    assert isinstance(svd.pipe, StableVideoDiffusionPipeline)
+    assert not any(weight.requires_grad for weight in svd.pipe.unet.parameters())
