@@ -200,7 +200,7 @@ def _figure(shown: Shown) -> str:
     caption = f"<figcaption><strong>{title}</strong>{' ' + note if note else ''}</figcaption>"
     if shown.kind == "video":
         body = (
-            f'<video controls loop muted playsinline preload="metadata" aria-label="{title}" '
+            f'<video controls loop muted playsinline preload="auto" aria-label="{title}" '
             f'src="{escape(shown.url)}"></video>'
         )
     elif shown.kind == "picture":
@@ -346,7 +346,7 @@ def _extra(path: Path, beside: Path, limit: int) -> Shown:
         return Shown(path.stem, "text", text=path.read_text(encoding="utf-8", errors="replace")[:20_000])
     if suffix in PICTURES and path.is_file():
         return Shown(path.stem, "picture", _url(path, PICTURES[suffix], beside, limit))
-    if suffix in CONTAINERS or path.is_dir():
+    if suffix in CONTAINERS or suffix in {".mkv", ".avi"} or path.is_dir():
         return _clip(path.stem, path, beside, limit)
     return Shown(path.stem, "missing", note=f"{path.name} lies in {path.parent.name}/.")
 
@@ -369,7 +369,7 @@ def _sheet(source: Path, result: Path) -> str:
         if sum(3 * video.frames * video.width * video.height for video in videos) > SHEET_UP_TO:
             return ""
         clips = [read(path) for path in (source, result)]
-        picture = difference_sheet(clips, ["source", "result"], frames=4)
+        picture = difference_sheet(clips, ["source", "result"], frames=3)
     except RetouchError:
         return ""
     drawn = BytesIO()

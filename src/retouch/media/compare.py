@@ -160,13 +160,13 @@ def sheet(
 ) -> Picture:
     """Draws a table of pictures with a heading a column and a title a row; None leaves a cell empty.
 
-    All are drawn at one height: the tallest one's, within `SMALLEST` / 2 and `LARGEST`, unless given.
+    All are drawn at one height: the tallest one's, within `SMALLEST` and `LARGEST`, unless given.
     """
     there = [picture for row in rows for picture in row if picture is not None]
     if not there:
         raise InputError("there is no picture to draw", hint="give at least one frame")
     tallest = max(picture.shape[0] for picture in there)
-    height = height or min(LARGEST, tallest * max(1, math.ceil(SMALLEST / 2 / tallest)))
+    height = height or min(LARGEST, tallest * max(1, math.ceil(SMALLEST / tallest)))
     width = max(round(picture.shape[1] * height / picture.shape[0]) for picture in there)
     titles = [_drawable(title) for title in titles]
     margin = max((_length(title) for title in titles), default=0) + 2 * GAP

@@ -141,9 +141,9 @@ def test_a_sheet_takes_evenly_spaced_frames_each_once() -> None:
 
 
 def test_a_sheet_leaves_cells_without_a_picture_empty() -> None:
-    picture = np.full((100, 100, 3), 200, dtype=np.uint8)
+    picture = np.full((200, 200, 3), 201, dtype=np.uint8)
     made = sheet([[picture, None], [None, picture]], ["one", "two"], ["top", "bottom"])
-    assert (made == 200).all(axis=2).sum() == 2 * 100 * 100
+    assert (made == 201).all(axis=2).sum() == 2 * 200 * 200
 
 
 def test_a_sheet_of_nothing_is_an_error() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retouch.errors import InputError
-from retouch.events import Event, Notice
+from retouch.events import Event, Notice, ignore
 
 if TYPE_CHECKING:
     from retouch.video import Video
@@ -102,6 +102,95 @@ def report(run: str, *, out: Path | None, embed_up_to: float, as_json: bool, for
 
     path = write_report(find_folder(run), out, embed_up_to=round(embed_up_to * 2**20), force=force)
     click.echo(json.dumps({"report": str(path)}) if as_json else str(path))
+
+
+@click.group()
+def bench() -> None:
+    """Measure methods against edits whose truth is known."""
+
+
+@bench.command()
+@click.option("--methods", default="frame_by_frame", show_default=True, help="The methods, with commas.")
+@click.option("--kinds", default="colour,pattern,object,style", show_default=True, help="Kinds of change.")
+@click.option("--clips", default=40, show_default=True, type=click.IntRange(1), help="Held-out clips.")
+@click.option("--frames", default=8, show_default=True, type=click.IntRange(2), help="Frames a clip.")
+@click.option("--size", default=64, show_default=True, type=click.IntRange(16), help="Pixels a side.")
+@click.option("--model", default="tiny:sd", show_default=True, help="The model of methods that take words.")
+@click.option("--eyes", default="tiny:clip", show_default=True, help="CLIP for the direction; none without.")
+@click.option("--set", "settings", multiple=True, metavar="METHOD.NAME=VALUE", help="A method's parameter.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The methods' seed.")
+@click.option(
+    "-o",
+    "--out",
+    type=PATH,
+    default=Path("bench-truth"),
+    show_default=True,
+    help="Folder for rows and tables.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.option("--quiet", is_flag=True, help="Do not say which edit is being measured.")
+def truth(
+    *,
+    methods: str,
+    kinds: str,
+    clips: int,
+    frames: int,
+    size: int,
+    model: str,
+    eyes: str,
+    settings: tuple[str, ...],
+    seed: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure methods on clips of the drawn world, each change of which has a true edit.
+
+    \b
+    retouch bench truth --methods fatezero,frame_by_frame --clips 40
+    Writes rows.jsonl, figures.json, table.md and sheet.png into --out; a bench that was stopped goes on.
+    """  # noqa: D301 - click reads the mark
+    from retouch.apps.bench import Bench, conclude, run_bench, with_baseline
+    from retouch.models.clip import TextImage
+
+    seeing = None if eyes == "none" else TextImage.from_pretrained(eyes)
+    asked = Bench(
+        methods=with_baseline(_listed(methods)),
+        kinds=_listed(kinds),
+        clips=clips,
+        frames=frames,
+        size=size,
+        seed=seed,
+        model=model,
+        settings=_settings(settings),
+        eyes=seeing,
+        network="" if eyes == "none" else eyes.replace(":", "-"),
+        crop=f"{seeing.side}c" if seeing else "",
+    )
+    rows = run_bench(asked, out, listen=ignore if quiet or as_json else _say)
+    told, found = conclude(asked, rows, out)
+    click.echo(json.dumps(found) if as_json else told)
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
+
+
+def _settings(texts: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Reads `METHOD.NAME=VALUE`; a value that is JSON counts as such, any other as text."""
+    found: dict[str, dict[str, object]] = {}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        name, dot, parameter = place.partition(".")
+        if not (equals and dot and parameter):
+            raise InputError(
+                f"--set {text!r} is no METHOD.NAME=VALUE", hint="such as --set fatezero.steps=20"
+            )
+        try:
+            found.setdefault(name, {})[parameter] = json.loads(value)
+        except ValueError:
+            found.setdefault(name, {})[parameter] = value
+    return found
 
 
 def _say(event: Event) -> None:

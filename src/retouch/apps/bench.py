@@ -1,0 +1,470 @@
+"""Methods measured against edits whose truth is known: clips of the drawn world, changed, and truly edited.
+
+Beside the methods stand the rows that keep a table honest: the source itself (doing nothing), the true edit
+(the best there is), and for each method that takes words a null edit, the source's own words as the target.
+Rows are kept as they come, so that a bench that was stopped goes on where it stopped.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TypeAlias, cast, final
+
+import numpy as np
+
+from retouch.errors import Cancelled, InputError, RetouchError
+from retouch.events import Listener, Notice, ignore
+from retouch.media.compare import sheet
+from retouch.media.io import read_picture, write_picture
+from retouch.metrics import Case, find, measure
+from retouch.metrics.alignment import Eyes
+from retouch.metrics.fidelity import Mask, changed
+from retouch.metrics.uncertainty import Interval, interval, paired
+from retouch.registry import method
+from retouch.registry import methods as registered
+from retouch.run import Edited, Run
+from retouch.spec import MethodSpec
+from retouch.video import Video
+from retouch.world import (
+    BACKGROUNDS,
+    COLOURS,
+    OBJECTS,
+    PATTERNS,
+    STYLES,
+    WORLD_VERSION,
+    Change,
+    Clip,
+    Scene,
+    Variety,
+    edited,
+)
+
+HELD_OUT = 2 * 10**9
+"""Seeds from here on are never trained on: the embedded family uses those below 10**9."""
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "colour": COLOURS,
+    "pattern": PATTERNS[1:],
+    "object": OBJECTS,
+    "background": BACKGROUNDS,
+    "style": STYLES[1:],
+}
+"""The kinds of change, and the words to change to; plain is no word of a caption, so it is not among them."""
+
+COLUMNS = ("fidelity-inside", "fidelity-outside", "warp-error", "clip-direction")
+BASELINE = "frame_by_frame"
+SOURCE, TRUTH, NULL = "the source itself", "the true edit", "null edit: "
+PRESETS: Mapping[str, str] = {
+    "colour": "attribute",
+    "pattern": "attribute",
+    "background": "attribute",
+    "object": "shape",
+    "style": "style",
+}
+"""The preset that a method with such presets is run with, by the kind of change."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One change of one clip, with its truth."""
+
+    number: int
+    kind: str
+    change: str
+    clip: Clip
+    target: Clip
+
+    @property
+    def name(self) -> str:
+        """Its name in files: number, kind and word."""
+        return f"{self.number:03}-{self.kind}-{self.change.replace(' ', '-')}"
+
+    @cached_property
+    def inside(self) -> Mask:
+        """Where the edit belongs: what the true edit changes.
+
+        A style changes every pixel; there the object is inside and the background outside, held to the truth.
+        """
+        if self.kind == "style":
+            return np.asarray(self.clip.masks[:-1].any(axis=0))
+        return changed(self.clip.video.frames, self.target.video.frames)
+
+
+Give: TypeAlias = Callable[[Trial, Path], object]
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """What one contender got on one trial; `figures` is empty where it failed, and `error` says how."""
+
+    trial: str
+    kind: str
+    contender: str
+    figures: Mapping[str, float]
+    error: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Bench:
+    """What to measure, on what, and with which eyes."""
+
+    methods: tuple[str, ...]
+    kinds: tuple[str, ...] = ("colour", "pattern", "object", "style")
+    clips: int = 40
+    frames: int = 8
+    size: int = 64
+    seed: int = 0
+    model: str = "tiny:sd"
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Parameters a method, over its preset."""
+    eyes: Eyes | None = None
+    network: str = ""
+    crop: str = ""
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise InputError(f"there is no kind of change {kind!r}", hint=f"kinds: {', '.join(KINDS)}")
+        if self.clips < 1 or self.frames < 2:
+            raise InputError(
+                f"{self.clips} clips of {self.frames} frames measure nothing",
+                hint="ask for one clip or more of two frames or more",
+            )
+
+
+def trials(bench: Bench) -> Iterator[Trial]:
+    """The trials: every clip with a change of every kind; the words follow from the seed of the clip."""
+    variety = Variety(pair=0.0, styles=("none",), patterns=PATTERNS)
+    for number in range(bench.clips):
+        seed = HELD_OUT + number
+        clip = Clip.of(Scene.sample(seed, variety), bench.frames, bench.size)
+        for kind in bench.kinds:
+            word = _word(clip.scene, kind, seed)
+            change = Change.parse(f"{kind}={word}")
+            yield Trial(number, kind, word, clip, edited(clip, change))
+
+
+def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[Row]:
+    """Measures every contender on every trial that has no row in `folder` yet, and gives all rows.
+
+    A method that fails on a trial gets a row that says so, and the others go on.
+
+    Raises:
+        InputError: the folder holds rows of a bench with other settings, which must not be mixed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = _kept(bench, folder)
+    done = {(row.trial, row.contender) for row in rows}
+    clip = -1
+    for trial in trials(bench):
+        if trial.number != clip:
+            clip = trial.number
+            shutil.rmtree(folder / "work", ignore_errors=True)  # what the runs of one clip shared
+        missing = [name for name in contenders(bench) if (trial.name, name) not in done]
+        if missing:
+            listen(Notice(f"{trial.name}: {trial.clip.caption} -> {trial.target.caption}"))
+        for name in missing:
+            row = _contend(bench, trial, name, folder, listen)
+            rows.append(row)
+            with (folder / "rows.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(asdict(row)) + "\n")
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return [row for row in rows if row.contender in contenders(bench) and row.kind in bench.kinds]
+
+
+def contenders(bench: Bench) -> list[str]:
+    """All rows of a table: doing nothing, each method's null edit, the methods, the truth."""
+    nulls = [
+        NULL + name for name in bench.methods if {"prompt", "first"} & set(method(name).params.model_fields)
+    ]
+    return [SOURCE, *nulls, *bench.methods, TRUTH]
+
+
+def with_baseline(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods and the naive one that every table carries, where it is there; each once."""
+    known = [BASELINE] if BASELINE in registered() else []
+    return tuple(dict.fromkeys([*(method(name).name for name in names), *known]))
+
+
+def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[str, object]:
+    """The parameters with which a method is told of the change, by the names of its fields.
+
+    Raises:
+        InputError: a field that must be given is none that the bench knows to fill.
+    """
+    fields = spec.params.model_fields
+    values: dict[str, object] = dict(spec.presets.get(PRESETS[trial.kind], {}))
+    if "model" in fields:
+        values["model"] = "tiny:svd" if "first" in fields else bench.model
+    values |= {name: give(trial, folder) for name, give in GIVES.items() if name in fields}
+    values |= bench.settings.get(spec.name, {})
+    unknown = [name for name, info in fields.items() if info.is_required() and name not in values]
+    if unknown:
+        raise InputError(
+            f"the bench cannot tell {spec.name} of the change: it asks for {', '.join(unknown)}",
+            hint=f"give it with --set {spec.name}.{unknown[0]}=VALUE",
+        )
+    return values
+
+
+def _first(trial: Trial, folder: Path) -> Path:
+    """The true edit of the first frame, as a user would have drawn it."""
+    picture = np.ascontiguousarray(trial.target.video.frames[0].transpose(1, 2, 0))
+    return write_picture(picture, folder / "first.png", force=True)
+
+
+GIVES: Mapping[str, Give] = {
+    "prompt": lambda trial, _: trial.target.caption,
+    "source_prompt": lambda trial, _: trial.clip.caption,
+    "first": _first,
+}
+"""How the change is given, by the name of the parameter that takes it."""
+
+
+def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Row:
+    try:
+        outcome = _outcome(bench, trial, name, folder, listen)
+        figures = _figures(bench, trial, name, outcome)
+    except Cancelled:
+        raise
+    except RetouchError as error:
+        return Row(trial.name, trial.kind, name, {}, f"{type(error).__name__}: {error}")
+    frame = outcome.video.frames[len(outcome.video) // 2].transpose(1, 2, 0)
+    place = folder / "frames" / trial.name
+    place.mkdir(parents=True, exist_ok=True)
+    write_picture(np.ascontiguousarray(frame), place / f"{_file(name)}.png", force=True)
+    return Row(trial.name, trial.kind, name, figures)
+
+
+def _outcome(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Edited:
+    """What a contender makes of a trial. Runs of one clip share a store, so that it is inverted once."""
+    if name == SOURCE:
+        return Edited(trial.clip.video)
+    if name == TRUTH:
+        return Edited(trial.target.video)
+    told = trial
+    if name.startswith(NULL):
+        name, told = name.removeprefix(NULL), replace(trial, target=trial.clip)
+    spec = method(name)
+    with tempfile.TemporaryDirectory(prefix="retouch-bench-") as scratch:
+        params = spec.fill(given(spec, told, Path(scratch), bench))
+        run = Run.alone(folder / "work" / f"{trial.number:03}-{spec.name}", seed=bench.seed, listen=listen)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        module, _, function = spec.edit.partition(":")
+        edit = cast("Callable[[Video, object, Run], Edited]", getattr(import_module(module), function))
+        return edit(trial.clip.video, params, run)
+
+
+def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str, float]:
+    case = Case(
+        outcome.video.frames,
+        trial.clip.video.frames,
+        truth=trial.target.video.frames,
+        mask=trial.inside,
+        flow=trial.clip.forward,
+        seen=trial.clip.forward_seen,
+        eyes=bench.eyes,
+        network=bench.network,
+        crop=bench.crop,
+        prompt=trial.target.caption,
+        source_prompt=trial.clip.caption,
+    )
+    # Likeness to the source is a virtue of an edit that should change nothing, and of no other.
+    wanted = (*COLUMNS, "psnr-source") if name == SOURCE or name.startswith(NULL) else COLUMNS
+    return measure(case, tuple(metric for metric in wanted if find(metric).fits(case)))
+
+
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Means with intervals by kind of change, contender and figure, over the trials that did not fail."""
+    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    for kind, name, key in _cells(rows):
+        values = [row.figures[key] for row in _of(rows, kind, name) if key in row.figures]
+        found.setdefault(kind, {}).setdefault(name, {})[key] = interval(values)
+    return found
+
+
+def differences(rows: Sequence[Row], baseline: str = BASELINE) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Means of contender minus baseline with their intervals, over the trials on which neither failed."""
+    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    for kind, name, key in _cells(rows):
+        base = {row.trial: row.figures for row in _of(rows, kind, baseline)}
+        both = [row for row in _of(rows, kind, name) if key in row.figures and key in base.get(row.trial, {})]
+        if name != baseline and both:
+            ours, theirs = ([figures[key] for figures in side] for side in _sides(both, base))
+            found.setdefault(kind, {}).setdefault(name, {})[key] = paired(ours, theirs)
+    return found
+
+
+def conclude(bench: Bench, rows: Sequence[Row], folder: Path) -> tuple[str, dict[str, object]]:
+    """Writes figures, table and contact sheet into the folder; gives the table and the figures."""
+    told, found = table(bench, rows), as_json(bench, rows)
+    (folder / "table.md").write_text(told, encoding="utf-8")
+    (folder / "figures.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_picture(contact_sheet(bench, folder), folder / "sheet.png", force=True)
+    return told, found
+
+
+def as_json(bench: Bench, rows: Sequence[Row]) -> dict[str, object]:
+    """Everything that a machine may want to read of a bench."""
+    return {
+        "settings": settings_of(bench),
+        "means": _plain(summary(rows)),
+        "differences": {"from": BASELINE, "by_kind": _plain(differences(rows))},
+        "failed": [asdict(row) for row in rows if row.error],
+    }
+
+
+def table(bench: Bench, rows: Sequence[Row]) -> str:
+    """The bench in Markdown: a table a kind of change, then the paired differences from the baseline."""
+    means, apart = summary(rows), differences(rows)
+    keys = list(dict.fromkeys(key for row in rows for key in row.figures))
+    lines = ["# Edits against the truth", "", *_introduction(bench, rows, keys), ""]
+    for kind, by_name in means.items():
+        lines += [f"## {kind}", "", *_table(keys, {name: _row(by_name[name], keys) for name in by_name}), ""]
+        if kind in apart:
+            judged = {name: _judged(row, keys) for name, row in apart[kind].items() if name in bench.methods}
+            lines += [f"Paired difference from {BASELINE}:", "", *_table(keys, judged), ""] if judged else []
+    failed = [row for row in rows if row.error]
+    if failed:
+        lines += ["## Failed", "", *(f"- {row.contender} on {row.trial}: {row.error}" for row in failed), ""]
+    return "\n".join(lines)
+
+
+def contact_sheet(bench: Bench, folder: Path, *, edits: int = 10) -> np.ndarray:
+    """Draws the middle frames of evenly chosen edits: source, true edit, then each method."""
+    names = [SOURCE, TRUTH, *bench.methods]
+    tried = [trial for trial in trials(bench) if (folder / "frames" / trial.name).is_dir()]
+    kinds = len(bench.kinds)
+    # A step that is no multiple of the number of kinds, so that every kind comes up.
+    step = max(1, len(tried) // edits)
+    step += step % kinds == 0 and kinds > 1
+    chosen = tried[::step][:edits]
+    rows = [
+        [_picture(folder / "frames" / trial.name / f"{_file(name)}.png") for name in names]
+        for trial in chosen
+    ]
+    return sheet(rows, ["source", "true edit", *bench.methods], [f"{t.kind}: {t.change}" for t in chosen])
+
+
+def settings_of(bench: Bench) -> dict[str, object]:
+    """What must be equal for rows to stand in one table."""
+    return {
+        "world": WORLD_VERSION,
+        "frames": bench.frames,
+        "size": bench.size,
+        "seed": bench.seed,
+        "model": bench.model,
+        "network": bench.network,
+        "crop": bench.crop,
+        "settings": {name: dict(values) for name, values in bench.settings.items()},
+    }
+
+
+def _kept(bench: Bench, folder: Path) -> list[Row]:
+    path, lines = folder / "settings.json", folder / "rows.jsonl"
+    settings = json.loads(json.dumps(settings_of(bench), default=str))
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise InputError(
+            f"{folder} holds a bench with other settings", hint="choose another folder with --out"
+        )
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if not lines.exists():
+        return []
+    whole = [line for line in lines.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    lines.write_text("".join(whole), encoding="utf-8")  # a line that a kill cut short is measured again
+    return [row for row in (Row(**json.loads(line)) for line in whole) if not row.error]
+
+
+def _word(scene: Scene, kind: str, seed: int) -> str:
+    """A word of the kind that the scene does not show yet, the same for the same seed."""
+    actor = scene.actors[0]
+    shown = {"colour": actor.colour, "pattern": actor.pattern, "object": actor.object}
+    now = shown.get(kind, scene.background if kind == "background" else scene.style)
+    words = [word for word in KINDS[kind] if word != now]
+    return words[seed % len(words)]
+
+
+def _cells(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    return list(dict.fromkeys((row.kind, row.contender, key) for row in rows for key in row.figures))
+
+
+def _of(rows: Sequence[Row], kind: str, name: str) -> list[Row]:
+    return [row for row in rows if row.kind == kind and row.contender == name]
+
+
+def _sides(
+    rows: Sequence[Row], base: Mapping[str, Mapping[str, float]]
+) -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    return [row.figures for row in rows], [base[row.trial] for row in rows]
+
+
+def _introduction(bench: Bench, rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+    clips = len({row.trial.partition("-")[0] for row in rows})
+    idle = [_name(key) for key in keys if find(_name(key)).rewards_doing_nothing]
+    return [
+        f"{clips} held-out clips of {bench.frames} frames at {bench.size} px, world seeds from {HELD_OUT}.",
+        f"Model `{bench.model}`, seed {bench.seed}. Means with 95 % bootstrap intervals over clips.",
+        "",
+        "Columns: " + ", ".join(f"`{key}`" for key in keys) + ".",
+        f"Doing nothing wins {', '.join(idle)}; read them beside the others.",
+    ]
+
+
+def _table(keys: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    heads = [f"{_name(key)}{_unit(key)}, {find(_name(key)).better} is better" for key in keys]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(keys)]
+    return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+
+
+def _row(figures: Mapping[str, Interval], keys: Sequence[str]) -> list[str]:
+    return [_said(figures[key]) if key in figures else "-" for key in keys]
+
+
+def _judged(figures: Mapping[str, Interval], keys: Sequence[str]) -> list[str]:
+    """Differences with a word: better or worse where the interval leaves zero out, else undecided."""
+    cells = []
+    for key in keys:
+        if key not in figures:
+            cells.append("-")
+            continue
+        sign = figures[key].sign * (1 if find(_name(key)).better == "higher" else -1)
+        cells.append(f"{_said(figures[key], signed=True)} {('undecided', 'better', 'worse')[sign]}")
+    return cells
+
+
+def _said(found: Interval, *, signed: bool = False) -> str:
+    digits = 2 if max(abs(found.low), abs(found.high)) >= 1 else 4
+    plus = "+" if signed else ""
+    return f"{found.mean:{plus}.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _name(key: str) -> str:
+    return key.partition("@")[0]
+
+
+def _unit(key: str) -> str:
+    unit = find(_name(key)).unit
+    return f" ({unit})" if unit else ""
+
+
+def _file(name: str) -> str:
+    return name.replace(":", "").replace(" ", "-")
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    return read_picture(path)[..., :3] if path.exists() else None
+
+
+def _plain(found: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> dict[str, object]:
+    return {
+        kind: {name: {key: asdict(value) for key, value in row.items()} for name, row in by_name.items()}
+        for kind, by_name in found.items()
+    }

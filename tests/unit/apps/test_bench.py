@@ -1,0 +1,202 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retouch.apps.bench import (
+    BASELINE,
+    HELD_OUT,
+    KINDS,
+    SOURCE,
+    TRUTH,
+    Bench,
+    Row,
+    conclude,
+    contact_sheet,
+    differences,
+    given,
+    run_bench,
+    summary,
+    table,
+    trials,
+)
+from retouch.errors import InputError
+from retouch.metrics.fidelity import CEILING_DB, Frames
+from retouch.params import Model, Params, Prompt, SourcePrompt
+from retouch.spec import MethodSpec
+
+SMALL = Bench(methods=(), kinds=("colour", "object"), clips=2, frames=2, size=32)
+TRAINED_BELOW = 10**9
+
+
+@final
+class Worded(Params):
+    prompt: Prompt
+    source_prompt: SourcePrompt
+    model: Model = "sd15"
+    steps: int = 50
+
+
+@final
+class Drawn(Params):
+    first: Path
+    model: Model = "svd"
+
+
+@final
+class Odd(Params):
+    wish: str
+
+
+WORDED = MethodSpec(
+    "worded",
+    "",
+    "",
+    Worded,
+    "x:edit",
+    presets={"shape": {"steps": 7}, "style": {"steps": 8}, "attribute": {}},
+)
+
+
+@final
+class Blind:
+    """Eyes to which every picture is the same, and every text another."""
+
+    def images(self, frames: Frames, /) -> Float[Tensor, "f d"]:
+        return torch.ones(len(frames), 1)
+
+    def texts(self, sentences: Sequence[str], /) -> Float[Tensor, "n d"]:
+        return torch.tensor([[1.0], [-1.0]])[: len(sentences)]
+
+
+def test_held_out_seeds_are_never_those_of_training() -> None:
+    assert HELD_OUT > TRAINED_BELOW
+
+
+def test_trials_change_one_thing_each_and_are_the_same_every_time() -> None:
+    bench = Bench(methods=(), kinds=tuple(KINDS), clips=3, frames=2, size=32)
+    made = list(trials(bench))
+    assert [trial.name for trial in made] == [trial.name for trial in trials(bench)]
+    assert len({trial.name for trial in made}) == 3 * len(KINDS)
+    for trial in made:
+        assert trial.clip.caption != trial.target.caption
+        assert trial.change in trial.target.caption
+        assert trial.inside.any()
+        assert not trial.inside.all()
+
+
+def test_the_source_wins_outside_and_the_truth_wins_inside(tmp_path: Path) -> None:
+    means = summary(run_bench(SMALL, tmp_path))
+    inside, outside = (f"fidelity-{where}@rgb8/32x32/2f" for where in ("inside", "outside"))
+    for kind in SMALL.kinds:
+        assert means[kind][TRUTH][inside].mean == CEILING_DB
+        assert means[kind][SOURCE][outside].mean == CEILING_DB
+        assert means[kind][SOURCE][inside].mean < 30
+        assert means[kind][SOURCE][inside].clips == 2
+
+
+def test_a_bench_that_was_stopped_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None:
+    whole = run_bench(SMALL, tmp_path / "whole")
+    half = tmp_path / "half"
+    lines = (tmp_path / "whole" / "rows.jsonl").read_text().splitlines(keepends=True)
+    run_bench(Bench(**{**SMALL.__dict__, "clips": 1}), half)
+    with (half / "rows.jsonl").open("a") as kept:
+        kept.write(lines[5][: len(lines[5]) // 2])  # cut short by a kill
+    assert run_bench(SMALL, half) == whole
+    assert (half / "rows.jsonl").read_text().splitlines(keepends=True) == lines
+
+
+def test_rows_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    run_bench(SMALL, tmp_path)
+    with pytest.raises(InputError, match="other settings"):
+        run_bench(Bench(**{**SMALL.__dict__, "frames": 3}), tmp_path)
+
+
+def test_clip_direction_is_measured_where_there_are_eyes(tmp_path: Path) -> None:
+    seeing = Bench(**{**SMALL.__dict__, "clips": 1, "eyes": Blind(), "network": "blind", "crop": "8c"})
+    rows = run_bench(seeing, tmp_path)
+    assert {row.figures["clip-direction@blind/8c/2f"] for row in rows} == {0.0}
+
+
+def test_a_change_is_given_by_the_names_of_the_parameters(tmp_path: Path) -> None:
+    trial = next(iter(trials(SMALL)))
+    words = given(WORDED, trial, tmp_path, SMALL)
+    assert (words["prompt"], words["source_prompt"]) == (trial.target.caption, trial.clip.caption)
+    assert words["model"] == "tiny:sd"
+    picture = given(MethodSpec("drawn", "", "", Drawn, "x:edit"), trial, tmp_path, SMALL)
+    assert isinstance(picture["first"], Path)
+    assert picture["first"].is_file()
+    assert picture["model"] == "tiny:svd"
+
+
+def test_settings_go_over_the_preset_that_belongs_to_the_kind(tmp_path: Path) -> None:
+    shape = next(trial for trial in trials(SMALL) if trial.kind == "object")
+    assert given(WORDED, shape, tmp_path, SMALL)["steps"] == 7
+    told = Bench(**{**SMALL.__dict__, "settings": {"worded": {"steps": 3}}})
+    assert given(WORDED, shape, tmp_path, told)["steps"] == 3
+
+
+def test_a_method_that_asks_for_something_unknown_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="asks for wish") as caught:
+        given(MethodSpec("odd", "", "", Odd, "x:edit"), next(iter(trials(SMALL))), tmp_path, SMALL)
+    assert "--set odd.wish=" in caught.value.hint
+
+
+def rows_of(name: str, values: Sequence[float | None], key: str = "warp-error@true-flow/8x8/2f") -> list[Row]:
+    return [
+        Row(
+            f"{i:03}",
+            "colour",
+            name,
+            {} if value is None else {key: value},
+            "Boom: x" if value is None else "",
+        )
+        for i, value in enumerate(values)
+    ]
+
+
+def test_differences_are_paired_on_the_trials_where_neither_failed() -> None:
+    rows = rows_of("ours", [0.1, 0.2, None, 0.4]) + rows_of(BASELINE, [0.3, 0.4, 0.5, None])
+    found = differences(rows)["colour"]["ours"]["warp-error@true-flow/8x8/2f"]
+    assert found.clips == 2
+    assert found.mean == pytest.approx(-0.2)
+
+
+def test_the_table_says_better_for_a_lower_warp_error_and_names_what_failed() -> None:
+    rows = rows_of("ours", [0.1, 0.2, None]) + rows_of(BASELINE, [0.3, 0.41, 0.5])
+    told = table(Bench(methods=("ours", BASELINE)), rows)
+    assert "better |" in told
+    assert "worse" not in told
+    assert "- ours on 002: Boom: x" in told
+    assert "Doing nothing wins warp-error" in told
+
+
+def test_the_results_are_figures_table_and_sheet(tmp_path: Path) -> None:
+    told, found = conclude(SMALL, run_bench(SMALL, tmp_path), tmp_path)
+    assert (tmp_path / "table.md").read_text() == told
+    assert json.loads((tmp_path / "figures.json").read_text()) == json.loads(json.dumps(found))
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_the_contact_sheet_shows_every_kind_and_source_beside_truth(tmp_path: Path) -> None:
+    run_bench(SMALL, tmp_path)
+    drawn = contact_sheet(SMALL, tmp_path, edits=2)
+    trial = next(iter(trials(SMALL)))
+    for clip in (trial.clip, trial.target):
+        picture = clip.video.frames[1].transpose(1, 2, 0).repeat(6, axis=0).repeat(6, axis=1)
+        places = np.argwhere((drawn[:, :, :] == picture[0, 0]).all(axis=2))
+        assert any(
+            (drawn[y : y + 192, x : x + 192] == picture).all() for y, x in places if y + 192 <= len(drawn)
+        )
+
+
+@pytest.mark.parametrize(("values", "message"), [({"kinds": ("size",)}, "size"), ({"frames": 1}, "1 frames")])
+def test_a_bench_of_nothing_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Bench(**{**SMALL.__dict__, **values})
