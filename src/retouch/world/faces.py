@@ -327,21 +327,21 @@ def sample_motion(seed: int) -> Liveliness:
         sway=(dice.between(-0.14, 0.14), dice.between(-0.08, 0.08)),
         scale=dice.between(0.72, 0.88),
         roll=dice.between(-0.05, 0.05),
-        yaw=dice.between(-1, 1),
-        mouth=dice.between(0, 1),
-        smile=dice.between(-0.5, 1),
-        gaze=dice.between(-1, 1),
+        yaw=dice.between(-1.0, 1.0),
+        mouth=dice.between(0.0, 1.0),
+        smile=dice.between(-0.5, 1.0),
+        gaze=dice.between(-1.0, 1.0),
         blinks=dice.between(1.5, 3.5),
-        period=dice.between(2.5, 5),
-        phase=dice.between(0, 1),
+        period=dice.between(2.5, 5.0),
+        phase=dice.between(0.0, 1.0),
     )
 
 
 def _sample_behind(seed: int) -> tuple[str, Camera, tuple[float, float]]:
     dice = Dice(seed, _STREAM + 200 + WORLD_VERSION, 8)
     background = BACKGROUNDS[dice.pick(len(BACKGROUNDS))]
-    camera = Camera(pan=(dice.between(-0.15, 0.15), dice.between(-0.05, 0.05)), phase=dice.between(0, 1))
-    return background, camera, (dice.between(0, 4), dice.between(0, 4))
+    camera = Camera(pan=(dice.between(-0.15, 0.15), dice.between(-0.05, 0.05)), phase=dice.between(0.0, 1.0))
+    return background, camera, (dice.between(0.0, 4.0), dice.between(0.0, 4.0))
 
 
 @final
@@ -488,10 +488,10 @@ def _painted(
 
 _HEADS: Mapping[str, tuple[Distance, float, float]] = MappingProxyType(
     {
-        "round": (ellipse(0, 0, 0.7, 0.73), 0.7, 0.73),
-        "oval": (ellipse(0, 0, 0.59, 0.77), 0.59, 0.77),
+        "round": (ellipse(0.0, 0.0, 0.7, 0.73), 0.7, 0.73),
+        "oval": (ellipse(0.0, 0.0, 0.59, 0.77), 0.59, 0.77),
         "square": (slab(-0.6, -0.74, 0.6, 0.74, 0.26), 0.6, 0.74),
-        "long": (ellipse(0, 0.03, 0.5, 0.86), 0.5, 0.89),
+        "long": (ellipse(0.0, 0.03, 0.5, 0.86), 0.5, 0.89),
     }
 )
 
@@ -537,7 +537,7 @@ def _body(who: Identity, pose: Expression, _: _Layout) -> list[_Piece]:
     return [
         *behind,
         _Piece("neck", upright(slab(-0.24, 0.4, 0.24, 1.2)), _shade(skin, 0.84)),
-        _Piece("clothes", upright(ellipse(0, 1.72, 1.05, 0.74)), _CLOTHES[who.clothes]),
+        _Piece("clothes", upright(ellipse(0.0, 1.72, 1.05, 0.74)), _CLOTHES[who.clothes]),
     ]
 
 
@@ -552,7 +552,7 @@ def _beard(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
     pieces = [_Piece("nose", ellipse(*layout.nose, who.nose, 0.075), _shade(SKINS[who.skin], 0.8), 0.0)]
     if who.beard:
         head, wide, _chin_at = _HEADS[who.shape]
-        jaw = within(_grown(head, 0.05), slab(-1, 0.08, 1, 1.2))
+        jaw = within(_grown(head, 0.05), slab(-1.0, 0.08, 1.0, 1.2))
         beard = without(jaw, ellipse(layout.mouth[0], -0.02, wide - 0.09, 0.33))
         pieces.insert(0, _Piece("beard", beard, _shade(HAIR_COLOURS[who.hair_colour], 0.9), 0.02))
     return pieces
@@ -568,9 +568,9 @@ def _mouth(who: Identity, pose: Expression, layout: _Layout) -> list[_Piece]:
 
         return distance
 
-    pieces = [_Piece("mouth", smiling(ellipse(0, 0, wide, gape)), (188, 66, 72), 0.015)]
+    pieces = [_Piece("mouth", smiling(ellipse(0.0, 0.0, wide, gape)), (188, 66, 72), 0.015)]
     if gape > 0.06:
-        inner = ellipse(0, 0, wide - 0.03, gape - 0.025)
+        inner = ellipse(0.0, 0.0, wide - 0.03, gape - 0.025)
         teeth = within(inner, slab(-wide, -gape, wide, -0.35 * gape))
         pieces += [_Piece("mouth", smiling(inner), (84, 22, 32), 0.0)]
         pieces += [_Piece("mouth", smiling(teeth), (250, 248, 240), 0.0)]
@@ -588,7 +588,7 @@ def _eyes(who: Identity, pose: Expression, layout: _Layout) -> list[_Piece]:
         if pose.blink > 0.8:
             pieces.append(_Piece("eyes", stroke(x - wide, y, x + wide, y, 0.02), INK, 0.0))
             continue
-        white = ellipse(x, y, wide, 0.115 * (1 - pose.blink))
+        white = ellipse(x, y, wide, 0.115 * (1.0 - pose.blink))
         gx, gy = x + 0.05 * pose.gaze[0], y + 0.03 * pose.gaze[1]
         pieces.append(_Piece("eyes", white, (250, 250, 250), 0.025))
         pieces.append(_Piece("eyes", within(circle(gx, gy, 0.085), white), iris, 0.0))
@@ -603,7 +603,7 @@ def _hair(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
     middle, half = 0.5 * layout.mouth[0], wide - 0.04
     opening = slab(middle - half, -0.42, middle + half, 1.4, 0.24)
     reach = 0.62 if who.hair == "long" else -0.04
-    cap = without(within(_grown(head, 0.08), slab(-1, -1.2, 1, reach)), opening)
+    cap = without(within(_grown(head, 0.08), slab(-1.0, -1.2, 1.0, reach)), opening)
     if who.hair == "curly":
         around = [k / 16 for k in range(-6, 7)]  # turns from straight up
         curls = [circle((wide + 0.03) * sine(a / 1.3), -high * cosine(a / 1.3) * 0.93, 0.17) for a in around]
@@ -616,7 +616,7 @@ def _hat(who: Identity, _: Expression, __: _Layout) -> list[_Piece]:
         return []
     colour = HATS[who.hat]
     top = -_HEADS[who.shape][2]
-    crown = within(slab(-0.58, top - 0.34, 0.58, top + 0.6, 0.24), slab(-1, -2, 1, top + 0.24))
+    crown = within(slab(-0.58, top - 0.34, 0.58, top + 0.6, 0.24), slab(-1.0, -2.0, 1.0, top + 0.24))
     return [
         _Piece("hat", crown, colour),
         _Piece("hat", slab(-0.58, top + 0.06, 0.58, top + 0.18), _shade(colour, 0.55), 0.0),

@@ -186,7 +186,7 @@ class Scene:
         """
         dice = Dice(seed, WORLD_VERSION, 64)
         background, style = _one(dice, variety.backgrounds), _one(dice, variety.styles)
-        ground = (dice.between(0, 4), dice.between(0, 4))
+        ground = (dice.between(0.0, 4.0), dice.between(0.0, 4.0))
         camera = _camera(dice, variety)
         paired = dice.chance(variety.pair)
         side = -1.0 if dice.chance(0.5) else 1.0
@@ -238,8 +238,8 @@ def _camera(dice: Dice, variety: Variety) -> Camera:
         pan=(dice.between(-variety.pan, variety.pan), dice.between(-variety.pan, variety.pan) / 2),
         zoom=(near + far) / 2,
         zoom_swing=(near - far) / (near + far),
-        period=dice.between(5, 9),
-        phase=dice.between(0, 1),
+        period=dice.between(5.0, 9.0),
+        phase=dice.between(0.0, 1.0),
     )
 
 
@@ -254,15 +254,18 @@ def _actor(dice: Dice, variety: Variety, side: float, others: tuple[Actor, ...])
     mirrored = dice.chance(0.5) and variety.mirrored
     low, high = variety.scale
     motion = Motion(
-        centre=(dice.between(-1, 1) * variety.place + 0.42 * side, dice.between(-1, 1) * variety.place),
-        swing=(dice.between(-1, 1) * variety.swing, dice.between(-1, 1) * variety.swing * 0.6),
-        turn=dice.between(-1, 1) * variety.turn / 2,
-        turn_swing=dice.between(-1, 1) * variety.turn / 2,
+        centre=(
+            dice.between(-1.0, 1.0) * variety.place + 0.42 * side,
+            dice.between(-1.0, 1.0) * variety.place,
+        ),
+        swing=(dice.between(-1.0, 1.0) * variety.swing, dice.between(-1.0, 1.0) * variety.swing * 0.6),
+        turn=dice.between(-1.0, 1.0) * variety.turn / 2.0,
+        turn_swing=dice.between(-1.0, 1.0) * variety.turn / 2.0,
         scale=dice.between(low, high) * (0.8 if side else 1.0),
-        scale_swing=dice.between(-1, 1) * variety.scale_swing,
-        bend=dice.between(-1, 1) * variety.bend,
-        period=dice.between(3, 6),
-        phase=dice.between(0, 1),
+        scale_swing=dice.between(-1.0, 1.0) * variety.scale_swing,
+        bend=dice.between(-1.0, 1.0) * variety.bend,
+        period=dice.between(3.0, 6.0),
+        phase=dice.between(0.0, 1.0),
     )
     return Actor(name, hue, pattern, motion, mirrored)
 

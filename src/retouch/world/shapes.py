@@ -170,12 +170,12 @@ LAMP: Colour = (255, 232, 130)
 
 
 def _ball() -> tuple[Part, ...]:
-    body = circle(0, 0, 0.86)
-    seams = union(circle(-1.24, 0, 0.8), circle(1.24, 0, 0.8))
+    body = circle(0.0, 0.0, 0.86)
+    seams = union(circle(-1.24, 0.0, 0.8), circle(1.24, 0.0, 0.8))
     return (
         Part(body),
-        Part(within(seams, circle(0, 0, 0.83)), WHITE, line=0.04),
-        Part(ellipse(-0.16, -0.5, 0.2, 0.11), WHITE, line=0),
+        Part(within(seams, circle(0.0, 0.0, 0.83)), WHITE, line=0.04),
+        Part(ellipse(-0.16, -0.5, 0.2, 0.11), WHITE, line=0.0),
     )
 
 
@@ -196,7 +196,7 @@ def _heart() -> tuple[Part, ...]:
     discs = union(circle(-0.43, -0.3, 0.47), circle(0.43, -0.3, 0.47))
     corner = polygon((0.0, -0.32), (0.782, 0.0138), (0.0, 0.9), (-0.782, 0.0138))
     shine = ellipse(-0.48, -0.42, 0.13, 0.1)
-    return (Part(union(discs, corner)), Part(shine, WHITE, line=0))
+    return (Part(union(discs, corner)), Part(shine, WHITE, line=0.0))
 
 
 def _car() -> tuple[Part, ...]:
@@ -211,7 +211,7 @@ def _car() -> tuple[Part, ...]:
         Part(slab(-0.96, -0.08, 0.98, 0.42, 0.14)),
         Part(circle(0.86, 0.1, 0.09), LAMP, line=0.03),
         Part(wheels, DARK, line=0.03),
-        Part(hubs, GREY, line=0),
+        Part(hubs, GREY, line=0.0),
     )
 
 
@@ -227,15 +227,15 @@ def _fish() -> tuple[Part, ...]:
         Part(tail, shade=0.7),
         Part(fins, shade=0.7),
         Part(ellipse(0.18, 0.0, 0.74, 0.46)),
-        Part(gill, INK, line=0),
+        Part(gill, INK, line=0.0),
         Part(circle(0.62, -0.12, 0.12), WHITE, line=0.03),
-        Part(circle(0.65, -0.12, 0.055), INK, line=0),
+        Part(circle(0.65, -0.12, 0.055), INK, line=0.0),
     )
 
 
 def _cup() -> tuple[Part, ...]:
     body = within(
-        polygon((-0.74, -0.62), (0.44, -0.62), (0.34, 0.84), (-0.64, 0.84)), slab(-0.9, -1, 0.6, 0.84, 0.2)
+        polygon((-0.74, -0.62), (0.44, -0.62), (0.34, 0.84), (-0.64, 0.84)), slab(-0.9, -1.0, 0.6, 0.84, 0.2)
     )
     return (
         Part(ring(ellipse(0.46, 0.06, 0.36, 0.38), 0.085), shade=0.8),
@@ -252,9 +252,9 @@ def _house() -> tuple[Part, ...]:
         Part(slab(-0.72, -0.12, 0.72, 0.88)),
         Part(polygon((0.0, -0.92), (1.0, -0.08), (-1.0, -0.08)), (124, 66, 52)),
         Part(slab(0.12, 0.26, 0.5, 0.88), WOODEN, line=0.04),
-        Part(circle(0.41, 0.58, 0.04), LAMP, line=0),
+        Part(circle(0.41, 0.58, 0.04), LAMP, line=0.0),
         Part(panes, LAMP, line=0.04),
-        Part(union(slab(-0.325, 0.16, -0.295, 0.5), slab(-0.5, 0.315, -0.12, 0.345)), INK, line=0),
+        Part(union(slab(-0.325, 0.16, -0.295, 0.5), slab(-0.5, 0.315, -0.12, 0.345)), INK, line=0.0),
     )
 
 
@@ -281,7 +281,7 @@ def _bird() -> tuple[Part, ...]:
         Part(union(ellipse(0.02, 0.14, 0.58, 0.44), circle(0.42, -0.36, 0.37))),
         Part(wing, shade=0.6),
         Part(circle(0.5, -0.44, 0.115), WHITE, line=0.03),
-        Part(circle(0.53, -0.44, 0.055), INK, line=0),
+        Part(circle(0.53, -0.44, 0.055), INK, line=0.0),
     )
 
 

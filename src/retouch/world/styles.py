@@ -154,7 +154,7 @@ def _pixel_art(picture: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "3 h w"
 def _watercolour(picture: Picture) -> Picture:
     h, w = picture.shape[1:]
     swell = _length(picture, 2.6)
-    cell = max(2.0, _length(picture, 7))
+    cell = max(2.0, _length(picture, 7.0))
     y = np.arange(h)[:, None] + (
         (_grain(h, w, cell, 3) - np.float32(0.5)) * np.float32(swell)
     ).round().astype(np.int64)
@@ -166,7 +166,7 @@ def _watercolour(picture: Picture) -> Picture:
     soft = _blurred(wobbled, radius)
     pooled = _blurred(soft, max(1, round(_length(picture, 1.6))))
     rim = unit(np.abs(_grey(soft) - _grey(pooled)) * 2)
-    wash = np.float32(0.55) + np.float32(0.5) * _grain(h, w, max(3.0, _length(picture, 10)), 5)
+    wash = np.float32(0.55) + np.float32(0.5) * _grain(h, w, max(3.0, _length(picture, 10.0)), 5)
     wash = wash + np.float32(0.14) * _grain(h, w, max(1.5, _length(picture, 1.6)), 6)
     painted = 1 - (1 - soft) * (wash * np.float32(0.72) + rim * np.float32(0.5))
     return painted + _unpainted(h, w) * (np.float32(0.985) - painted)

@@ -35,13 +35,13 @@ def lattice(cells_down: int, cells_across: int, key: int, size: int = TILE) -> P
     return np.ascontiguousarray(_stretched(np.ascontiguousarray(values.T), size).T)
 
 
-def _stretched(values: Plane, size: int) -> Plane:
+def _stretched(values: Float[np.ndarray, "v u"], size: int) -> Float[np.ndarray, "h u"]:
     cells = values.shape[0]
     place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     low = np.floor(place).astype(np.int64)
     share = smooth(place - low.astype(np.float32))[:, None]
     below, above = values[low % cells], values[(low + 1) % cells]
-    between: Plane = below + share * (above - below)
+    between: Float[np.ndarray, "h u"] = below + share * (above - below)
     return between
 
 
@@ -130,7 +130,7 @@ def _sand() -> Float[np.ndarray, "3 h w"]:
     )
 
     def grain(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
-        return edge(np.sqrt(x * x + y * y) - 6, 3), ((150, 112, 66), (255, 240, 200), (176, 130, 84))[
+        return edge(np.sqrt(x * x + y * y) - 6, 3.0), ((150, 112, 66), (255, 240, 200), (176, 130, 84))[
             number % 3
         ]
 
@@ -147,7 +147,7 @@ def _water() -> Float[np.ndarray, "3 h w"]:
             0.12
         )
         inside = y - np.floor(y) - np.float32(0.5) + swell
-        share = edge((np.abs(inside) - np.float32(0.06)) * np.float32(TILE / 16), 4) * unit(
+        share = edge((np.abs(inside) - np.float32(0.06)) * np.float32(TILE / 16), 4.0) * unit(
             warp * 3 - np.float32(0.9)
         )
         if row == 0:
@@ -167,7 +167,7 @@ def _sky() -> Float[np.ndarray, "3 h w"]:
         nearest = np.full_like(x, 999)
         for px, py, radius in puffs:
             nearest = np.minimum(nearest, np.sqrt((x - px) * (x - px) + (y - py) * (y - py)) - radius)
-        return edge(np.maximum(nearest, y - 18), 5), (252, 253, 255)
+        return edge(np.maximum(nearest, y - 18), 5.0), (252, 253, 255)
 
     scatter(picture, 16, 5, 110, cloud)
     return picture
@@ -185,7 +185,7 @@ def _bricks() -> Float[np.ndarray, "3 h w"]:
     )
     fx, fy = np.abs(x - np.floor(x) - np.float32(0.5)), np.abs(y - np.floor(y) - np.float32(0.5))
     gap = np.minimum((np.float32(0.5) - fx) * (TILE / across), (np.float32(0.5) - fy) * (TILE / down))
-    lay(picture, edge(gap - 6, 2), (218, 206, 190))
+    lay(picture, edge(gap - 6, 2.0), (218, 206, 190))
     return picture
 
 
@@ -203,7 +203,7 @@ def _snow() -> Float[np.ndarray, "3 h w"]:
             arms = np.minimum(arms, np.maximum(across - half, along - long))
             barb = np.abs(along - np.float32(0.62 * long) - across)
             arms = np.minimum(arms, np.maximum(barb - half, across - np.float32(0.32 * long)))
-        return edge(arms, 2), (128, 172, 222)
+        return edge(arms, 2.0), (128, 172, 222)
 
     scatter(picture, 52, 7, 46, flake)
     return picture
@@ -221,14 +221,14 @@ def _wood() -> Float[np.ndarray, "3 h w"]:
 
     def knot(x: Plane, y: Plane, _: int) -> tuple[Plane, RGB]:
         far = np.sqrt(x * x / 4 + y * y)
-        rings = edge(np.abs(far - 22) - 3, 3) + edge(np.abs(far - 12) - 3, 3) + edge(far - 4, 3)
+        rings = edge(np.abs(far - 22) - 3, 3.0) + edge(np.abs(far - 12) - 3, 3.0) + edge(far - 4, 3.0)
         return unit(rings), (84, 48, 24)
 
     scatter(picture, 12, 8, 56, knot)
     gap = (np.float32(0.5) - np.abs(y - plank - np.float32(0.5))) * (TILE / down)
     seam = ramp() * 2 + (plank * 3 % 4) * np.float32(0.25)
     joint = (np.float32(0.5) - np.abs(seam - np.floor(seam) - np.float32(0.5))) * (TILE / 2)
-    lay(picture, edge(np.minimum(gap, joint) - 4, 2), (58, 32, 16))
+    lay(picture, edge(np.minimum(gap, joint) - 4, 2.0), (58, 32, 16))
     return picture
 
 
@@ -238,13 +238,13 @@ def _night() -> Float[np.ndarray, "3 h w"]:
     def star(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
         far = np.sqrt(x * x + y * y)
         if number % 3:
-            return edge(far - 5, 4), (240, 240, 220)
+            return edge(far - 5, 4.0), (240, 240, 220)
         ray = np.minimum(np.abs(x) * 5 + np.abs(y), np.abs(y) * 5 + np.abs(x))
-        return edge(np.minimum(ray - 24, far - 6), 4), (255, 250, 200)
+        return edge(np.minimum(ray - 24, far - 6), 4.0), (255, 250, 200)
 
     def moon(x: Plane, y: Plane, _: int) -> tuple[Plane, RGB]:
         bite = np.sqrt((x - 26) * (x - 26) + (y + 12) * (y + 12)) - 52
-        return edge(np.maximum(np.sqrt(x * x + y * y) - 62, -bite), 3), (250, 236, 170)
+        return edge(np.maximum(np.sqrt(x * x + y * y) - 62, -bite), 3.0), (250, 236, 170)
 
     scatter(picture, 130, 11, 26, star)
     scatter(picture, 3, 13, 70, moon)

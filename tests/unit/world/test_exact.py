@@ -48,7 +48,7 @@ def test_random_numbers_are_the_top_bits_of_the_named_stream() -> None:
 def test_dice_keep_within_their_bounds_and_use_all_of_them() -> None:
     dice = Dice(1, 2, 3000)
     assert {dice.pick(7) for _ in range(1000)} == set(range(7))
-    between = [dice.between(-2, 3) for _ in range(1000)]
+    between = [dice.between(-2.0, 3.0) for _ in range(1000)]
     assert -2 <= min(between) < -1.9
     assert 2.9 < max(between) < 3
     share = sum(dice.chance(0.3) for _ in range(1000)) / 1000

@@ -94,7 +94,9 @@ def test_every_word_changes_the_picture() -> None:
 def test_objects_keep_within_their_reach(name: str) -> None:
     sheet = picture(replace(plain(name, scale=1.0), background="night", ground=(0.0, 0.0)), size=(256, 256))
     bare = picture(
-        replace(plain(name), actors=(Actor(name, "red", motion=Motion(centre=(9, 9))),), background="night"),
+        replace(
+            plain(name), actors=(Actor(name, "red", motion=Motion(centre=(9.0, 9.0))),), background="night"
+        ),
         size=256,
     )
     changed = (sheet != bare).any(axis=2)
@@ -126,7 +128,7 @@ def test_a_wide_picture_shows_more_to_the_sides_and_the_same_in_the_middle() -> 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (17, 9), (33, 65)])
 @pytest.mark.parametrize("style", STYLES)
 def test_any_size_is_drawn_in_every_style(size: tuple[int, int], style: str) -> None:
-    assert picture(replace(Scene.sample(2), style=style), 0, size).shape == (*size, 3)
+    assert picture(replace(Scene.sample(2), style=style), 0.0, size).shape == (*size, 3)
 
 
 def test_a_film_is_its_pictures_one_after_another() -> None:
