@@ -108,6 +108,9 @@ _PLANAR = re.compile(
 )
 
 
+OPAQUE = 255
+
+
 def converts(matrix: str) -> bool:
     """Whether pictures with this matrix can be brought to RGB; an empty name is one to guess, and can."""
     return matrix in _WEIGHTS or matrix in ("", "rgb")

@@ -171,14 +171,22 @@ def encoded(
 
 
 def moments(path: Path) -> tuple[tuple[int, ...], int]:
-    """The milliseconds at which the pictures of an animated WebP appear, and at which the last one ends."""
-    with _picture(path) as picture:
-        starts, now = [], 0
-        for i in range(getattr(picture, "n_frames", 1)):
-            picture.seek(i)
+    """The milliseconds at which the pictures of an animated WebP appear, and at which the last one ends.
+
+    Raises:
+        VideoError: if it holds no picture.
+    """
+    starts, now, at = [], 0, 12
+    content = path.read_bytes()
+    while at + 8 <= len(content):
+        kind, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if kind == b"ANMF":
             starts.append(now)
-            now += max(1, int(picture.info.get("duration", 0)))
-        return tuple(starts), now
+            now += max(1, int.from_bytes(content[at + 20 : at + 23], "little"))
+        at += 8 + size + size % 2
+    if not starts:
+        raise VideoError(f"{path} holds no picture", hint="The file is damaged; copy it again.")
+    return tuple(starts), now
 
 
 def animation(path: Path) -> Iterator[UInt8[np.ndarray, "h w channels"]]:

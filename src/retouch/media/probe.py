@@ -4,6 +4,7 @@ Imports no torch, so that `retouch probe` answers at once.
 """
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from av.container import InputContainer
 from jaxtyping import UInt8
 
 from retouch.errors import VideoError
-from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS
+from retouch.media.colour import MATRICES, OPAQUE, PRIMARIES, TRANSFERS, to_rgb
 from retouch.media.opening import PICTURES_A_SECOND, opened, pictures_at, the_video
 from retouch.media.pictures import header, is_animation, is_picture, moments
 
 # Fields that say how the pictures are stored, not what they are: another codec may change them.
 CODEC_FIELDS = frozenset({"codec", "profile", "pixel format", "bits"})
+
+
+# Pixel formats of brightness and two colour differences, for which a matrix and a range mean something.
+_LUMA = re.compile(r"yuv|nv|p[024]1|y2|uyvy|yvyu|gray|ya")
 
 
 @final
@@ -206,6 +211,14 @@ def has_alpha(stream: av.VideoStream, pixel_format: str) -> bool:
     return beside or any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
 
 
+def shows_through(frame: av.VideoFrame, stream: av.VideoStream) -> bool:
+    """Whether a frame's alpha is meant: FFmpeg gives every GIF one, also where all of it is opaque."""
+    if stream.codec.canonical_name != "gif":
+        return True
+    _, alpha = to_rgb(frame, matrix="rgb", full_range=True)
+    return alpha is not None and int(alpha.min()) < OPAQUE
+
+
 def _facts_of_container(path: Path, container: InputContainer) -> Facts:
     stream = the_video(container, path)
     sounds = {sound.index: _Listening(sound) for sound in container.streams.audio}
@@ -234,7 +247,7 @@ def _facts_of_container(path: Path, container: InputContainer) -> Facts:
         profile=stream.profile or "",
         pixel_format=name,
         bits=max(part.bits for part in first.format.components),
-        alpha=has_alpha(stream, name),
+        alpha=has_alpha(stream, name) and shows_through(first, stream),
         width=upright[0],
         height=upright[1],
         rotation=turn.degrees,
@@ -350,9 +363,10 @@ def _compared(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "timestamps", ""
     yield "primaries", video.primaries or "untagged"
     yield "transfer", video.transfer or "untagged"
-    yield "matrix", video.matrix or "untagged"
+    is_rgb = not _LUMA.match(video.pixel_format)
+    yield "matrix", "rgb" if is_rgb else video.matrix or "untagged"
     # Luma without a range is limited by common consent, so a codec that says so says nothing new.
-    yield "range", "full" if video.full_range else "none" if video.matrix == "rgb" else "limited"
+    yield "range", "none" if is_rgb else "full" if video.full_range else "limited"
     for i, sound in enumerate(facts.sounds):
         yield f"audio {i}", f"{sound.codec} {sound.rate} Hz {sound.layout}"
         yield f"audio {i} language", sound.language or "none"

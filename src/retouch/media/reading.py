@@ -28,7 +28,7 @@ from retouch.media.opening import (
     the_video,
 )
 from retouch.media.pictures import animation, header, is_animation, is_picture, moments, read_picture
-from retouch.media.probe import from_start, full_range_of, has_alpha, rate_of, turn_of
+from retouch.media.probe import from_start, full_range_of, has_alpha, rate_of, shows_through, turn_of
 from retouch.media.whole import check_whole
 from retouch.video import Origin, Sound, Video
 
@@ -167,7 +167,10 @@ def _from_container(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
         colour: _Colour | None = None
         for frame in _decoded(container, stream, path):
             colour = colour or _Colour(path, frame)
-            reel.add(*_upright(frame, colour), path)
+            rgb, alpha = _upright(frame, colour)
+            if alpha is not None and not reel.has_alpha and not shows_through(frame, stream):
+                alpha = None
+            reel.add(rgb, alpha, path)
             times.append((frame.pts if frame.pts is not None else frame.dts, frame.duration or 0))
         if colour is None:
             raise VideoError(

@@ -22,7 +22,7 @@ from retouch.media.pictures import encoded
 from retouch.media.sound import Soundtrack, check_sound, why_silent
 from retouch.video import FRAMES_AT_ONCE, Origin, Video
 
-_SILENT = ("", "gif", "apng", "webp")
+_SILENT = ("", "gif", "apng")
 _THREADS = 4
 _UNSPECIFIED = 2
 
@@ -212,8 +212,10 @@ class _Container:
         options = {"movflags": "+faststart"} if planned.container in ("mp4", "mov") else {}
         if planned.container in ("mp4", "mov") and self._clock.unit.numerator == 1:
             options["video_track_timescale"] = str(self._clock.unit.denominator)
-        if planned.container in ("gif", "apng", "webp"):
+        if planned.container in ("gif", "apng"):
             options["plays" if planned.container == "apng" else "loop"] = "0"
+        if planned.container == "apng":
+            options["final_delay"] = str(self._clock.last)
         if planned.encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # its only way to be quiet; it does not ask FFmpeg's log
         self._file = av.open(str(draft), "w", format=planned.container, container_options=options)
@@ -310,8 +312,12 @@ class _Clock:
             self.unit = 1 / like.fps
         elif container == "gif":
             self.unit = Fraction(1, 100)
-        elif container == "webp":
-            self.unit = Fraction(1, 1000)
+
+    @property
+    def last(self) -> Fraction:
+        """How many seconds the clip's last frame is shown."""
+        times = self._origin.timestamps
+        return (self._origin.end - times[-1]) * self._origin.time_base if times else 1 / self._fps
 
     def at(self, index: int) -> tuple[int, int]:
         """When frame `index` is shown and for how long."""
@@ -346,7 +352,7 @@ def _check_time(like: Video, planned: Recipe, path: Path) -> None:
     if planned.container == "gif" and like.fps > 50:
         raise VideoError(
             f"GIF shows at most 50 frames a second; the clip has {float(like.fps):.2f}",
-            hint=f"Use {path.with_suffix('.webp')} or {path.with_suffix('.mp4')}.",
+            hint=f"Use {path.with_suffix('.apng')} or {path.with_suffix('.mp4')}.",
         )
 
 
@@ -373,7 +379,7 @@ def _paletted(rgb: np.ndarray, alpha: np.ndarray | None) -> av.VideoFrame:
     table = np.zeros((256, 4), np.uint8)
     palette = np.array(small.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
     table[: len(palette), :3] = palette[:, ::-1]
-    table[: len(palette), 3] = 255
+    table[:, 3] = 255  # also where no colour is: FFmpeg takes a clear one for the mark of unchanged pixels
     values = np.asarray(small).copy()
     if alpha is not None:
         values[alpha[0] < 128] = 255
