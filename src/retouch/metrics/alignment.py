@@ -83,7 +83,7 @@ def frame_similarity(result: Frames, eyes: Eyes) -> float:
 
 @torch.no_grad()
 def frame_accuracy(result: Frames, prompt: str, source_prompt: str, eyes: Eyes) -> float:
-    """Fram-Acc: share of frames that are nearer to the target prompt than to the source prompt; a tie counts.
+    """Frame accuracy: share of frames that are nearer to the target prompt than to the source prompt; a tie counts.
 
     The softmax over the two logits is at least one half exactly where the cosine is at least the other's,
     so that no logit scale is asked for.

@@ -276,7 +276,7 @@ BUILT_IN: tuple[Metric, ...] = (
         ("prompt", "source_prompt", "eyes"),
     ),
     Metric(
-        "fram-acc",
+        "frame-accuracy",
         _frame_accuracy,
         "higher",
         "frames nearer to the old words",

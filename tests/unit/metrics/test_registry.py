@@ -31,7 +31,7 @@ def test_a_key_names_backbone_size_and_frames(case: Case) -> None:
 def test_measure_takes_what_the_case_knows_and_nothing_else(case: Case) -> None:
     known = {name.partition("@")[0] for name in measure(case)}
     assert {"fidelity-inside", "fidelity-outside", "warp-error", "untouched-share", "flicker"} <= known
-    assert not known & {"clip-t", "clip-f", "clip-direction", "fram-acc"}
+    assert not known & {"clip-t", "clip-f", "clip-direction", "frame-accuracy"}
     bare = {name.partition("@")[0] for name in measure(Case(case.result, case.source))}
     assert bare == {
         "warp-error-estimated",
@@ -50,7 +50,7 @@ def test_a_metric_by_name_that_lacks_something_says_what(case: Case) -> None:
 
 def test_an_unknown_metric_suggests_the_near_one() -> None:
     with pytest.raises(InputError) as caught:
-        find("fidelity-insid")
+        find("fidelity_inside")
     assert "fidelity-inside" in caught.value.hint
 
 
