@@ -606,7 +606,7 @@ def _hair(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
     cap = without(within(_grown(head, 0.08), slab(-1.0, -1.2, 1.0, reach)), opening)
     if who.hair == "curly":
         around = [k / 16 for k in range(-6, 7)]  # turns from straight up
-        curls = [circle((wide + 0.03) * sine(a / 1.3), -high * cosine(a / 1.3) * 0.93, 0.17) for a in around]
+        curls = [circle((wide + 0.1) * sine(a / 1.3), -high * cosine(a / 1.3) * 0.95, 0.165) for a in around]
         cap = union(cap, *curls)
     return [_Piece("hair", cap, colour)]
 
