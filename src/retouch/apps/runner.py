@@ -16,11 +16,12 @@ import numpy as np
 
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
-from retouch.artifacts import ArtifactStore, Draft
+from retouch.artifacts import ArtifactStore, Draft, full_disk
 from retouch.compute import Compute, Plan
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError, VideoError
 from retouch.events import Event, Listener, Notice, as_json, ignore
-from retouch.fields import near
+from retouch.fields import near, parse
+from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
 from retouch.places import home
 from retouch.registry import method
@@ -59,15 +60,15 @@ def edit(
 ) -> Result:
     """Edits a clip: the same request as `retouch edit METHOD CLIP`, made in Python."""
     filled = method(method_name).fill(params, preset=preset)
-    request = EditRequest(
-        video=Path(video).expanduser().absolute(),
-        method=method_name,
-        params=filled.model_dump(mode="json"),
-        seed=seed,
-        compute=compute or Compute(),
-        out=Path(out).expanduser().absolute() if out else None,
-    )
-    return run_edit(request, listen=listen, force=force)
+    values = {
+        "video": Path(video).expanduser().absolute(),
+        "method": method_name,
+        "params": filled.model_dump(mode="json"),
+        "seed": seed,
+        "compute": compute or Compute(),
+        "out": Path(out).expanduser().absolute() if out else None,
+    }
+    return run_edit(parse(EditRequest, values), listen=listen, force=force)
 
 
 def run_edit(
@@ -86,12 +87,12 @@ def run_edit(
     """
     spec = method(request.method)
     params = spec.fill(request.params)
-    if request.out and request.out.exists() and not force:
+    if request.out and request.out.exists() and not force and not _handed_over(request, folder):
         raise VideoError(f"{request.out} exists", hint="choose another name, or add --force")
     folder = folder or new_folder(request.method)
     with _locked(folder), _recorded(folder, listen) as tell, request.compute.settled():
         (folder / ERROR).unlink(missing_ok=True)
-        (folder / "request.json").write_text(request.as_json(), encoding="utf-8")
+        _write_whole(folder / "request.json", request.as_json())
         started = time.perf_counter()
         source = read(request.video, scratch=folder / "scratch")
         _tell_device(request.compute, tell)
@@ -118,7 +119,7 @@ def run_edit(
             "fps": str(edited.video.fps),
             "source_digest": source.digest,
             "result_digest": edited.video.digest,
-            "figures": dict(edited.figures),
+            "figures": {name: float(value) for name, value in edited.figures.items()},
             "untouched": untouched(source, edited),
             "result": result.name,
             "command": command_line(request),
@@ -232,12 +233,21 @@ def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
             f"{spec.name} gave {got} for {given}",
             hint="a method keeps length and rate; tell its authors",
         )
+    fits = (len(video), 1, edited.video.height, edited.video.width)
+    if edited.touched is not None and (edited.touched.dtype != bool or edited.touched.shape != fits):
+        raise PluginError(
+            f"{spec.name} says where it worked as {edited.touched.dtype} {edited.touched.shape}",
+            hint=f"touched is bool {fits}; tell its authors",
+        )
     return edited
 
 
 def _function(place: str) -> object:
     module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{place} cannot be loaded: {error}", hint="see: retouch doctor") from error
 
 
 def _tell_device(compute: Compute, tell: Listener) -> None:
@@ -268,6 +278,14 @@ def _keep_extras(edited: Edited, folder: Path) -> None:
             write_picture(extra, folder / f"{name}.png", force=True)
         else:
             (folder / f"{name}.txt").write_text(extra, encoding="utf-8")
+
+
+def _handed_over(request: EditRequest, folder: Path | None) -> bool:
+    """Whether what lies at the request's goal is this run's own result, from before it was stopped."""
+    result = folder / _result_name(request) if folder else None
+    if not (request.out and result and result.exists()):
+        return False
+    return result.is_dir() == request.out.is_dir() and file_digest(result) == file_digest(request.out)
 
 
 def _hand_over(result: Path, out: Path) -> None:
@@ -303,27 +321,42 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
     """Writes events and notices into the folder, and the error if the run ends in one."""
-    with (folder / "events.jsonl").open("a", encoding="utf-8") as events:
 
-        def tell(event: Event) -> None:
-            events.write(json.dumps({"at": round(time.time(), 3), **as_json(event)}) + "\n")
-            events.flush()
-            if isinstance(event, Notice):
-                with (folder / "notices.txt").open("a", encoding="utf-8") as notices:
-                    notices.write(event.text + "\n")
-            listen(event)
+    def tell(event: Event) -> None:
+        _add_line(folder / "events.jsonl", json.dumps({"at": round(time.time(), 3), **as_json(event)}))
+        if isinstance(event, Notice):
+            _add_line(folder / "notices.txt", event.text)
+        listen(event)
 
-        try:
-            yield tell
-        except KeyboardInterrupt:
-            error = Cancelled("the run was stopped", hint=f"go on with: retouch resume {folder.name}")
-            _note_error(folder, error)
-            raise error from None
-        except Exception as error:
-            _note_error(folder, error)
-            raise
-        finally:
-            shutil.rmtree(folder / "scratch", ignore_errors=True)
+    try:
+        yield tell
+    except KeyboardInterrupt:
+        error = Cancelled("the run was stopped", hint=f"go on with: retouch resume {folder.name}")
+        _note_error(folder, error)
+        raise error from None
+    except OSError as error:
+        told = full_disk(error) or error
+        _note_error(folder, told)
+        raise told from None
+    except Exception as error:
+        _note_error(folder, error)
+        raise
+    finally:
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+
+
+def _add_line(path: Path, text: str) -> None:
+    """Adds a line to a file; one that was cut off by a kill stays a line of its own."""
+    with path.open("ab") as file:
+        file.write(b"" if _ends_whole(path) else b"\n")
+        file.write(f"{text}\n".encode())
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"", b"\n")
 
 
 def _note_error(folder: Path, error: Exception) -> None:
@@ -335,5 +368,8 @@ def _note_error(folder: Path, error: Exception) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
