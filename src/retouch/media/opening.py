@@ -121,7 +121,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
             yield container
     except RetouchError:
         raise
-    except (OSError, ValueError, EOFError, MemoryError, ArithmeticError, LookupError, RuntimeError) as error:
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         raise complaint(error, path) from error
 
 
@@ -153,7 +153,7 @@ def complaint(error: Exception, path: Path, *, done: str = "read as video") -> R
         return ResourceError(f"not enough memory for {path}", hint="Scale the clip down, or cut it.")
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceError(f"no space left for {path}", hint="Free some disk space, or write elsewhere.")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EROFS):
         return VideoError(f"no permission for {path}", hint="Change the permissions, or use another folder.")
     if number == errno.ENAMETOOLONG:
         return VideoError(f"the name {path.name[:40]}... is too long", hint="Use a shorter name.")

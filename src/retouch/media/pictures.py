@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from retouch.errors import RetouchError, VideoError
 from retouch.media.colour import to_rgb
 from retouch.media.drafts import drafted
 from retouch.media.opening import check_file, check_size, complaint, opened, the_video
+
+# Pillow says on the terminal what it finds wrong with a picture, unless somebody takes its word.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # The text in a PNG that says how many of its kind are shown in a second.
 _RATE = "Frame-Rate"

@@ -32,6 +32,9 @@ from retouch.media.probe import from_start, full_range_of, has_alpha, rate_of, s
 from retouch.media.whole import check_whole
 from retouch.video import Origin, Sound, Video
 
+# Codecs that give one frame for each packet, so that a packet without one is a frame that is lost.
+_ONE_TO_ONE = frozenset({"h264", "hevc", "prores", "ffv1", "mjpeg", "png"})
+
 # Clips above this many bytes lie in a mapped file.
 IN_MEMORY = 1 << 28
 
@@ -248,8 +251,12 @@ def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> I
     """Gives the frames one by one; a stream that is damaged in the middle is an error that says where."""
     decoder = _decoder(stream)
     count, size = 0, None
+    stored: list[int] = []
+    shown: set[int] = set()
     try:
         for packet in container.demux(stream):
+            if packet.size and packet.pts is not None and not packet.is_discard:
+                stored.append(packet.pts)
             # The flush at the end of the stream reaches a decoder of our own as None.
             frames = decoder.decode(packet if packet.size else None) if decoder else packet.decode()
             for frame in frames:
@@ -260,7 +267,13 @@ def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> I
                     raise _damaged(path, count, f"its size changes to {frame.width}x{frame.height}")
                 size = (frame.width, frame.height)
                 count += 1
+                shown.add(frame.pts if frame.pts is not None else -1)
                 yield frame
+        if stream.codec.canonical_name in _ONE_TO_ONE and shown:
+            # Pictures before the first that can be decoded belong to what was cut away in front of them.
+            lost = sorted(time for time in stored if time > min(shown) and time not in shown)
+            if lost:
+                raise _damaged(path, sum(time < lost[0] for time in shown), "it cannot be decoded")
     except av.FFmpegError as error:
         raise _damaged(path, count, error.strerror or str(error)) from error
 

@@ -28,6 +28,10 @@ def check_whole(path: Path) -> None:
         stated = _stated_size(path, head)
     except OSError as error:
         raise complaint(error, path) from error
+    if head[:4] == b"GIF8" and not _ends_as_gif(path):
+        raise VideoError(
+            f"{path} is cut short: its end mark is missing", hint="Copy it again from where it came from."
+        )
     if stated > size:
         raise VideoError(
             f"{path} is cut short: it has {size} bytes of the {stated} that it speaks of",
@@ -43,6 +47,12 @@ def _stated_size(path: Path, head: bytes) -> int:
     if head[:4] == b"\x1aE\xdf\xa3":
         return _end_of_segment(path)
     return 0
+
+
+def _ends_as_gif(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        return file.read().rstrip(b"\0").endswith(b";")
 
 
 def _end_of_boxes(path: Path) -> int:
