@@ -31,9 +31,9 @@ def test_a_sample_holds_the_clip_the_edit_and_the_truth(tmp_path: Path) -> None:
     assert told["caption"] == Scene.sample(3).caption
     assert "blue" in told["target"]
     clip = Clip.of(Scene.sample(3), 3, 32)
-    assert np.array_equal(read(out / "source").frames, clip.video.frames)
+    assert np.array_equal(read(out / "clip").frames, clip.video.frames)
     assert not np.array_equal(read(out / "edited").frames, clip.video.frames)
-    assert len(read(out / "source.mp4")) == 3
+    assert len(read(out / "clip.mp4")) == 3
     truth = load_file(out / "truth.safetensors")
     assert np.array_equal(truth["forward"], clip.forward)
     assert np.array_equal(truth["layer.0.alpha"], clip.layers[0].alpha)

@@ -227,7 +227,7 @@ def _write_clips(
 
     from retouch.media.io import Encoding, write
 
-    for name, video in (("source", source), ("edited", target)):
+    for name, video in (("clip", source), ("edited", target)):
         if video is not None:
             write(video, folder / name)
             write(video, folder / f"{name}.mp4", encoding=Encoding())
