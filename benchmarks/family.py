@@ -1,0 +1,339 @@
+"""Measures the embedded family as it is shipped, and writes `benchmarks/family.md`.
+
+Everything is measured on scenes that no training has seen. What a sampled picture shows is judged by a
+small classifier that was trained on true renders alone (`tools/family/judge.py`); it is not shipped, so its
+part of the table needs the folder of a training (`--work`).
+
+    python benchmarks/family.py            # all of it, some ten minutes on two cores
+    python benchmarks/family.py --only vae clip
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from retouch.compute import Compute
+from retouch.diffusion.ddim import climb, move, schedule
+from retouch.diffusion.guidance import guided
+from retouch.models.clip import TextImage
+from retouch.models.image import StableDiffusion
+from retouch.models.refs import embedded
+from retouch.world.render import planes
+from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, Scene, Variety
+
+ROOT: Final = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools" / "family"))
+
+import judge as family_judge  # noqa: E402 - the recipes are scripts, not a package
+import pictures as family_pictures  # noqa: E402
+
+CPU: Final = Compute(device="cpu", dtype="float32")
+GRID: Final = ROOT / "docs" / "images" / "family-samples.png"
+SAMPLED_AT_ONCE: Final = 20
+Figures = dict[str, float]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each picture, from bytes."""
+    error = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
+    return np.asarray(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
+
+
+def to_bytes(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels in [-1, 1] as bytes."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+
+
+def to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """Bytes as pixels in [-1, 1]."""
+    return torch.tensor(frames).float() / 127.5 - 1
+
+
+def vae_figures(sd: StableDiffusion, count: int) -> Figures:
+    """Reconstruction of held-out pictures: without style, over all styles, and the colour of objects."""
+    out: Figures = {}
+    for name, styles in (("plain", ("none",)), ("all_styles", family_pictures.STYLES)):
+        variety = replace(Variety(), styles=styles)
+        scenes = [Scene.sample(seed, variety) for seed in range(5000, 5000 + count)]
+        drawn = [family_pictures.draw(s, family_pictures.moment(n), sd.native) for n, s in enumerate(scenes)]
+        truth = np.stack([pixels for pixels, _ in drawn])
+        again = to_bytes(sd.decode(sd.encode(to_pixels(truth))))
+        out[f"psnr_{name}"] = round(float(psnr(truth, again).mean()), 2)
+        cell = sd.native // family_pictures.MASK_SIDE
+        inside = np.stack([m for _, m in drawn]).repeat(cell, 1).repeat(cell, 2)[:, None] / 255.0
+        shift = ((again.astype(float) - truth) * inside).sum((2, 3)) / inside.sum((2, 3)).clip(1)
+        out[f"object_colour_error_{name}"] = round(float(np.abs(shift).mean()), 2)
+    return out
+
+
+@torch.no_grad()
+def sampled(
+    sd: StableDiffusion, prompts: list[str], *, guidance: float, steps: int, seed: int = 0
+) -> np.ndarray:
+    """One picture for each prompt."""
+    parts = []
+    side = sd.native // sd.factor
+    levels = schedule(sd, steps)
+    empty = sd.embed("")
+    for start in range(0, len(prompts), SAMPLED_AT_ONCE):
+        words = torch.stack([sd.embed(prompt) for prompt in prompts[start : start + SAMPLED_AT_ONCE]])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+        z = torch.randn(len(words), 4, side, side, generator=generator)
+        for hi, lo in levels.descending:
+            out = guided(sd.predict(z, hi.t, empty), sd.predict(z, hi.t, words), guidance)
+            z = move(z, out, hi, lo, levels.prediction)
+        parts.append(to_bytes(sd.decode(z)))
+    return np.concatenate(parts)
+
+
+def prompt_figures(sd: StableDiffusion, count: int, work: Path) -> Figures:
+    """How often object, colour and background are what the prompt says, and how good the judge is."""
+    judge = family_judge.finished_judge(work)
+    truth = family_pictures.held_out("middle", count, sd.native, start=9000)
+    shares = family_judge.accuracy(judge, truth)
+    out: Figures = {f"judge_{name}": round(shares[name], 3) for name in ("object", "colour", "background")}
+    rebuilt = to_bytes(sd.decode(sd.encode(to_pixels(truth.pixels))))
+    seen = family_judge.verdicts(judge, rebuilt) == truth.labels
+    out |= {
+        f"ceiling_{n}": round(float(seen[:, c].mean()), 3)
+        for n, c in (("object", 0), ("colour", 1), ("background", 3))
+    }
+    rng = np.random.default_rng(11)
+    wanted = np.stack([rng.integers(0, len(words), count) for words in (OBJECTS, COLOURS, BACKGROUNDS)], 1)
+    prompts = [caption(*row) for row in wanted]
+    for guidance in (4.0, 7.5):
+        verdict = family_judge.verdicts(judge, sampled(sd, prompts, guidance=guidance, steps=20))[
+            :, [0, 1, 3]
+        ]
+        right = verdict == wanted
+        for name, share in zip(("object", "colour", "background"), right.mean(0), strict=True):
+            out[f"{name}_guidance_{guidance:g}"] = round(float(share), 3)
+        out[f"all_three_guidance_{guidance:g}"] = round(float(right.all(1).mean()), 3)
+    return out
+
+
+def caption(thing: int, colour: int, background: int) -> str:
+    """The words for one plain object."""
+    scene = Scene.sample(0, Variety.easy())
+    actor = replace(scene.actors[0], object=OBJECTS[thing], colour=COLOURS[colour], pattern="plain")
+    return replace(scene, actors=(actor,), background=BACKGROUNDS[background]).caption
+
+
+@torch.no_grad()
+def inversion_figures(sd: StableDiffusion, count: int) -> Figures:
+    """How well clips come back from 50 steps of inversion at guidance 1."""
+    levels = schedule(sd, 50)
+    once: list[float] = []
+    twice: list[float] = []
+    bound: list[float] = []
+    for seed in range(7000, 7000 + count):
+        scene = Scene.sample(seed, family_pictures.LESSONS["middle"])
+        source = np.stack([planes(scene, n / 12, sd.native) for n in range(8)])
+        z = sd.encode(to_pixels(source))
+        words = sd.embed(scene.caption)
+        bound.append(float(psnr(source, to_bytes(sd.decode(z))).mean()))
+        for iterations, into in ((1, once), (3, twice)):
+            rungs = np.zeros((levels.steps + 1, *z.shape), np.float32)
+            rungs[0] = z.numpy()
+
+            def predict(at: np.ndarray, out: np.ndarray, level: object, words: torch.Tensor = words) -> None:
+                out[...] = sd.predict(torch.from_numpy(at), level.t, words).numpy()  # type: ignore[attr-defined]
+
+            for _ in climb(rungs, predict, levels, spare=np.zeros_like(rungs[0]), iterations=iterations):
+                pass
+            back = torch.from_numpy(rungs[-1].copy())
+            for hi, lo in levels.descending:
+                back = move(back, sd.predict(back, hi.t, words), hi, lo, levels.prediction)
+            into.append(float(psnr(source, to_bytes(sd.decode(back))).mean()))
+    return {
+        "psnr_autoencoder": round(float(np.mean(bound)), 2),
+        "psnr_inverted": round(float(np.mean(once)), 2),
+        "psnr_inverted_fixed_point_3": round(float(np.mean(twice)), 2),
+    }
+
+
+def clip_figures(clip: TextImage) -> Figures:
+    """Retrieval at 1 among a hundred captions, on pictures with any one object, and on the whole world."""
+    out: Figures = {}
+    for lesson in ("styled", "full"):
+        scenes: dict[str, int] = {}
+        for seed in range(20_000, 20_900):
+            scenes.setdefault(family_pictures.scene_of(lesson, seed).caption, seed)
+        chosen = list(scenes.items())[:500]
+        shown = np.stack(
+            [planes(family_pictures.scene_of(lesson, s), family_pictures.moment(s), 64) for _, s in chosen]
+        )
+        scores = clip.images(shown) @ clip.texts([words for words, _ in chosen]).T
+        hits = [
+            scores[n : n + 100, n : n + 100].argmax(1) == torch.arange(100)
+            for n in range(0, len(chosen), 100)
+        ]
+        out[f"retrieval_at_1_{lesson}"] = round(float(torch.cat(hits).float().mean()), 3)
+    return out
+
+
+def _shown(lesson: str, seed: int) -> np.ndarray:
+    return planes(family_pictures.scene_of(lesson, seed), family_pictures.moment(seed), 64)
+
+
+def speed_figures() -> Figures:
+    """Processor seconds to load tiny:sd and to sample one picture in 20 steps with guidance."""
+    begun = time.process_time()
+    sd = StableDiffusion.from_pretrained("tiny:sd", CPU)
+    loaded = time.process_time() - begun
+    sampled(sd, ["a red car on grass"], guidance=5, steps=2)
+    begun = time.process_time()
+    sampled(sd, ["a red car on grass"], guidance=5, steps=20)
+    return {
+        "load_seconds": round(loaded, 2),
+        "sample_seconds_20_steps": round(time.process_time() - begun, 2),
+    }
+
+
+def size_figures() -> Figures:
+    """Megabytes shipped: of every model, of all, and of the largest file."""
+    out: Figures = {}
+    files = []
+    for ref, folder in embedded().items():
+        own = [p for p in folder.rglob("*") if p.is_file()]
+        out[f"megabytes_{ref}"] = round(sum(p.stat().st_size for p in own) / 1e6, 2)
+        files += own
+    out["megabytes_all"] = round(sum(p.stat().st_size for p in files) / 1e6, 2)
+    out["megabytes_largest_file"] = round(max(p.stat().st_size for p in files) / 1e6, 2)
+    return out
+
+
+def write_grid(sd: StableDiffusion, path: Path = GRID) -> None:
+    """Eight columns of prompts, three samples each, the prompts' true renders above."""
+    from PIL import Image
+
+    prompts = [
+        *("a red car on grass", "a blue fish on water", "a yellow star at night", "a green cup on wood"),
+        *(
+            "a purple house on snow",
+            "an orange boat on water",
+            "a pink bird in sky",
+            "a white heart on bricks",
+        ),
+        *("a red striped ball on sand", "a blue dotted house on grass", "a green checked box on wood"),
+        *(
+            "a yellow striped fish at night",
+            "a pink heart on snow, neon",
+            "an orange car on grass, pencil sketch",
+        ),
+        *("a blue bird in sky, watercolour", "a red boat on water, pixel art"),
+    ]
+    rows = []
+    for half in (prompts[:8], prompts[8:]):
+        truth = np.stack([planes(Scene.of(p, 3, Variety.easy()), 0.0, sd.native) for p in half])
+        drawn = [sampled(sd, half, guidance=5, steps=30, seed=seed) for seed in (1, 2, 3)]
+        rows += [np.concatenate(list(row), 2) for row in (truth, *drawn)]
+    sheet = np.concatenate(rows, 1).transpose(1, 2, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(
+        path, optimize=True
+    )
+
+
+GOALS: Final[Mapping[str, str]] = {
+    "psnr_plain": "at least 30",
+    "psnr_all_styles": "at least 27",
+    "judge_object": "at least 0.98",
+    "judge_colour": "at least 0.98",
+    "judge_background": "at least 0.98",
+    "object_guidance_4": "at least 0.9",
+    "colour_guidance_4": "at least 0.9",
+    "background_guidance_4": "at least 0.9",
+    "object_guidance_7.5": "at least 0.9",
+    "colour_guidance_7.5": "at least 0.9",
+    "background_guidance_7.5": "at least 0.9",
+    "psnr_inverted": "at least 24, and within 3 of the autoencoder",
+    "retrieval_at_1_styled": "at least 0.8",
+    "retrieval_at_1_full": "at least 0.8",
+    "megabytes_all": "at most 40",
+    "megabytes_largest_file": "at most 20",
+    "load_seconds": "below 3",
+    "sample_seconds_20_steps": "below 5",
+}
+
+
+def write_table(results: Mapping[str, Figures], path: Path) -> None:
+    """The figures as a page."""
+    lines = [
+        "# The embedded family, measured",
+        "",
+        "Made by `python benchmarks/family.py` from the shipped weights; no scene was trained on.",
+        "Seconds are processor seconds of one thread; PSNR in dB on bytes, the mean over pictures.",
+        "",
+    ]
+    for group, figures in results.items():
+        lines += [f"## {group}", "", "| figure | measured | goal |", "|---|---|---|"]
+        lines += [
+            f"| {name.replace('_', ' ')} | {value} | {GOALS.get(name, '')} |"
+            for name, value in figures.items()
+        ]
+        lines.append("")
+    path.write_text("\n".join(lines), "utf-8")
+
+
+def keep_in_provenance(model: str, figures: Figures) -> None:
+    """Put figures beside the weights that they were measured on."""
+    path = embedded()[f"tiny:{model}"] / "PROVENANCE.json"
+    about = json.loads(path.read_text("utf-8"))
+    about["quality"] = {**about["quality"], **figures}
+    path.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=ROOT / ".family")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the samples to take, for a quick look"
+    )
+    parser.add_argument("--only", nargs="*", help="groups to measure again; the others keep their figures")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    sd = StableDiffusion.from_pretrained("tiny:sd", CPU)
+
+    def few(count: int) -> int:
+        return max(2, int(count * asked.scale))
+
+    groups: dict[str, tuple[str, Callable[[], Figures]]] = {
+        "vae": ("sd", lambda: vae_figures(sd, few(256))),
+        "prompts": ("sd", lambda: prompt_figures(sd, few(200), asked.work)),
+        "inversion": ("sd", lambda: inversion_figures(sd, few(20))),
+        "clip": ("clip", lambda: clip_figures(TextImage.from_pretrained("tiny:clip", CPU))),
+        "speed": ("", speed_figures),
+        "size": ("", size_figures),
+    }
+    kept = ROOT / ".family" / "figures.json"
+    results: dict[str, Figures] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    for name, (model, measure) in groups.items():
+        if asked.only is not None and name not in asked.only:
+            continue
+        results[name] = measure()
+        print(name, json.dumps(results[name]), flush=True)
+        if model:
+            keep_in_provenance(model, results[name])
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(results, indent=1), "utf-8")
+    write_table(
+        {name: results[name] for name in groups if name in results}, ROOT / "benchmarks" / "family.md"
+    )
+    if asked.only is None or "grid" in asked.only:
+        write_grid(sd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Trains tiny:svd: a first frame goes on for eight frames, in the layout of Stable Video Diffusion.
+
+Two networks: a UNet over clips of latents, with the noise levels and preconditioning of Karras et al. 2022
+as SVD uses them, and an autoencoder whose decoder sees all frames at once. Its encoder learns to give
+tiny:sd's latents, so that both can be trained side by side.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+import architecture
+import numpy as np
+import torch
+from fit import Fit, load_average
+from latents import encoded, finished_autoencoder
+from pictures import HELD_OUT, LESSONS
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+from train_clip import normalised
+
+from retouch.world.render import planes
+from retouch.world.scene import Scene
+
+CLIPS: Final = 6_000
+FRAMES: Final = architecture.VIDEO_FRAMES
+RATE: Final = 12
+BATCH: Final = 4
+SIGMA_MEAN, SIGMA_SPREAD = 0.7, 1.6
+"""Of the logarithm of the noise in training, as SVD has them."""
+
+
+def clip_pixels(seed: int, size: int) -> np.ndarray:
+    """Eight frames of one scene, at twelve a second."""
+    scene = Scene.sample(seed, LESSONS["middle"])
+    return np.stack([planes(scene, n / RATE, size) for n in range(FRAMES)])
+
+
+def prepared_clips(work: Path, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (n f 3 h w) and their latents (n f 4 y x), drawn and encoded once."""
+    folder = work / "clips" / f"{count}-{size}px"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "z.npy").exists():
+        vae = finished_autoencoder(work, size)
+        side = size // 2 ** (len(vae.config.block_out_channels) - 1)
+        shape = (count, FRAMES, 3, size, size)
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", dtype=np.uint8, shape=shape)
+        z = np.lib.format.open_memmap(
+            folder / "z.draft.npy", "w+", dtype=np.float16, shape=(count, FRAMES, 4, side, side)
+        )
+        for n in range(count):
+            pixels[n] = clip_pixels(9 * HELD_OUT + n, size)
+            z[n] = encoded(vae, pixels[n]).half().numpy()
+        pixels.flush()
+        z.flush()
+        (folder / "z.draft.npy").rename(folder / "z.npy")
+    return np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "z.npy", mmap_mode="r")
+
+
+def preconditioned(
+    unet: nn.Module, noisy: Tensor, sigma: Tensor, first: Tensor, seen: Tensor, ids: Tensor
+) -> Tensor:
+    """The clean clip seen in a noisy one: eq. 7 of Karras et al., scaled for velocity as in SVD."""
+    s = sigma[:, None, None, None, None]
+    like = next(unet.parameters())
+    stacked = torch.cat([noisy / (s.square() + 1).sqrt(), first.expand_as(noisy)], 2).to(like.dtype)
+    out = unet(
+        stacked, (0.25 * sigma.log()).to(like.dtype), seen.to(like.dtype), added_time_ids=ids.to(like.dtype)
+    )
+    return noisy / (s.square() + 1) - out.sample.float() * s / (s.square() + 1).sqrt()
+
+
+def train_unet(
+    work: Path, *, size: int, images: int, device: str, seed: int = 0, clips: int = CLIPS, count: int = BATCH
+) -> Fit:
+    """Train the clip UNet until so many frames have been seen."""
+    torch.manual_seed(seed)
+    tokenizer = architecture.tokenizer(work / "tokenizer")
+    tower = load_average(architecture.clip(len(tokenizer)), work / "clip").to(device)
+    pixels, latents = prepared_clips(work, clips, size)
+    fit = Fit(architecture.video_unet(), work / f"svd-{size}px", rate=7e-4, keep=0.998, device=device)
+    while fit.images < images:
+        generator = fit.generator()
+        rows = np.sort(torch.randint(len(latents), (count,), generator=generator).numpy())
+        z = torch.from_numpy(latents[rows]).float().to(fit.device)
+        with torch.no_grad():
+            still = normalised(torch.tensor(pixels[rows, 0])).to(fit.device)
+            seen = tower.visual_projection(tower.vision_model(pixel_values=still).pooler_output)[:, None]
+        keep = (torch.rand(count, generator=generator) > 0.1).float().to(fit.device)
+        sigma = (SIGMA_MEAN + SIGMA_SPREAD * torch.randn(count, generator=generator)).exp().clamp(0.002, 700)
+        noise = torch.randn(z.shape, generator=generator).to(fit.device)
+        sigma = sigma.to(fit.device)
+        noisy = z + sigma[:, None, None, None, None] * noise
+        ids = torch.tensor([[RATE - 1.0, 127.0, 0.02]], device=fit.device).expand(count, -1)
+        first = z[:, :1] * keep[:, None, None, None, None]
+        out = preconditioned(fit.network, noisy, sigma, first, seen * keep[:, None, None], ids)
+        weight = (sigma.square() + 1) / sigma.square()
+        loss = ((out - z).square().mean((1, 2, 3, 4)) * weight.clamp(max=100)).mean()
+        fit.descend(loss, count * FRAMES)
+        if fit.step % 100 == 0:
+            fit.note()
+        fit.save_if_due()
+    fit.save()
+    return fit
+
+
+def train_autoencoder(
+    work: Path, *, size: int, images: int, device: str, seed: int = 0, clips: int = CLIPS
+) -> Fit:
+    """Train the clip autoencoder until so many frames have been seen: encoder towards tiny:sd's latents."""
+    torch.manual_seed(seed)
+    pixels, latents = prepared_clips(work, clips, size)
+    vae = architecture.temporal_autoencoder(size)
+    fit = Fit(vae, work / f"svd-vae-{size}px", rate=1.5e-3, keep=0.997, device=device)
+    while fit.images < images:
+        generator = fit.generator()
+        row = int(torch.randint(len(latents), (), generator=generator))
+        truth = torch.tensor(pixels[row]).to(fit.device).float() / 127.5 - 1
+        wanted = torch.from_numpy(latents[row].astype(np.float32)).to(fit.device)
+        moments = fit.network.quant_conv(fit.network.encoder(truth.bfloat16())).float()
+        mean, logvar = moments.chunk(2, 1)
+        flag = torch.zeros(1, FRAMES, device=fit.device, dtype=torch.bfloat16)
+        out = fit.network.decoder(wanted.bfloat16(), num_frames=FRAMES, image_only_indicator=flag).float()
+        loss = l1_loss(out, truth) + 3 * mse_loss(out, truth) + mse_loss(mean, wanted)
+        loss = loss + 1e-3 * (logvar + 12).square().mean()  # the mode is what counts; the spread stays small
+        fit.descend(loss, FRAMES)
+        if fit.step % 250 == 0:
+            fit.note()
+        fit.save_if_due()
+    fit.save()
+    return fit
+
+
+def main() -> None:
+    """Train from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("unet", "autoencoder"))
+    parser.add_argument("--work", type=Path, default=Path(".family"))
+    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
+    parser.add_argument("--images", type=int, default=400_000, help="frames to see")
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    part = train_unet if asked.part == "unet" else train_autoencoder
+    part(asked.work, size=asked.size, images=asked.images, device=asked.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Trains the picture autoencoder of tiny:sd.
+
+Beside the usual reconstruction terms it asks that shrunken latents decode to the shrunken picture, which
+keeps the latents as smooth as pictures are (EQ-VAE, Kouzelis et al. 2025), and it swaps colour channels now
+and then: without that a small autoencoder scores well and still loses the colours of objects.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+import architecture
+import numpy as np
+import torch
+from fit import Fit
+from pictures import held_out, prepared
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+BATCH: Final = 16
+KL_WEIGHT: Final = 2e-5
+COUNTS: Final = {"middle": 40_000, "full": 30_000}
+
+
+def reconstruction_loss(out: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """Absolute and squared error, weighted, and the error of 4 x 4 means, which hold colours."""
+    error = (out - truth).abs()
+    coarse = avg_pool2d(out - truth, 4).abs().mean()
+    return (weight * (error + 3 * error.square())).mean() + coarse
+
+
+def autoencoder_loss(
+    vae: torch.nn.Module, pixels: Tensor, weight: Tensor, generator: torch.Generator, *, smooth: bool
+) -> Tensor:
+    """The loss of one batch, pixels in [-1, 1]."""
+    moments = vae.quant_conv(vae.encoder(pixels)).float()
+    mean, logvar = moments.chunk(2, 1)
+    logvar = logvar.clamp(-20, 10)
+    noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+    z = mean + (0.5 * logvar).exp() * noise
+    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    out = vae.decoder(vae.post_quant_conv(z.to(pixels.dtype))).float()
+    loss = reconstruction_loss(out, pixels.float(), weight) + KL_WEIGHT * divergence
+    if smooth:
+        half = vae.decoder(vae.post_quant_conv(avg_pool2d(z, 2).to(pixels.dtype))).float()
+        loss = loss + 0.15 * reconstruction_loss(half, avg_pool2d(pixels.float(), 2), avg_pool2d(weight, 2))
+    return loss
+
+
+def batch(sets: list, fit: Fit, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pixels in [-1, 1] and their weights, mirrored and recoloured at random."""
+    chosen = sets[int(torch.multinomial(torch.tensor([0.3, 0.7][: len(sets)]), 1, generator=generator))]
+    rows = torch.randint(len(chosen), (BATCH,), generator=generator).numpy()
+    pixels = torch.from_numpy(chosen.pixels[np.sort(rows)]).to(fit.device).float() / 127.5 - 1
+    masks = torch.from_numpy(chosen.masks[np.sort(rows)]).to(fit.device).float() / 255
+    if torch.rand((), generator=generator) < 0.5:
+        pixels, masks = pixels.flip(-1), masks.flip(-1)
+    if torch.rand((), generator=generator) < 0.15:
+        pixels = pixels[:, torch.randperm(3, generator=generator)]
+    scale = pixels.shape[-1] // masks.shape[-1]
+    weight = 1 + masks[:, None].repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    return pixels, weight / weight.mean()
+
+
+def psnr(vae: torch.nn.Module, pixels: np.ndarray) -> float:
+    """The mean over pictures of the reconstruction's PSNR, from the posterior's mode, rounded to bytes."""
+    total = []
+    like = next(vae.parameters())
+    for part in np.array_split(pixels, max(1, len(pixels) // 32)):
+        truth = torch.tensor(part, device=like.device)
+        with torch.no_grad():
+            moments = vae.quant_conv(vae.encoder((truth.float() / 127.5 - 1).to(like.dtype)))
+            out = vae.decoder(vae.post_quant_conv(moments.chunk(2, 1)[0])).float()
+        seen = ((out.clamp(-1, 1) + 1) * 127.5).round()
+        error = (seen - truth.float()).square().mean((1, 2, 3)).clamp(min=1e-3)
+        total.append(10 * torch.log10(255**2 / error))
+    return float(torch.cat(total).mean())
+
+
+def train(
+    work: Path, *, size: int, images: int, device: str, seed: int = 0, counts: dict[str, int] | None = None
+) -> Fit:
+    """Train until `images` have been seen, counting those of earlier calls."""
+    torch.manual_seed(seed)
+    fit = Fit(architecture.autoencoder(size), work / f"vae-{size}px", rate=2e-3, keep=0.997, device=device)
+    wanted = counts or COUNTS
+    sets = [prepared(work, lesson, count, size) for lesson, count in wanted.items()]
+    plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
+    while fit.images < images:
+        generator = fit.generator()
+        pixels, weight = batch(sets, fit, generator)
+        smooth = fit.step % 2 == 0
+        loss = autoencoder_loss(fit.network, pixels.bfloat16(), weight, generator, smooth=smooth)
+        fit.descend(loss, len(pixels))
+        if fit.step % 500 == 0:
+            fit.note(plain=round(psnr(fit.network, plain), 2), every=round(psnr(fit.network, every), 2))
+        fit.save_if_due()
+    fit.save()
+    return fit
+
+
+def main() -> None:
+    """Train from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path(".family"))
+    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
+    parser.add_argument("--images", type=int, default=220_000)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    train(asked.work, size=asked.size, images=asked.images, device=asked.device)
+
+
+if __name__ == "__main__":
+    main()
