@@ -25,16 +25,11 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Loadable(Protocol):
-    """A model class that a run can load by reference."""
+    """A model class that a run can load by reference; its models say their `identity`."""
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute) -> Self:
         """The model that lies under a reference, on the device and in the precision asked for."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """The hash of weights and configuration."""
         ...
 
 
@@ -59,12 +54,19 @@ class Step(Generic[T]):
         Raises:
             Diverged: they are infinite or not a number.
         """
+        self._check(latents)
+        if self.on_step is None:
+            return latents
+        changed = self.on_step(cast("Step[object]", self), latents)
+        self._check(changed)
+        return changed
+
+    def _check(self, latents: Tensor) -> None:
         if not bool(torch.isfinite(latents).all()):
             raise Diverged(
                 f"{self.stage} gave values that are not numbers at step {self.index + 1} of {self.total}",
                 hint="try --dtype float32, a lower guidance, or fewer steps",
             )
-        return latents if self.on_step is None else self.on_step(cast("Step[object]", self), latents)
 
 
 @final

@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from retouch.artifacts import artifact
-from retouch.errors import ParamsError
+from retouch.errors import EmptyMask, ParamsError
+from retouch.media.masks import read_masks
 from retouch.media.pictures import read_picture
 from retouch.methods.videoshop import released
 from retouch.methods.videoshop.framing import Framing, fitted
@@ -288,8 +289,8 @@ def _shown(task: Task, window: Window, carried: Carried) -> UInt8[np.ndarray, "f
 def _lay(
     task: Task,
     window: Window,
-    frames: UInt8[np.ndarray, "f 3 h w"],
-    result: UInt8[np.ndarray, "f 3 h w"],
+    frames: UInt8[np.ndarray, "g 3 h w"],
+    result: UInt8[np.ndarray, "all 3 h w"],
 ) -> None:
     """Puts a window's frames into the result: within the region, and faded over from the window before."""
     if task.mask is not None:
@@ -318,9 +319,12 @@ def _mask(
 ) -> UInt8[np.ndarray, "f 1 h w"] | None:
     """Where the clip may change, 0 to 255; nothing if everywhere."""
     if params.mask is not None:
-        from retouch.media.masks import read_masks
-
-        return read_masks(params.mask, video)
+        mask = read_masks(params.mask, video)
+        if not mask.any():
+            raise EmptyMask(
+                f"the mask {params.mask.name} selects nothing", hint="paint white where the edit may reach"
+            )
+        return mask
     if params.region == "everywhere":
         return None
     margin = round(min(video.height, video.width) * params.grow / 100)

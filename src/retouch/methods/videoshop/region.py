@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from retouch.media.masks import grow
 from retouch.models.flow import Flow, warp
 from retouch.run import Run
 from retouch.video import Video
@@ -20,7 +21,7 @@ def changed(
     """Marks where two pictures differ noticeably, with a margin; single pixels do not count."""
     apart = cv2.absdiff(edited, source).max(axis=0) > NOTICEABLE
     whole = cv2.morphologyEx(apart.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-    return np.asarray(cv2.dilate(whole, _disc(margin))) > 0
+    return np.asarray(grow(whole[None, None], margin)[0, 0] > 0)
 
 
 def follow(
@@ -67,10 +68,6 @@ def pasted(
     weight = np.stack([soft(one[0], feather) for one in mask])[:, None]
     mixed = source + weight * (edited.astype(np.float32) - source)
     return np.asarray(np.round(mixed), np.uint8)
-
-
-def _disc(radius: int) -> UInt8[np.ndarray, "y x"]:
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2), np.uint8)
 
 
 def _picture(video: Video, at: int) -> UInt8[np.ndarray, "h w 3"]:

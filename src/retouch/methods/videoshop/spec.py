@@ -1,7 +1,7 @@
 """Videoshop's parameters and description."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, final
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from retouch.params import (
 from retouch.spec import MethodSpec, Paper
 
 
+@final
 class VideoshopParams(Params):
     """What to carry through the clip, by which model, and how closely the source is held."""
 
@@ -33,7 +34,7 @@ class VideoshopParams(Params):
     later_at: Annotated[
         tuple[int, ...], Field(description="The numbers of those frames, counted from 0, in rising order.")
     ] = ()
-    model: Model = "svd"
+    model: Model = "tiny:svd"
     steps: Steps = 25
     strength: Strength = 0.55
     guidance: Guidance = 1.5
@@ -131,9 +132,17 @@ SPEC = MethodSpec(
     summary="Edit the first frame in any image editor; an image-to-video model carries it through the clip.",
     params=VideoshopParams,
     edit="retouch.methods.videoshop.edit:edit",
+    needs=("image-to-video",),
     presets={
-        "paper": {"faithful": True, "steps": 25, "strength": 0.55, "guidance": 4.0, "picture_noise": 0.2},
-        "laptop": {"model": "tiny:svd", "steps": 12},
+        "paper": {
+            "model": "svd",
+            "faithful": True,
+            "steps": 25,
+            "strength": 0.55,
+            "guidance": 4.0,
+            "picture_noise": 0.2,
+        },
+        "laptop": {"steps": 12},
     },
     paper=Paper(
         title="Videoshop: Localized Semantic Video Editing with Noise-Extrapolated Diffusion Inversion",

@@ -95,7 +95,11 @@ class Lead:
 
     @classmethod
     def of(
-        cls, ladder: Float[Tensor, "n g c h w"], source: Latents, edited: Latents, schedule: Schedule
+        cls,
+        ladder: Float[Tensor, "n g c h w"],
+        source: Float[Tensor, "k c h w"],
+        edited: Float[Tensor, "k c h w"],
+        schedule: Schedule,
     ) -> "Lead":
         """Moves the first frames of a source's ladder by what the edit changed, at every level."""
         signal = torch.tensor([level.a for level in schedule.levels[schedule.start :]]).to(ladder)

@@ -1,0 +1,78 @@
+"""Where an edit may reach: found, followed, softened, pasted."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from retouch.methods.videoshop.region import changed, follow, pasted, soft
+from retouch.models.flow import DisFlow
+from retouch.run import Run
+from retouch.video import Video
+
+OVERLAP = 0.8  # share of true and followed region that agree: a pixel all around a disc of 24 is 0.85
+
+
+def moving(frames: int, speed: int = 2, height: int = 64, width: int = 96) -> Video:
+    """A textured ground that moves to the left."""
+    rng = np.random.default_rng(0)
+    ground = cv2.GaussianBlur(rng.random((height, width + frames * speed, 3)).astype(np.float32), (0, 0), 2)
+    ground = ((ground - ground.min()) / np.ptp(ground) * 255).astype(np.uint8)
+    cut = [ground[:, t * speed : t * speed + width] for t in range(frames)]
+    return Video(np.ascontiguousarray(np.stack(cut).transpose(0, 3, 1, 2)), Fraction(10))
+
+
+def disc(x: float, height: int = 64, width: int = 96) -> np.ndarray:
+    drawn = cv2.circle(np.zeros((height, width), np.uint8), (round(x), 32), 12, 1, -1)
+    return np.asarray(drawn > 0)
+
+
+def test_what_was_painted_is_found_and_rounding_is_not() -> None:
+    source = moving(1).frames[0]
+    edited = source ^ 1
+    edited[:, 10:20, 30:50] = 255 - source[:, 10:20, 30:50] // 4
+    found = changed(edited, source, 0)
+    assert found[11:19, 31:49].all()
+    assert not found[:9].any()
+    assert not changed(source ^ 1, source, 0).any()
+
+
+def test_the_margin_is_in_pixels() -> None:
+    source = np.zeros((3, 40, 40), np.uint8)
+    edited = source.copy()
+    edited[:, 20:24, 20:24] = 255
+    assert changed(edited, source, 5).any(axis=0).sum() == changed(edited, source, 0).any(axis=0).sum() + 10
+
+
+def test_a_region_follows_what_it_marks(tmp_path: Path) -> None:
+    video, into = moving(12), np.zeros((12, 1, 64, 96), np.uint8)
+    follow(video, {0: disc(60)}, DisFlow(), into, Run.alone(tmp_path))
+    for t in (0, 5, 11):
+        true, got = disc(60 - 2 * t), into[t, 0] > 0
+        assert (true & got).sum() / (true | got).sum() > OVERLAP
+
+
+def test_a_later_seed_takes_over(tmp_path: Path) -> None:
+    video, into = moving(6), np.zeros((6, 1, 64, 96), np.uint8)
+    follow(video, {0: disc(60), 3: np.zeros((64, 96), bool)}, DisFlow(), into, Run.alone(tmp_path))
+    assert into[2].any()
+    assert not into[3:].any()
+
+
+def test_softening_reaches_nothing_outside() -> None:
+    mask = disc(40).astype(np.uint8) * 255
+    weight = soft(mask, 4.0)
+    assert (weight[mask == 0] == 0).all()
+    assert weight[32, 40] == 1
+    assert 0 < weight[32, 29] < 1
+    assert np.array_equal(soft(mask, 0.0), mask / np.float32(255))
+
+
+def test_pasting_keeps_every_byte_outside() -> None:
+    source, edited = moving(2).frames, 255 - moving(2).frames
+    mask = np.stack([disc(40), disc(38)])[:, None].astype(np.uint8) * 255
+    done = pasted(edited, source, mask, 3.0)
+    outside = np.broadcast_to(mask == 0, done.shape)
+    assert np.array_equal(done[outside], source[outside])
+    assert np.array_equal(done[0, :, 32, 40], edited[0, :, 32, 40])
