@@ -24,6 +24,6 @@
     if (!clips[0].paused && Math.abs(off) > 2 * frame) clips[1].currentTime = clips[0].currentTime;
   });
   const show = () => { moment.textContent = "frame " + Math.round(clips[0].currentTime / frame); };
-  clips[0].addEventListener("seeked", show);
+  clips[0].addEventListener("timeupdate", show);
   clips[0].addEventListener("pause", show);
 })();

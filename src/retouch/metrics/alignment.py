@@ -15,6 +15,7 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import Frames
+from retouch.video import let_go
 
 AT_ONCE = 16
 """Frames that the network looks at in one call, so that a long clip needs no more memory than a short one."""
@@ -83,7 +84,7 @@ def frame_similarity(result: Frames, eyes: Eyes) -> float:
 
 @torch.no_grad()
 def frame_accuracy(result: Frames, prompt: str, source_prompt: str, eyes: Eyes) -> float:
-    """Frame accuracy: share of frames that are nearer to the target prompt than to the source prompt; a tie counts.
+    """Frame accuracy: the share of frames nearer to the target prompt than to the source's; a tie counts.
 
     The softmax over the two logits is at least one half exactly where the cosine is at least the other's,
     so that no logit scale is asked for.
@@ -95,8 +96,11 @@ def frame_accuracy(result: Frames, prompt: str, source_prompt: str, eyes: Eyes) 
 
 def embedded(frames: Frames, eyes: Eyes) -> Float[Tensor, "f d"]:
     """Embeds a clip of any length, `AT_ONCE` frames at a time."""
-    parts = [eyes.images(np.asarray(frames[t : t + AT_ONCE])) for t in range(0, len(frames), AT_ONCE)]
-    return torch.cat([part.float().cpu() for part in parts])
+    parts = []
+    for t in range(0, len(frames), AT_ONCE):
+        parts.append(eyes.images(np.asarray(frames[t : t + AT_ONCE])).float().cpu())
+        let_go(frames)
+    return torch.cat(parts)
 
 
 def told(eyes: Eyes, *texts: str) -> Float[Tensor, "n d"]:

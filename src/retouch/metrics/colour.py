@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from retouch.errors import InputError
-from retouch.metrics.fidelity import Frames, Other
+from retouch.metrics.fidelity import Frames, Other, frames_of
 
 Lab: TypeAlias = Float[np.ndarray, "n 3"]
 
@@ -77,9 +77,13 @@ def lab_of(rgb: UInt8[np.ndarray, "n 3"]) -> Lab:
 
 
 def _window_means(clip: Frames, window: int) -> Float[np.ndarray, "windows 3"]:
-    per_frame = np.stack([lab_of(frame.reshape(3, -1).T).mean(axis=0) for frame in clip])
+    per_frame = np.stack([_mean_lab(frame) for frame in frames_of(clip)])
     starts = range(0, len(clip), window)
     return np.stack([per_frame[start : start + window].mean(axis=0) for start in starts])
+
+
+def _mean_lab(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "3"]:
+    return np.asarray(lab_of(frame.reshape(3, -1).T).mean(axis=0))
 
 
 def _polar(

@@ -115,11 +115,16 @@ def pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndar
             f"the clips differ: {_says(clip)} and {_says(other)}",
             hint="bring both to one size and length first; resizing moves every figure",
         )
+    for t, (a, b) in enumerate(zip(frames_of(clip), frames_of(other), strict=True)):
+        yield t, a, b
+
+
+def frames_of(clip: Frames) -> Iterator[np.ndarray]:
+    """Gives the frames `(3, h, w)` one by one; those of a memory-mapped clip leave memory again."""
     for t in range(len(clip)):
-        yield t, clip[t], other[t]
+        yield clip[t]
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
             let_go(clip)
-            let_go(other)
 
 
 def _ms_ssim(
