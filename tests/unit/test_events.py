@@ -1,0 +1,32 @@
+"""Events as JSON."""
+
+import json
+
+import numpy as np
+import pytest
+
+from retouch.events import Advanced, Ended, Event, Kept, Notice, Preview, Reused, Started, as_json, ignore
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (Notice("slow"), {"event": "notice", "text": "slow"}),
+        (Started("fit", 3), {"event": "started", "stage": "fit", "total": 3}),
+        (Advanced("fit", 2, 3), {"event": "advanced", "stage": "fit", "done": 2, "total": 3}),
+        (Ended("fit"), {"event": "ended", "stage": "fit"}),
+        (Reused("atlas", "ab"), {"event": "reused", "kind": "atlas", "key": "ab"}),
+        (Kept("atlas", "ab"), {"event": "kept", "kind": "atlas", "key": "ab"}),
+        (
+            Preview("fit", 4, np.zeros((2, 2, 3), np.uint8)),
+            {"event": "preview", "stage": "fit", "frame": 4},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_event_is_plain_json_without_its_pictures(event: Event, told: dict[str, object]) -> None:
+    assert json.loads(json.dumps(as_json(event))) == told
+
+
+def test_silence_takes_any_event() -> None:
+    ignore(Notice("nobody hears"))
