@@ -153,6 +153,10 @@ class Neighbours:
         return Gather(places, self.least_width, self.least_level)
 
 
+OWN_FRAME = Neighbours()
+"""Ordinary self-attention."""
+
+
 @final
 @dataclass(frozen=True)
 class Gather:

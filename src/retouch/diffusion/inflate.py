@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, ModuleDict
+from torch.nn.functional import conv1d
 
 from retouch.diffusion.attention import attend
 from retouch.errors import ModelMismatch
@@ -23,14 +24,16 @@ from retouch.errors import ModelMismatch
 class TemporalAttention(Module):
     """A pixel's attention to itself over the frames of a call, added to what it has."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.norm = LayerNorm(width)
-        self.to_q = Linear(width, inner, bias=False)
-        self.to_k = Linear(width, inner, bias=False)
-        self.to_v = Linear(width, inner, bias=False)
-        self.to_out = Linear(inner, width)
+        self.to_q = _blank(width, inner, bias=False)
+        self.to_k = _blank(width, inner, bias=False)
+        self.to_v = _blank(width, inner, bias=False)
+        self.to_out = _blank(inner, width, bias=True)
+        for project in (self.to_q, self.to_k, self.to_v):
+            torch.nn.init.uniform_(project.weight, -(width**-0.5), width**-0.5, generator=generator)
         torch.nn.init.zeros_(self.to_out.weight)
         torch.nn.init.zeros_(self.to_out.bias)
 
@@ -55,8 +58,10 @@ class Temporal(Module):
 
     @classmethod
     def of(cls, unet: Module) -> "Temporal":
-        """Fresh temporal attention that fits a UNet, on its device: an exact identity."""
-        return cls({name: _fitting(unet.get_submodule(f"{name}.attn1")) for name in transformer_blocks(unet)})
+        """Fresh temporal attention that fits a UNet, on its device: an exact identity, the same each time."""
+        draw = torch.Generator().manual_seed(0)
+        blocks = transformer_blocks(unet)
+        return cls({name: _fitting(unet.get_submodule(f"{name}.attn1"), draw) for name in blocks})
 
     def of_block(self, name: str) -> Module:
         """The attention that belongs behind a transformer block."""
@@ -86,16 +91,43 @@ class Temporal(Module):
             )
 
 
+@final
+class TemporalConv(Module):
+    """A convolution over the frames of a call, for each pixel: of full rank, or a small one that is added."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name.replace(".", "_"), tensor)
+
+    def forward(self, x: Float[Tensor, "f c h w"]) -> Float[Tensor, "f c h w"]:
+        """The features mixed with those of the frames before and after."""
+        weights = {name: tensor.to(x) for name, tensor in self.named_buffers()}
+        y = x.flatten(2).permute(2, 1, 0)  # (h w) c f
+        if "up_weight" in weights:
+            y = y + conv1d(conv1d(y, weights["down_weight"], padding=1), weights["up_weight"], padding=1)
+        else:
+            y = conv1d(y, weights["weight"], weights.get("bias"), padding=1)
+        return y.permute(2, 1, 0).reshape(x.shape)
+
+
 @contextmanager
-def inflated(unet: Module, temporal: Temporal) -> Iterator[None]:
+def inflated(
+    unet: Module, temporal: Temporal, convs: Mapping[str, TemporalConv] | None = None
+) -> Iterator[None]:
     """Puts temporal attention behind every transformer block; the batch of a call is one clip.
 
     Nested blocks add up.
+
+    Args:
+        unet: An image UNet.
+        temporal: Its temporal attention.
+        convs: Temporal convolutions, by the name of the convolution that each follows.
     """
+    behind = {name: temporal.of_block(name) for name in transformer_blocks(unet)}
     with ExitStack() as undo:
-        for name in transformer_blocks(unet):
-            hook = _Behind(temporal.of_block(name))
-            undo.callback(unet.get_submodule(name).register_forward_hook(hook).remove)
+        for name, module in {**behind, **(convs or {})}.items():
+            undo.callback(unet.get_submodule(name).register_forward_hook(_Behind(module)).remove)
         yield
 
 
@@ -113,11 +145,16 @@ class _Behind:
         return cast(Tensor, self.block(output))
 
 
-def _fitting(attn1: Module) -> TemporalAttention:
+def _fitting(attn1: Module, draw: torch.Generator) -> TemporalAttention:
     to_q = attn1.get_submodule("to_q")
     weight = cast(Tensor, to_q.weight)
-    block = TemporalAttention(weight.shape[1], cast(int, attn1.heads), weight.shape[0])
+    block = TemporalAttention(weight.shape[1], cast(int, attn1.heads), weight.shape[0], draw)
     return block.to(weight.device, weight.dtype)
+
+
+def _blank(inputs: int, outputs: int, *, bias: bool) -> Linear:
+    """A layer without values yet, so that torch's global random state is left alone."""
+    return Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
 
 
 def _key(name: str) -> str:

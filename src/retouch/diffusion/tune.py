@@ -1,0 +1,294 @@
+"""One-shot tuning: an image model learns one clip (Tune-A-Video, Wu et al. 2023).
+
+The paper in three lines, and where to find them: temporal attention goes behind every transformer block
+(`retouch.diffusion.inflate`); it and the queries of all attention learn to predict the clip's noise, a
+random level for the whole clip in each step (`_loss`); everything else stays as it was. Instead of the
+queries' weights a low-rank change of them can be learned (LoRA, Hu et al. 2021, by peft). The model
+itself is left alone: what was learned is a value that `tuned` puts on it for a while.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast, final
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import Linear, Module, Parameter
+from torch.nn.functional import mse_loss
+
+from retouch.artifacts import artifact
+from retouch.diffusion.attention import Attend, Neighbours, controlled
+from retouch.diffusion.framing import Framing, encode_clip
+from retouch.diffusion.inflate import Temporal, TemporalConv, inflated
+from retouch.errors import Diverged, ModelMismatch, ModelNotFound
+from retouch.models.image import StableDiffusion
+from retouch.run import Run
+from retouch.video import Video
+
+FILE = "tuned.safetensors"
+FIRST_AND_PREVIOUS = Neighbours(("first", -1))
+_PARTS = ("queries", "temporal", "convs")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What a model learned of a clip; empty parts leave the model as it is there."""
+
+    queries: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of the UNet in place of its own, by name."""
+    temporal: Mapping[str, Tensor] = field(default_factory=dict)
+    """Temporal attention, by block and part."""
+    convs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Temporal convolutions, by the convolution that each follows, and part."""
+
+
+@final
+@dataclass(frozen=True)
+class Tuning:
+    """What decides a tuning, besides the clip and the model; the defaults are the paper's."""
+
+    prompt: str
+    frame: Framing
+    steps: int = 500
+    rate: float = 3e-5
+    neighbours: Neighbours = FIRST_AND_PREVIOUS
+    clip_norm: bool = True
+    frames: int = 24
+    """Frames at once; of a longer clip each step sees a random stretch."""
+    rank: int = 0
+    """Rank of the change of the queries; 0 changes them freely."""
+
+
+@artifact("tuned", version=1)
+def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
+    """Lets a model learn a clip; goes on where it was stopped, to the same result.
+
+    Raises:
+        Diverged: the loss is not a number.
+    """
+    z = run.scratch(
+        "tuned_latents", (len(video), int(sd.unet.config.in_channels), *how.frame.latents), np.float32
+    )
+    encode_clip(video, sd, how.frame, z)
+    text = sd.embed(how.prompt)
+    temporal = Temporal.of(sd.unet).float()
+    with _learning(sd.unet, how.rank, run) as queries, inflated(sd.unet, temporal):
+        learned = {
+            **queries,
+            **{f"temporal {n}": p for n, p in temporal.named_parameters() if "norm" not in n},
+        }
+        optimizer = torch.optim.AdamW(learned.values(), lr=how.rate, betas=(0.9, 0.999), weight_decay=1e-2)
+        done = _resume(run, learned, optimizer)
+        with controlled(sd.unet, size=how.frame.latents, clip_norm=how.clip_norm), torch.enable_grad():
+            for step in run.steps("tune", range(done, how.steps)):
+                loss = _loss(z, sd, text, how, step.item, run)
+                if not bool(torch.isfinite(loss)):
+                    raise Diverged(f"the loss is not a number at step {step.item + 1}", hint="lower the rate")
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
+                optimizer.step()
+                if (step.item + 1) % SAVE_EVERY == 0:
+                    _checkpoint(run, learned, optimizer, step.item + 1)
+        return Tuned(
+            _full_weights(sd.unet, queries), {n: t.clone() for n, t in temporal.named_tensors().items()}
+        )
+
+
+SAVE_EVERY = 25
+"""Steps between checkpoints."""
+
+
+@contextmanager
+def tuned(unet: Module, learned: Tuned | None) -> Iterator[None]:
+    """Puts what was learned on a UNet, and takes it off again.
+
+    Raises:
+        ModelMismatch: it was learned by another UNet.
+    """
+    if learned is None:
+        yield
+        return
+    dtype = next(unet.parameters()).dtype
+    with ExitStack() as undo:
+        for name, weight in learned.queries.items():
+            undo.enter_context(_swapped(unet, name, weight.to(dtype)))
+        if learned.temporal or learned.convs:
+            temporal = Temporal.of(unet)
+            if learned.temporal:
+                temporal.load_named(learned.temporal)
+            undo.enter_context(inflated(unet, temporal, _convs(learned.convs)))
+        yield
+
+
+def save_tuned(learned: Tuned, folder: Path) -> Path:
+    """Writes what was learned into a folder, from which `load_tuned` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        for part in _PARTS
+        for name, tensor in cast(Mapping[str, Tensor], getattr(learned, part)).items()
+    }
+    save_file(tensors, folder / FILE, metadata={"format": "pt", "retouch": "tuned 1"})
+    return folder / FILE
+
+
+def load_tuned(folder: Path) -> Tuned:
+    """What `save_tuned` wrote.
+
+    Raises:
+        ModelNotFound: there is nothing of the kind.
+    """
+    path = folder / FILE if folder.is_dir() else folder
+    hint = "tune_steps tunes the model here; tools/convert/tune_a_video.py reads authors' checkpoints"
+    if not path.exists():
+        raise ModelNotFound(f"{folder} holds no {FILE}", hint=hint)
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    try:
+        with safe_open(path, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                part, _, rest = name.partition("/")
+                found[part][rest] = stored.get_tensor(name)
+    except (SafetensorError, KeyError, OSError) as error:
+        raise ModelMismatch(
+            f"{path.name} cannot be read ({type(error).__name__}: {error})", hint=hint
+        ) from None
+    return Tuned(**found)
+
+
+def _loss(z: np.ndarray, sd: StableDiffusion, text: Tensor, how: Tuning, step: int, run: Run) -> Tensor:
+    """Squared error of the prediction, at a level and with noise that the step decides: eq. 3 of Wu et al."""
+    count = min(how.frames, len(z))
+    where, when = torch.special.ndtr(run.noise(f"draw {step}", torch.empty(2, dtype=torch.float64))).tolist()
+    start = int(where * (len(z) - count + 1))
+    clean = torch.tensor(z[start : start + count]).to(sd.device)
+    t = int(when * len(sd.alphas_cumprod))
+    alpha = float(sd.alphas_cumprod[t])
+    noise = run.noise(f"tune {step}", clean)
+    noisy = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+    target = noise if sd.prediction == "epsilon" else alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
+    rule = Attend(how.neighbours.among(range(start, start + count), start + count))
+    with torch.autocast(sd.device.type, sd.unet.dtype, enabled=sd.unet.dtype != torch.float32):
+        out = sd.predict(noisy, t, text, attention={"rule": rule})
+    return mse_loss(out.float(), target)
+
+
+@contextmanager
+def _learning(unet: Module, rank: int, run: Run) -> Iterator[dict[str, Parameter]]:
+    """Makes the queries of all attention learnable, and leaves the UNet as it was.
+
+    Gradients reach nothing else; weights are learned in single precision.
+    """
+    before = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
+    names = [name for name in before if name.endswith(".to_q.weight")]
+    unet.requires_grad_(requires_grad=False)
+    with ExitStack() as undo:
+        undo.callback(_restore_gradients, unet, before)
+        if rank:
+            yield undo.enter_context(_lora(unet, [name.removesuffix(".weight") for name in names], rank, run))
+        else:
+            for name in names:
+                undo.enter_context(_swapped(unet, name, unet.get_parameter(name).detach().float().clone()))
+                unet.get_parameter(name).requires_grad_()
+            yield {name: unet.get_parameter(name) for name in names}
+
+
+def _restore_gradients(unet: Module, before: Mapping[str, bool]) -> None:
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(before[name])
+        parameter.grad = None
+
+
+@contextmanager
+def _lora(unet: Module, names: list[str], rank: int, run: Run) -> Iterator[dict[str, Parameter]]:
+    """Low-rank layers around the queries, by peft; the layers that were there come back."""
+    plain = {name: unet.get_submodule(name) for name in names}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+    try:
+        inject_adapter_in_model(config, unet)
+        for name, parameter in unet.named_parameters():
+            if "lora_A" in name:  # peft draws these from the global generator
+                parameter.data = run.noise(name, parameter.data) / parameter.shape[1] ** 0.5
+        yield {name: p for name, p in unet.named_parameters() if "lora_" in name}
+    finally:
+        for name, layer in plain.items():
+            unet.set_submodule(name, layer)
+        if "peft_config" in vars(unet):
+            del unet.peft_config
+
+
+def _full_weights(unet: Module, queries: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    """The learned queries as whole weights, whichever way they were learned."""
+    if not any("lora_" in name for name in queries):
+        return {name: parameter.detach().clone() for name, parameter in queries.items()}
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    return {
+        f"{name}.weight": (
+            cast(Linear, layer.get_base_layer()).weight.detach().float()
+            + layer.get_delta_weight("default").detach()
+        )
+        for name, layer in layers.items()
+    }
+
+
+@contextmanager
+def _swapped(unet: Module, name: str, weight: Tensor) -> Iterator[None]:
+    """Another weight in place of a parameter's own."""
+    try:
+        parameter = unet.get_parameter(name)
+    except AttributeError:
+        raise ModelMismatch(f"the model has no {name}", hint="tune this model anew") from None
+    own = parameter.data
+    if own.shape != weight.shape:
+        raise ModelMismatch(
+            f"{name} is {tuple(weight.shape)}; the model has {tuple(own.shape)}", hint="tune anew"
+        )
+    parameter.data = weight.to(own.device)
+    try:
+        yield
+    finally:
+        parameter.data = own
+
+
+def _convs(tensors: Mapping[str, Tensor]) -> dict[str, TemporalConv]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place, _, part = name.partition(".conv_temporal.")
+        parts.setdefault(place, {})[part] = tensor
+    return {place: TemporalConv(found) for place, found in parts.items()}
+
+
+def _resume(run: Run, learned: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Takes up the last checkpoint; says how many steps it holds."""
+    state = run.draft.load()
+    if state is None:
+        return 0
+    done = int(state["done"])
+    for name, parameter in learned.items():
+        parameter.data.copy_(state[f"value {name}"])
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(done)),
+            "exp_avg": state[f"mean {name}"].to(parameter.device),
+            "exp_avg_sq": state[f"square {name}"].to(parameter.device),
+        }
+    return done
+
+
+def _checkpoint(
+    run: Run, learned: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, done: int
+) -> None:
+    state: dict[str, Tensor] = {"done": torch.tensor(done)}
+    for name, parameter in learned.items():
+        moments = optimizer.state[parameter]
+        state[f"value {name}"] = parameter.data
+        state[f"mean {name}"] = moments["exp_avg"]
+        state[f"square {name}"] = moments["exp_avg_sq"]
+    run.draft.save(state)
