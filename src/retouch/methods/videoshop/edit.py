@@ -68,7 +68,13 @@ ENOUGH_OUTSIDE: Final = 0.1
 @torch.no_grad()
 def edit(video: Video, params: VideoshopParams, run: Run) -> Edited:
     """Carries the picture `params.first` through `video`."""
-    model = _told(run.load(params.model, AnyImageToVideo).model, params)
+    return edit_with(run.load(params.model, AnyImageToVideo).model, video, params, run)
+
+
+@torch.no_grad()
+def edit_with(model: ImageToVideo, video: Video, params: VideoshopParams, run: Run) -> Edited:
+    """As `edit`, by a model that is already loaded; `params.model` is not looked at."""
+    model = _told(model, params)
     if params.faithful:
         return _as_released(video, params, model, run)
     pictures = _pictures(video, params)
