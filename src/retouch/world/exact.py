@@ -12,6 +12,8 @@ from typing import TypeAlias, final
 import numpy as np
 from jaxtyping import Float, Shaped, UInt64
 
+from retouch.errors import RequestError
+
 Plane: TypeAlias = Float[np.ndarray, "h w"]
 
 # Taylor coefficients of sin(2 pi x) in x, x^3, ... x^13: off by less than 1e-9 for |x| <= 1/4.
@@ -104,7 +106,13 @@ class Dice:
     """Random numbers drawn one after another; the same seed and order give the same numbers."""
 
     def __init__(self, seed: int, stream: int, count: int) -> None:
-        """Throw `count` numbers at once; asking for more is an error."""
+        """Throw `count` numbers at once; asking for more is an error.
+
+        Raises:
+            RequestError: the seed is out of bounds.
+        """
+        if not 0 <= seed < 2**64:
+            raise RequestError(f"seed is {seed}; it must be from 0 to 2**64 - 1", hint="try --seed 0")
         self._thrown = iter(uniform(count, seed, stream).tolist())
 
     def between(self, low: float, high: float) -> float:

@@ -27,7 +27,7 @@ from retouch.world.render import (
     pixel_places,
     world_axes,
 )
-from retouch.world.scene import BACKGROUNDS, WORLD_VERSION, Camera
+from retouch.world.scene import BACKGROUNDS, WORLD_VERSION, Camera, check_word
 from retouch.world.shapes import (
     INK,
     Colour,
@@ -117,6 +117,9 @@ class Identity:
     """Who it is: everything about a face that stays while it moves.
 
     `eye_distance` is from the middle of the face to an eye; `clothes` numbers what is worn below the neck.
+
+    Raises:
+        RequestError: a word is none of those known for faces.
     """
 
     skin: str = "fair"
@@ -131,6 +134,14 @@ class Identity:
     nose: float = 0.1
     mouth: float = 0.2
     clothes: int = 0
+
+    def __post_init__(self) -> None:
+        check_word("skin", self.skin, tuple(SKINS))
+        check_word("face shape", self.shape, FACE_SHAPES)
+        check_word("eye colour", self.eyes, tuple(EYE_COLOURS))
+        check_word("hair", self.hair, HAIR_STYLES)
+        check_word("hair colour", self.hair_colour, tuple(HAIR_COLOURS))
+        check_word("hat", self.hat, ("none", *HATS))
 
 
 @final
@@ -191,13 +202,20 @@ class Liveliness:
 @final
 @dataclass(frozen=True)
 class Portrait:
-    """A face in front of a background."""
+    """A face in front of a background.
+
+    Raises:
+        RequestError: there is no such background.
+    """
 
     identity: Identity
     motion: Liveliness = Liveliness()
     background: str = "sky"
     camera: Camera = STILL
     ground: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        check_word("background", self.background, BACKGROUNDS)
 
     @classmethod
     def sample(cls, seed: int) -> "Portrait":

@@ -69,13 +69,22 @@ class Motion:
 @final
 @dataclass(frozen=True)
 class Actor:
-    """An object in a scene: what it is, how it looks, how it moves."""
+    """An object in a scene: what it is, how it looks, how it moves.
+
+    Raises:
+        RequestError: a word is not in the world's vocabulary.
+    """
 
     object: str
     colour: str
     pattern: str = "plain"
     motion: Motion = Motion()
     mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        check_word("object", self.object, OBJECTS)
+        check_word("colour", self.colour, COLOURS)
+        check_word("pattern", self.pattern, PATTERNS)
 
     @property
     def name(self) -> str:
@@ -170,13 +179,23 @@ class Variety:
 @final
 @dataclass(frozen=True)
 class Scene:
-    """Everything a clip shows. The first actor is named first in the caption and stands in front."""
+    """Everything a clip shows. The first actor is named first in the caption and stands in front.
+
+    Raises:
+        RequestError: there is no actor, or a word is not in the world's vocabulary.
+    """
 
     actors: tuple[Actor, ...]
     background: str
     style: str = "none"
     camera: Camera = Camera()
     ground: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not self.actors:
+            raise RequestError("the scene has no object", hint=f"put in one of: {', '.join(OBJECTS)}")
+        check_word("background", self.background, BACKGROUNDS)
+        check_word("style", self.style, STYLES)
 
     @classmethod
     def sample(cls, seed: int, variety: Variety = Variety()) -> "Scene":
@@ -221,6 +240,18 @@ class Scene:
         names = " and ".join(f"{_article(actor.name)} {actor.name}" for actor in self.actors)
         where = _PLACES.get(self.background, f"on {self.background}")
         return f"{names} {where}" + ("" if self.style == "none" else f", {self.style}")
+
+
+def check_word(what: str, word: str, known: tuple[str, ...]) -> None:
+    """Refuses a word that is not among those known.
+
+    Raises:
+        RequestError: with the known words in its hint.
+    """
+    if word not in known:
+        raise RequestError(
+            f"no {what} of the world is called {word!r}", hint=f"choose from: {', '.join(known)}"
+        )
 
 
 def _article(name: str) -> str:

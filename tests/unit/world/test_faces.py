@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retouch.errors import RequestError
-from retouch.world import LANDMARKS, PARTS, Expression, FaceClip, Liveliness, Portrait, face_picture
+from retouch.world import LANDMARKS, PARTS, Expression, FaceClip, Identity, Liveliness, Portrait, face_picture
 from retouch.world.faces import FACE_WORDS, sample_identity, sample_motion
 
 STILL = Liveliness()
@@ -128,3 +128,10 @@ def test_words_that_change_no_face_are_refused_with_a_hint(text: str) -> None:
 def test_a_caption_without_a_face_is_refused() -> None:
     with pytest.raises(RequestError, match="no face"):
         Portrait.of("a red car on grass")
+
+
+def test_a_person_that_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(RequestError, match="hair colour"):
+        Identity(hair_colour="green")
+    with pytest.raises(RequestError, match="background"):
+        Portrait(Identity(), background="moon")

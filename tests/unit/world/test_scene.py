@@ -1,7 +1,7 @@
 import pytest
 
 from retouch.errors import RequestError
-from retouch.world import BACKGROUNDS, COLOURS, OBJECTS, PATTERNS, STYLES, Scene, Variety
+from retouch.world import BACKGROUNDS, COLOURS, OBJECTS, PATTERNS, STYLES, Actor, Scene, Variety
 
 
 def test_the_vocabulary_is_as_rich_as_promised() -> None:
@@ -71,3 +71,24 @@ def test_the_two_objects_of_a_scene_differ() -> None:
         first, second = Scene.sample(seed, Variety(pair=1.0)).actors
         assert first.object != second.object
         assert first.colour != second.colour
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_bounds_is_refused(seed: int) -> None:
+    with pytest.raises(RequestError, match="seed"):
+        Scene.sample(seed)
+    assert Scene.sample(2**64 - 1).actors
+
+
+def test_words_that_the_world_does_not_know_are_refused_with_those_it_knows() -> None:
+    for wrong in (
+        lambda: Actor("dragon", "red"),
+        lambda: Actor("ball", "beige"),
+        lambda: Actor("ball", "red", "furry"),
+        lambda: Scene((Actor("ball", "red"),), "moon"),
+        lambda: Scene((Actor("ball", "red"),), "sky", "oil"),
+        lambda: Scene((), "sky"),
+    ):
+        with pytest.raises(RequestError) as refusal:
+            wrong()
+        assert ", " in refusal.value.hint

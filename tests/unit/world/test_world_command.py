@@ -7,7 +7,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 from retouch.apps.commands.world import world
-from retouch.errors import InputError
+from retouch.errors import InputError, OutOfBudget
 from retouch.media.io import read
 from retouch.world import Clip, Scene
 
@@ -104,3 +104,9 @@ def test_the_vocabulary_is_drawn_into_a_picture(tmp_path: Path, faces: tuple[str
 def test_words_are_listed_for_people_and_machines() -> None:
     assert "watercolour" in run("words").output
     assert json.loads(run("words", "--json").output)["object"][0] == "ball"
+
+
+def test_a_sample_larger_than_memory_is_refused_before_it_is_drawn(tmp_path: Path) -> None:
+    result = run("sample", tmp_path / "out", "--size", 4096, "--frames", 100_000)
+    assert isinstance(result.exception, OutOfBudget)
+    assert list(tmp_path.iterdir()) == []

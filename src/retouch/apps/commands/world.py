@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retouch.errors import InputError
+from retouch.compute import free_memory, in_words
+from retouch.errors import InputError, OutOfBudget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 COLUMNS = 6
 """Frames on a contact sheet."""
+
+BYTES_A_PIXEL = 150
+"""Memory for a pixel of a frame: three layers, texture coordinates and flow, twice while they are written."""
 
 MARK = "caption.json"
 """By this file a folder is known as one that this command wrote."""
@@ -34,7 +38,7 @@ def world() -> None:
 
 @world.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Which scene.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**64 - 1), help="Which scene.")
 @click.option("--caption", help='What to show, such as "a red striped car on grass, neon".')
 @click.option(
     "--edit", "edits", multiple=True, help="A change such as color=blue; 1.object=fish; style=neon."
@@ -66,6 +70,7 @@ def sample(
     retouch world sample out --faces --edit glasses=yes
     """  # noqa: D301 - click reads the mark
     rate = _rate(fps)
+    _check_memory(frames, size, edited=bool(edits))
     with _folder(out, force=force) as draft:
         write = _write_face if faces else _write_scene
         said = write(draft, seed, caption, edits, frames, size, rate)
@@ -126,6 +131,17 @@ def _rate(text: str) -> Fraction:
             f"fps is {text!r}; it must be above 0 and at most 1000", hint="write 24 or 24000/1001"
         )
     return rate
+
+
+def _check_memory(frames: int, size: int, *, edited: bool) -> None:
+    needed = BYTES_A_PIXEL * frames * size * size * (2 if edited else 1)
+    free = free_memory()
+    if needed > free:
+        raise OutOfBudget(
+            f"{frames} frames of {size}x{size} and their truth need {in_words(needed)}; "
+            f"{in_words(free)} are free",
+            hint="ask for fewer frames or a smaller size",
+        )
 
 
 def _write_scene(
