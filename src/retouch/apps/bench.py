@@ -102,13 +102,17 @@ Give: TypeAlias = Callable[[Trial, Path], object]
 @final
 @dataclass(frozen=True)
 class Row:
-    """What one contender got on one trial; `figures` is empty where it failed, and `error` says how."""
+    """What one contender got on one trial; `figures` is empty where it failed, and `error` says how.
+
+    `told` is what the method itself measured, such as how well its inversion brings the source back.
+    """
 
     trial: str
     kind: str
     contender: str
     figures: Mapping[str, float]
     error: str = ""
+    told: Mapping[str, float] = field(default_factory=dict)
 
 
 @final
@@ -204,7 +208,8 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
     values: dict[str, object] = dict(spec.presets.get(PRESETS[trial.kind], {}))
     if "model" in fields:
         values["model"] = "tiny:svd" if "first" in fields else bench.model
-    values |= {name: give(trial, folder) for name, give in GIVES.items() if name in fields}
+    told = {name: give(trial, folder) for name, give in GIVES.items() if name in fields}
+    values |= {name: value for name, value in told.items() if value is not None}
     values |= bench.settings.get(spec.name, {})
     unknown = [name for name, info in fields.items() if info.is_required() and name not in values]
     if unknown:
@@ -221,12 +226,20 @@ def _first(trial: Trial, folder: Path) -> Path:
     return write_picture(picture, folder / "first.png", force=True)
 
 
+def _words(trial: Trial, _: Path) -> tuple[str, ...] | None:
+    """The object's word where the prompts are the same, so that no word can be found by what differs."""
+    same = trial.clip.caption == trial.target.caption
+    return (trial.clip.scene.actors[0].object,) if same else None
+
+
 GIVES: Mapping[str, Give] = {
     "prompt": lambda trial, _: trial.target.caption,
     "source_prompt": lambda trial, _: trial.clip.caption,
     "first": _first,
+    "object_words": _words,
+    "new_words": _words,
 }
-"""How the change is given, by the name of the parameter that takes it."""
+"""How the change is given, by the name of the parameter that takes it; None leaves it at its default."""
 
 
 def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Row:
@@ -241,7 +254,7 @@ def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listen
     place = folder / "frames" / trial.name
     place.mkdir(parents=True, exist_ok=True)
     write_picture(np.ascontiguousarray(frame), place / f"{_file(name)}.png", force=True)
-    return Row(trial.name, trial.kind, name, figures)
+    return Row(trial.name, trial.kind, name, figures, told=dict(outcome.figures))
 
 
 def _outcome(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Edited:
@@ -330,8 +343,9 @@ def table(bench: Bench, rows: Sequence[Row]) -> str:
     for kind, by_name in means.items():
         lines += [f"## {kind}", "", *_table(keys, {name: _row(by_name[name], keys) for name in by_name}), ""]
         if kind in apart:
-            judged = {name: _judged(row, keys) for name, row in apart[kind].items() if name in bench.methods}
-            lines += [f"Paired difference from {BASELINE}:", "", *_table(keys, judged), ""] if judged else []
+            both = [key for key in keys if any(key in row for row in apart[kind].values())]
+            judged = {name: _judged(row, both) for name, row in apart[kind].items() if name in bench.methods}
+            lines += [f"Paired difference from {BASELINE}:", "", *_table(both, judged), ""] if judged else []
     failed = [row for row in rows if row.error]
     if failed:
         lines += ["## Failed", "", *(f"- {row.contender} on {row.trial}: {row.error}" for row in failed), ""]

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -41,6 +42,16 @@ class Worded(Params):
     source_prompt: SourcePrompt
     model: Model = "sd15"
     steps: int = 50
+
+
+@final
+class Named(Params):
+    prompt: Prompt
+    source_prompt: SourcePrompt
+    object_words: tuple[str, ...] = ()
+
+
+NAMED = MethodSpec("named", "", "", Named, "x:edit")
 
 
 @final
@@ -140,6 +151,14 @@ def test_settings_go_over_the_preset_that_belongs_to_the_kind(tmp_path: Path) ->
     assert given(WORDED, shape, tmp_path, SMALL)["steps"] == 7
     told = Bench(**{**SMALL.__dict__, "settings": {"worded": {"steps": 3}}})
     assert given(WORDED, shape, tmp_path, told)["steps"] == 3
+
+
+def test_a_null_edit_says_the_same_twice_and_names_the_object(tmp_path: Path) -> None:
+    trial = next(iter(trials(SMALL)))
+    null = given(NAMED, replace(trial, target=trial.clip), tmp_path, SMALL)
+    assert null["prompt"] == null["source_prompt"] == trial.clip.caption
+    assert null["object_words"] == (trial.clip.scene.actors[0].object,)
+    assert "object_words" not in given(NAMED, trial, tmp_path, SMALL)
 
 
 def test_a_method_that_asks_for_something_unknown_is_refused_with_the_way_out(tmp_path: Path) -> None:
