@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from retouch.apps.report import write_report
+from retouch.apps.runner import edit
 from retouch.errors import RequestError, VideoError
 from retouch.media.io import Encoding, write, write_picture
 from retouch.video import Video
@@ -203,6 +204,18 @@ def test_a_folder_that_is_no_run_and_a_damaged_one_are_errors(run: Path, tmp_pat
     with pytest.raises(RequestError, match="damaged"):
         write_report(run)
     assert not list(tmp_path.glob("*.html")) + list(run.glob("*.html"))
+
+
+@pytest.mark.usefixtures("plugins")
+def test_the_page_of_a_real_run_shows_what_was_chosen_and_folds_the_defaults_away(tmp_path: Path) -> None:
+    done = edit("tint", write(clip(90), tmp_path / "clip.mp4"), red=0.25)
+    page = page_of(done.folder)
+    assert len(page.all("video")) == 2
+    assert page.inner["h1"] == ["Tint: clip.mp4"]
+    names = page.inner["th"]
+    assert "red" in names
+    assert "rows" not in names
+    assert '"rows": 0.5' in "".join(page.inner["pre"])
 
 
 def test_the_command_writes_the_page_and_prints_where(run: Path) -> None:

@@ -266,14 +266,30 @@ def _extras_section(page: Page) -> str:
 
 
 def _request_section(page: Page) -> str:
-    params = cast("Mapping[str, object]", page.request.get("params") or {})
-    rows = [(name, _plain(value)) for name, value in params.items()]
+    """The command, the parameters that are not at their defaults, and the whole request to unfold."""
+    rows = [(name, _plain(value)) for name, value in _chosen(page.request).items()]
     rows += [(name, _plain(page.request[name])) for name in ("seed", "video") if name in page.request]
     command = str(page.report.get("command", ""))
-    said = f'<h3>The command</h3><pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
+    said = f'<pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
     whole = escape(json.dumps(page.request, indent=2, ensure_ascii=False))
-    asked = f'<details><summary>request.json</summary><pre tabindex="0">{whole}</pre></details>'
-    return _table("Request", ("Parameter", "Value"), rows, after=said + asked)
+    asked = f'<details><summary>All of request.json</summary><pre tabindex="0">{whole}</pre></details>'
+    return _table("Request", ("Parameter", "Value"), rows, before=said, after=asked)
+
+
+def _chosen(request: Mapping[str, object]) -> dict[str, object]:
+    """The parameters that differ from the method's defaults; all where the method is not known here."""
+    params = cast("Mapping[str, object]", request.get("params") or {})
+    spec = methods().get(str(request.get("method", "")))
+    if spec is None:
+        return dict(params)
+    fields = spec.params.model_fields
+    defaults = {
+        name: info.get_default(call_default_factory=True)
+        for name, info in fields.items()
+        if not info.is_required()
+    }
+    usual = json.loads(json.dumps(defaults, default=str))  # as they look in a request
+    return {name: value for name, value in params.items() if name not in usual or usual[name] != value}
 
 
 def _stage_section(page: Page) -> str:
@@ -282,13 +298,15 @@ def _stage_section(page: Page) -> str:
     )
 
 
-def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, str]], after: str = "") -> str:
-    if not rows and not after:
+def _table(
+    title: str, head: tuple[str, str], rows: Sequence[tuple[str, str]], *, before: str = "", after: str = ""
+) -> str:
+    if not rows and not before + after:
         return ""
     body = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>' for a, b in rows)
     heads = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
-    return _section(title, table + after)
+    return _section(title, before + table + after)
 
 
 def _section(title: str, body: str) -> str:
