@@ -51,6 +51,26 @@ SCHEDULER: Final = {
 """Stable Diffusion's noise levels, with the velocity as what the network predicts."""
 
 
+VIDEO_SCHEDULER: Final = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.35.0",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "interpolation_type": "linear",
+    "prediction_type": "v_prediction",
+    "sigma_min": 0.002,
+    "sigma_max": 700.0,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "timestep_type": "continuous",
+    "trained_betas": None,
+    "use_karras_sigmas": True,
+}
+"""Stable Video Diffusion's scheduler, as its folder has it."""
+
+
 def autoencoder(size: int) -> AutoencoderKL:
     """The picture autoencoder: a quarter of the side at 64 px, an eighth at 128 px."""
     widths = (16, 32, 64) if size == 64 else (16, 32, 64, 96)

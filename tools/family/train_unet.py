@@ -6,7 +6,8 @@ half of the noise levels are drawn from the noisy half of the schedule, where sh
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -49,18 +50,33 @@ class Pair(nn.Module):
         return self.unet(z, t, words).sample.float()
 
 
-def shares_at(images: int) -> Mapping[str, float]:
-    """Which lessons come in which shares after so many images."""
-    return next(shares for until, shares in PLAN if images < until)
+def shares_at(images: int, lessons: Sequence[str] = tuple(COUNTS)) -> Mapping[str, float]:
+    """Which of the lessons that there are come in which shares after so many images."""
+    planned = next(shares for until, shares in PLAN if images < until)
+    return {name: share for name, share in planned.items() if name in lessons} or dict.fromkeys(lessons, 1.0)
+
+
+class Lessons(Mapping[str, Latents]):
+    """The lessons' latents, each encoded when it first comes up."""
+
+    def __init__(self, counts: Mapping[str, int], load: Callable[[str, int], Latents]) -> None:
+        self._counts, self._load = counts, cache(load)
+
+    def __getitem__(self, name: str) -> Latents:
+        return self._load(name, self._counts[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
 
 
 def batch(
     sets: Mapping[str, Latents], images: int, generator: torch.Generator, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, object masks and token numbers."""
-    shares = {name: share for name, share in shares_at(images).items() if name in sets} or dict.fromkeys(
-        sets, 1.0
-    )
+    shares = shares_at(images, tuple(sets))
     lessons = torch.multinomial(
         torch.tensor(list(shares.values())), count, replacement=True, generator=generator
     )
@@ -112,7 +128,7 @@ def train(
     torch.manual_seed(seed)
     tokenizer = architecture.tokenizer(work / "tokenizer")
     pair = Pair(len(tokenizer))
-    if warm_text:
+    if warm_text and (work / "clip" / "checkpoint.safetensors").exists():
         clip = load_average(architecture.clip(len(tokenizer)), work / "clip")
         pair.text.load_state_dict(clip.text_model.state_dict())
     if device == "cpu":
@@ -120,8 +136,7 @@ def train(
             AttnProcessor()
         )  # its backward pass is twice as fast on a CPU in bfloat16
     fit = Fit(pair, work / f"unet-{size}px", rate=1e-3, keep=0.999, device=device)
-    wanted = counts or COUNTS
-    sets = {name: prepared_latents(work, name, n, size, tokenizer, device) for name, n in wanted.items()}
+    sets = Lessons(counts or COUNTS, lambda name, n: prepared_latents(work, name, n, size, tokenizer, device))
     probed = latents_of(work, held_out("middle", 96, size), size, tokenizer)
     wordless = torch.tensor(
         tokenizer("", padding="max_length", max_length=architecture.TEXT_LENGTH).input_ids
