@@ -9,7 +9,12 @@
   const button = panel.querySelector("#together");
   const moment = panel.querySelector("#moment");
   panel.hidden = false;
-  const go = (seconds) => clips.forEach((clip) => { clip.pause(); clip.currentTime = Math.max(0, seconds); });
+  const show = (seconds) => { moment.textContent = "frame " + Math.round(seconds / frame); };
+  const go = (seconds) => {
+    const there = Math.min(Math.max(0, seconds), clips[0].duration || 0);
+    clips.forEach((clip) => { clip.pause(); clip.currentTime = there; });
+    show(there);
+  };
   button.addEventListener("click", () => {
     if (!clips[0].paused || !clips[1].paused) { clips.forEach((clip) => clip.pause()); return; }
     clips[1].currentTime = clips[0].currentTime;
@@ -23,7 +28,5 @@
     const off = clips[1].currentTime - clips[0].currentTime;
     if (!clips[0].paused && Math.abs(off) > 2 * frame) clips[1].currentTime = clips[0].currentTime;
   });
-  const show = () => { moment.textContent = "frame " + Math.round(clips[0].currentTime / frame); };
-  clips[0].addEventListener("timeupdate", show);
-  clips[0].addEventListener("pause", show);
+  clips[0].addEventListener("pause", () => show(clips[0].currentTime));
 })();
