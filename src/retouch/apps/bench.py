@@ -186,9 +186,7 @@ def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[
 
 def contenders(bench: Bench) -> list[str]:
     """All rows of a table: doing nothing, each method's null edit, the methods, the truth."""
-    nulls = [
-        NULL + name for name in bench.methods if {"prompt", "first"} & set(method(name).params.model_fields)
-    ]
+    nulls = [NULL + name for name in bench.methods if TOLD & set(method(name).params.model_fields)]
     return [SOURCE, *nulls, *bench.methods, TRUTH]
 
 
@@ -222,8 +220,18 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
 
 def _first(trial: Trial, folder: Path) -> Path:
     """The true edit of the first frame, as a user would have drawn it."""
-    picture = np.ascontiguousarray(trial.target.video.frames[0].transpose(1, 2, 0))
-    return write_picture(picture, folder / "first.png", force=True)
+    return _drawn(trial, 0, folder)
+
+
+def _keyframe(trial: Trial, folder: Path) -> tuple[str, ...]:
+    """The true edit of the middle frame, as FRAME=PICTURE."""
+    middle = len(trial.target.video) // 2
+    return (f"{middle}={_drawn(trial, middle, folder)}",)
+
+
+def _drawn(trial: Trial, frame: int, folder: Path) -> Path:
+    picture = np.ascontiguousarray(trial.target.video.frames[frame].transpose(1, 2, 0))
+    return write_picture(picture, folder / f"frame-{frame}.png", force=True)
 
 
 def _words(trial: Trial, _: Path) -> tuple[str, ...] | None:
@@ -236,10 +244,15 @@ GIVES: Mapping[str, Give] = {
     "prompt": lambda trial, _: trial.target.caption,
     "source_prompt": lambda trial, _: trial.clip.caption,
     "first": _first,
+    "keyframe": _keyframe,
     "object_words": _words,
     "new_words": _words,
 }
 """How the change is given, by the name of the parameter that takes it; None leaves it at its default."""
+
+
+TOLD = {"prompt", "first", "keyframe"}
+"""Parameters that say what the clip should become; a method with one of them has a null edit."""
 
 
 def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Row:

@@ -2,7 +2,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from retouch.apps.bench import (
     trials,
 )
 from retouch.errors import InputError
+from retouch.media.io import read_picture
 from retouch.metrics.fidelity import CEILING_DB, Frames
 from retouch.params import Model, Params, Prompt, SourcePrompt
 from retouch.spec import MethodSpec
@@ -58,6 +59,11 @@ NAMED = MethodSpec("named", "", "", Named, "x:edit")
 class Drawn(Params):
     first: Path
     model: Model = "svd"
+
+
+@final
+class Painted(Params):
+    keyframe: tuple[str, ...] = ()
 
 
 @final
@@ -144,6 +150,10 @@ def test_a_change_is_given_by_the_names_of_the_parameters(tmp_path: Path) -> Non
     assert isinstance(picture["first"], Path)
     assert picture["first"].is_file()
     assert picture["model"] == "tiny:svd"
+    painted = given(MethodSpec("painted", "", "", Painted, "x:edit"), trial, tmp_path, SMALL)
+    (keyframe,) = cast("tuple[str]", painted["keyframe"])
+    number, _, path = keyframe.partition("=")
+    assert (read_picture(Path(path)) == trial.target.video.frames[int(number)].transpose(1, 2, 0)).all()
 
 
 def test_settings_go_over_the_preset_that_belongs_to_the_kind(tmp_path: Path) -> None:
