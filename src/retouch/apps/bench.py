@@ -229,6 +229,15 @@ def _keyframe(trial: Trial, folder: Path) -> tuple[str, ...]:
     return (f"{middle}={_drawn(trial, middle, folder)}",)
 
 
+def _box(trial: Trial, _: Path) -> tuple[str, ...]:
+    """A box around the object in the middle frame, as FRAME:x,y x,y, where it is in the picture."""
+    middle = len(trial.clip.video) // 2
+    rows, columns = np.nonzero(trial.clip.masks[0, middle, 0])
+    if not len(rows):
+        return ()
+    return (f"{middle}:{columns.min()},{rows.min()} {columns.max()},{rows.max()}",)
+
+
 def _drawn(trial: Trial, frame: int, folder: Path) -> Path:
     picture = np.ascontiguousarray(trial.target.video.frames[frame].transpose(1, 2, 0))
     return write_picture(picture, folder / f"frame-{frame}.png", force=True)
@@ -245,6 +254,7 @@ GIVES: Mapping[str, Give] = {
     "source_prompt": lambda trial, _: trial.clip.caption,
     "first": _first,
     "keyframe": _keyframe,
+    "box": _box,
     "object_words": _words,
     "new_words": _words,
 }

@@ -64,6 +64,7 @@ class Drawn(Params):
 @final
 class Painted(Params):
     keyframe: tuple[str, ...] = ()
+    box: tuple[str, ...] = ()
 
 
 @final
@@ -154,6 +155,19 @@ def test_a_change_is_given_by_the_names_of_the_parameters(tmp_path: Path) -> Non
     (keyframe,) = cast("tuple[str]", painted["keyframe"])
     number, _, path = keyframe.partition("=")
     assert (read_picture(Path(path)) == trial.target.video.frames[int(number)].transpose(1, 2, 0)).all()
+
+
+def test_the_box_holds_the_object_in_the_middle_frame_and_nothing_more(tmp_path: Path) -> None:
+    trial = next(iter(trials(SMALL)))
+    (box,) = cast(
+        "tuple[str]", given(MethodSpec("painted", "", "", Painted, "x:edit"), trial, tmp_path, SMALL)["box"]
+    )
+    frame, _, corners = box.partition(":")
+    (left, top), (right, bottom) = (map(int, corner.split(",")) for corner in corners.split())
+    mask = trial.clip.masks[0, int(frame), 0]
+    inner = mask[top : bottom + 1, left : right + 1]
+    assert inner.sum() == mask.sum() > 0
+    assert all(side.any() for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1]))
 
 
 def test_settings_go_over_the_preset_that_belongs_to_the_kind(tmp_path: Path) -> None:
