@@ -273,7 +273,8 @@ def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listen
         raise
     except RetouchError as error:
         return Row(trial.name, trial.kind, name, {}, f"{type(error).__name__}: {error}")
-    frame = outcome.video.frames[len(outcome.video) // 2].transpose(1, 2, 0)
+    # The last frame is the farthest from any that a method was given ready.
+    frame = outcome.video.frames[-1].transpose(1, 2, 0)
     place = folder / "frames" / trial.name
     place.mkdir(parents=True, exist_ok=True)
     write_picture(np.ascontiguousarray(frame), place / f"{_file(name)}.png", force=True)
@@ -376,7 +377,7 @@ def table(bench: Bench, rows: Sequence[Row]) -> str:
 
 
 def contact_sheet(bench: Bench, folder: Path, *, edits: int = 10) -> np.ndarray:
-    """Draws the middle frames of evenly chosen edits: source, true edit, then each method."""
+    """Draws the last frames of evenly chosen edits: source, true edit, then each method."""
     names = [SOURCE, TRUTH, *bench.methods]
     tried = [trial for trial in trials(bench) if (folder / "frames" / trial.name).is_dir()]
     kinds = len(bench.kinds)
