@@ -61,6 +61,8 @@ from retouch.video import Video
 
 POOR_ROUND_TRIP: Final = 30.0
 """Decibels; below, the noise visibly does not hold the source, even before anything is edited."""
+FASTEST: Final = 30
+"""Frames a second; faster clips were not among what Stable Video Diffusion was trained on."""
 ENOUGH_OUTSIDE: Final = 0.1
 """The share of a window that must lie outside the region for its colours to be held by the source's."""
 
@@ -74,7 +76,7 @@ def edit(video: Video, params: VideoshopParams, run: Run) -> Edited:
 @torch.no_grad()
 def edit_with(model: ImageToVideo, video: Video, params: VideoshopParams, run: Run) -> Edited:
     """As `edit`, by a model that is already loaded; `params.model` is not looked at."""
-    model = _told(model, params)
+    model = _told(model, video, params)
     if params.faithful:
         return _as_released(video, params, model, run)
     pictures = _pictures(video, params)
@@ -313,10 +315,9 @@ def _lay(
 
 def _pictures(video: Video, params: VideoshopParams) -> dict[int, UInt8[np.ndarray, "3 h w"]]:
     """The user's pictures by frame number, each of the frames' size."""
-    for at in params.later_at:
-        if at >= len(video):
-            raise ParamsError(f"later_at names frame {at} of {len(video)}", hint="frames are counted from 0")
-    given = {0: params.first, **dict(zip(params.later_at, params.later, strict=True))}
+    given = params.pictures()
+    if (last := max(given)) >= len(video):
+        raise ParamsError(f"later names frame {last} of {len(video)}", hint="frames are counted from 0")
     return {at: fitted(path, np.asarray(video.frames[at])) for at, path in given.items()}
 
 
@@ -372,12 +373,13 @@ def _as_released(video: Video, params: VideoshopParams, model: ImageToVideo, run
     return Edited(video.like(carried.frames))
 
 
-def _told(model: ImageToVideo, params: VideoshopParams) -> ImageToVideo:
+def _told(model: ImageToVideo, video: Video, params: VideoshopParams) -> ImageToVideo:
     """The model, told what the parameters say beside the picture, if it is one that listens."""
     if not isinstance(model, StableVideo):
         return model
     shrink = released.HABITS.shrink if params.faithful else "blurred"
-    return model.telling(StillHabits(params.told_rate, params.motion, params.picture_noise, shrink))
+    rate = params.told_rate or min(max(round(video.fps), 2), FASTEST)
+    return model.telling(StillHabits(rate, params.motion, params.picture_noise, shrink))
 
 
 def _guess(up: Up, clean: Float[Tensor, "g c h w"]) -> Guess:

@@ -1,9 +1,10 @@
 """Videoshop's parameters and description."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from retouch.params import (
     Faithful,
@@ -29,10 +30,8 @@ class VideoshopParams(Params):
 
     first: Annotated[Path, Field(description="The clip's first frame as you edited it: a picture.")]
     later: Annotated[
-        tuple[Path, ...], Field(description="More edited frames, from which the edit is taken up afresh.")
-    ] = ()
-    later_at: Annotated[
-        tuple[int, ...], Field(description="The numbers of those frames, counted from 0, in rising order.")
+        tuple[str, ...],
+        Field(description="More edited frames, as FRAME=PICTURE, from which the edit is taken up afresh."),
     ] = ()
     model: Model = "tiny:svd"
     steps: Steps = 25
@@ -91,8 +90,9 @@ class VideoshopParams(Params):
         ),
     ] = None
     told_rate: Annotated[
-        int, Field(ge=2, le=120, description="Frames a second that the model is told, whatever the clip has.")
-    ] = 7
+        int | None,
+        Field(ge=2, le=120, description="Frames a second that the model is told; the clip's if empty."),
+    ] = None
     motion: Annotated[
         int,
         Field(ge=1, le=255, description="How much motion the model is told to expect (its motion bucket)."),
@@ -117,13 +117,20 @@ class VideoshopParams(Params):
     source_prompt: SourcePrompt | None = None
     faithful: Faithful = False
 
-    @model_validator(mode="after")
-    def _pictures_and_numbers_agree(self) -> Self:
-        if len(self.later) != len(self.later_at):
-            raise ValueError(f"{len(self.later)} later pictures for {len(self.later_at)} frame numbers")
-        if any(after <= before for before, after in zip((0, *self.later_at), self.later_at, strict=False)):
-            raise ValueError("later_at must rise, from 1 on")
-        return self
+    @field_validator("later")
+    @classmethod
+    def _later_are_pictures_of_later_frames(cls, later: tuple[str, ...]) -> tuple[str, ...]:
+        for one in later:
+            if not re.fullmatch(r"0*[1-9]\d*=.+", one):
+                raise ValueError(f"{one!r} is no FRAME=PICTURE with a frame from 1 on, such as 48=k48.png")
+        if len({int(one.partition("=")[0]) for one in later}) < len(later):
+            raise ValueError("a frame has two pictures")
+        return later
+
+    def pictures(self) -> dict[int, Path]:
+        """The edited frames by their numbers, in order."""
+        split = (one.split("=", 1) for one in self.later)
+        return {0: self.first, **dict(sorted((int(at), Path(path)) for at, path in split))}
 
 
 SPEC = MethodSpec(

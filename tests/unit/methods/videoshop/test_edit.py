@@ -200,9 +200,8 @@ def test_what_one_window_edits_the_next_starts_from(tmp_path: Path) -> None:
 
 def test_a_later_picture_takes_over(tmp_path: Path) -> None:
     video = clip(8)
-    pictures = params(
-        picture(video, tmp_path), later=(picture(video, tmp_path, at=4, painted=False),), later_at=(4,)
-    )
+    later = f"4={picture(video, tmp_path, at=4, painted=False)}"
+    pictures = params(picture(video, tmp_path), later=(later,))
     edited = edit(video, pictures, alone(tmp_path / "run"))
     assert (edited.video.frames[3] != video.frames[3]).any()
     assert np.array_equal(edited.video.frames[4:], video.frames[4:])
@@ -318,17 +317,19 @@ def test_pictures_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     video = clip(3)
     first = picture(video, tmp_path)
     with pytest.raises(ParamsError, match="frame 7 of 3"):
-        edit(video, params(first, later=(first,), later_at=(7,)), alone(tmp_path / "run"))
-    with pytest.raises(ParamsError, match="1 later pictures for 0"):
-        params(first, later=(first,))
-    with pytest.raises(ParamsError, match="must rise"):
-        params(first, later=(first, first), later_at=(2, 2))
+        edit(video, params(first, later=(f"7={first}",)), alone(tmp_path / "run"))
+    for wrong in ("0=a.png", "a.png", "3=", "-1=a.png"):
+        with pytest.raises(ParamsError, match="no FRAME=PICTURE"):
+            params(first, later=(wrong,))
+    with pytest.raises(ParamsError, match="two pictures"):
+        params(first, later=("2=a.png", "2=b.png"))
 
 
 def test_every_parameter_can_be_shown_in_a_form_and_survives_json(tmp_path: Path) -> None:
     SPEC.check()
     assert all(option.description for option in describe(VideoshopParams))
-    given = params(tmp_path / "first.png", later=(tmp_path / "b.png",), later_at=(3,))
+    given = params(tmp_path / "first.png", later=("12=b.png", "3=c=d.png"))
+    assert list(given.pictures().values()) == [tmp_path / "first.png", Path("c=d.png"), Path("b.png")]
     assert VideoshopParams.model_validate_json(given.model_dump_json()) == given
     for preset in SPEC.presets:
         SPEC.fill({"first": "x.png"}, preset=preset)

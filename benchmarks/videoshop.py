@@ -1,0 +1,198 @@
+"""How closely, how fast and in how much memory Videoshop works: the figures of `videoshop.md`.
+
+Run:  python benchmarks/videoshop.py accuracy [--model REF]
+      python benchmarks/videoshop.py length [--model REF] [--frames 8 25 50 100] [--size 64]
+
+`accuracy`: a no-op edit, the first frame handed in as it is: how far the latents that come back are from
+the clip's own, in the authors' way and in ours. `length`: the same with windows over clips of growing
+length, each in a process of its
+own: processor time, peak memory, and how far the colours drift from window to window.
+
+The model may be one with random weights, whose autoencoder is no good: colours are compared with those
+that the autoencoder alone gives the clip.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from media_memory import memory
+from retouch.events import Event, Kept
+from retouch.media.pictures import write_picture
+from retouch.methods.videoshop import released
+from retouch.methods.videoshop.edit import edit
+from retouch.methods.videoshop.spec import VideoshopParams
+from retouch.methods.videoshop.walk import drawn_then_same, invert, same_noise, same_sample, sample
+from retouch.methods.videoshop.windows import windows
+from retouch.metrics.colour import delta_e, lab_of
+from retouch.models.image_to_video import ImageToVideo, StableVideo
+from retouch.models.image_to_video_any import AnyImageToVideo
+from retouch.run import Run
+from retouch.video import Video
+from retouch.world import Scene, film
+
+OVERLAP = 1
+PARITY = Path(__file__).resolve().parents[1] / "tests" / "parity" / "data" / "videoshop" / "pipeline"
+
+
+def main() -> None:
+    """Measures what was asked for and prints Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("accuracy", "length", "one-length"))
+    parser.add_argument("--model", default=str(PARITY))
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 25, 50, 100])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8)
+    asked = parser.parse_args()
+    if asked.what == "accuracy":
+        accuracy(asked.model, asked.size)
+    elif asked.what == "length":
+        length(asked.model, asked.frames, asked.size, asked.steps)
+    else:
+        print(json.dumps(one_length(asked.model, asked.frames[0], asked.size, asked.steps)))
+
+
+def accuracy(ref: str, size: int) -> None:
+    """A no-op edit in latents: rel-L2 to the clip's own, for the authors' way, parts of it, and ours."""
+    torch.set_num_threads(1)
+    model, clip = StableVideo.from_pretrained(ref), _clip(8, size)
+    told = model.telling(released.HABITS)
+    pixels = clip.pixels()
+    print("| steps, strength | way | rounds | rel-L2 of the no-op edit | calls |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        run = Run.alone(Path(folder))
+        latents, like = model.encode(pixels), torch.empty(3, size, size)
+        eps = run.noise("guesses", latents)
+        source = model.condition(pixels[0], frames=len(pixels), noise=run.noise("picture", like))
+        for steps, strength in ((25, 0.55), (8, 0.8)):
+            schedule = model.schedule(steps, strength, latents)
+            n = len(schedule.up())
+            draws = released.Draws(run.noise("a", like), run.noise("b", like), eps)
+            settings = released.Settings(steps=steps, strength=strength)
+            whole = released.carry(
+                told, pixels, pixels[0], size=(size, size), draws=draws, settings=settings, run=run
+            )
+            row = f"| {steps}, {strength} |"
+            print(
+                row, f"faithful, as released | 1 | {_relative(whole.rescaled, latents):.1e} | {n} + 2 x {n} |"
+            )
+            ways = [
+                (
+                    "same conditions, no guidance, released rule",
+                    drawn_then_same(eps * latents.std()),
+                    (1, 2, 3),
+                ),
+                ("... without extrapolation", same_sample, (1,)),
+                ("... extrapolated throughout (default: 2 rounds)", same_noise, (1, 2, 3)),
+            ]
+            for name, guess, rounds in ways:
+                for k in rounds:
+                    ladder = invert(model, latents, schedule, source, guess=guess, iterations=k, run=run)
+                    back = sample(model, ladder[-1], schedule, source, run=run)
+                    print(row, f"{name} | {k} | {_relative(back, latents):.1e} | {n * k} + {n} |")
+
+
+def length(ref: str, lengths: list[int], size: int, steps: int) -> None:
+    """A no-op edit over growing lengths."""
+    names = ("frames", "windows", "CPU s", "CPU ms a frame", "anonymous peak MB", "worst window, dE2000")
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    for frames in lengths:
+        command = [sys.executable, __file__, "one-length", "--model", ref, "--frames", str(frames)]
+        command += ["--size", str(size), "--steps", str(steps)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        got = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"| {frames} | {got['windows']:.0f} | {got['cpu']:.1f} | {1000 * got['cpu'] / frames:.0f} "
+            f"| {got['anonymous'] / 2**20:.0f} | {got['drift']:.3f} |",
+            flush=True,
+        )
+
+
+def one_length(ref: str, frames: int, size: int, steps: int) -> dict[str, float]:
+    """One clip of a length through the whole method, in this process."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip, kept = _clip(frames, size), list[Event]()
+        run = Run.alone(folder, listen=kept.append)
+        first = write_picture(clip.frames[0].transpose(1, 2, 0).copy(), folder / "first.png")
+        params = VideoshopParams(
+            model=ref,
+            first=first,
+            region="everywhere",
+            steps=steps,
+            short_side=size,
+            overlap=OVERLAP,
+            check_inversion=False,
+        )
+        model = run.load(ref, AnyImageToVideo).model
+        started = time.process_time()
+        with peak_memory() as peak:
+            edited = edit(clip, params, run)
+        cpu = time.process_time() - started
+        drift = _drift(model, clip, kept, run)
+        return {"cpu": cpu, "anonymous": max(peak), "drift": drift, "windows": edited.figures["windows"]}
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """What this process alone holds, above what it held before, sampled fifty times a second."""
+    before, seen, done = memory()["RssAnon"], [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            seen.append(memory()["RssAnon"] - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _drift(model: ImageToVideo, clip: Video, kept: list[Event], run: Run) -> float:
+    """The worst window's dE2000 between mean colours: of its edited latents decoded, and of the source's."""
+    edited = [event.key for event in kept if isinstance(event, Kept) and event.kind == "videoshop_latents"]
+    laid = windows(len(clip), [0], model.traits, None, OVERLAP)
+    worst = 0.0
+    for window, key in zip(laid, edited, strict=True):
+        found = run.store.find("videoshop_latents", key)
+        assert found is not None
+        part = clip[window.slice]
+        with torch.no_grad():
+            both = found[1]["value.latents"], model.encode(part.pixels())
+            pair = [_mean_lab(part.like(model.decode(latents)).frames) for latents in both]
+        worst = max(worst, float(delta_e(*pair)[0]))
+    return worst
+
+
+def _mean_lab(frames: np.ndarray) -> np.ndarray:
+    colours = lab_of(frames.transpose(0, 2, 3, 1).reshape(-1, 3).copy())
+    return np.asarray(colours.mean(axis=0, keepdims=True))
+
+
+def _clip(frames: int, size: int) -> Video:
+    """A clip of the world: one that no embedded model was trained on."""
+    return film(Scene.sample(11), frames, size, Fraction(12))
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+if __name__ == "__main__":
+    main()
