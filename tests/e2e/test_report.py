@@ -173,7 +173,16 @@ def test_a_source_that_is_gone_is_said_and_the_rest_is_there(run: Path) -> None:
     Path(json.loads((run / "request.json").read_text())["video"]).unlink()
     page = page_of(run)
     assert len(page.all("video")) == 1
-    assert "no longer there" in "".join(page.inner["figcaption"])
+    assert "does not exist" in "".join(page.inner["figcaption"])
+
+
+def test_a_source_of_many_pictures_is_shown_as_a_clip(run: Path, tmp_path: Path) -> None:
+    write(clip(90), tmp_path / "shots")
+    request = json.loads((run / "request.json").read_text())
+    (run / "request.json").write_text(json.dumps({**request, "video": str(tmp_path / "shots" / "*.png")}))
+    page = page_of(run)
+    assert len(page.all("video")) == 2
+    assert len(page.all("img")) == 2  # the frames with their differences, and the mask
 
 
 def test_a_run_that_failed_says_why(run: Path) -> None:

@@ -316,12 +316,10 @@ def _section(title: str, body: str) -> str:
 
 def _clip(title: str, path: Path, beside: Path, limit: int) -> Shown:
     """A clip as a browser can play it: embedded, linked where it is large, or re-encoded where it must be."""
-    if not path.exists():
-        return Shown(title, "missing", note=f"{path} is no longer there.")
     try:
         facts = probe(path)
     except RetouchError as error:
-        return Shown(title, "missing", note=f"{path} cannot be read: {error}")
+        return Shown(title, "missing", note=f"{error}.")
     told = f"{path.name}, {facts.video.width}x{facts.video.height}, {facts.video.frames} frames"
     if path.is_file() and path.suffix.lower() in PICTURES:
         return Shown(title, "picture", _url(path, PICTURES[path.suffix.lower()], beside, limit), note=told)
