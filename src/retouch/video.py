@@ -4,8 +4,10 @@ Files are read and written in `retouch.media`; nothing here opens one. Nobody bu
 `Video.like` turns bytes into floats or back.
 """
 
+import ctypes
 import hashlib
 import mmap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -22,6 +24,9 @@ from retouch.errors import Diverged, VideoError
 
 # Frames taken at one time where a whole clip is walked through: enough to be fast, few enough to be flat.
 FRAMES_AT_ONCE = 32
+# glibc keeps freed blocks of tens of megabytes between living ones; walking through a long clip then takes
+# more memory the longer it is, although nothing holds it. Where there is this call, it hands them back.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 @final
@@ -183,6 +188,8 @@ class Video:
             yield span, self[span.start : span.stop]
             let_go(self.frames)
             let_go(self.alpha)
+            if _TRIM is not None:
+                _TRIM(0)
 
     def pixels(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32

@@ -349,8 +349,9 @@ class _Roll:
 class _Reel:
     """Gathers frames without knowing how many will come, and none of them in memory for long."""
 
-    def __init__(self, scratch: Path | None) -> None:
+    def __init__(self, scratch: Path | None, in_memory: int = IN_MEMORY) -> None:
         self._scratch = scratch
+        self._in_memory = in_memory
         self._colours, self._alphas = _Roll([]), _Roll([])
         self._names: list[Path] = []
 
@@ -393,7 +394,7 @@ class _Reel:
     def _put(self, roll: _Roll, picture: np.ndarray) -> None:
         roll.shape = picture.shape
         roll.count += 1
-        if roll.file is None and self._scratch is None and roll.count * picture.nbytes <= IN_MEMORY:
+        if roll.file is None and self._scratch is None and roll.count * picture.nbytes <= self._in_memory:
             roll.kept.append(picture)
             return
         try:

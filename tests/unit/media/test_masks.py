@@ -1,0 +1,112 @@
+"""Masks: from what they are read, and that growing and feathering do what they say."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from retouch.errors import ParamsError, VideoError
+from retouch.media.io import Encoding, write, write_picture
+from retouch.media.masks import boxes, feather, grow, inverted, read_masks, shrink
+from retouch.video import Video
+
+
+def clip(frames: int = 3, height: int = 16, width: int = 24) -> Video:
+    return Video(np.zeros((frames, 3, height, width), np.uint8), Fraction(25))
+
+
+def dots(*places: tuple[int, int], height: int = 31, width: int = 41) -> np.ndarray:
+    mask = np.zeros((1, 1, height, width), np.uint8)
+    for row, column in places:
+        mask[0, 0, row, column] = 255
+    return mask
+
+
+def test_white_in_a_single_picture_is_edited_in_every_frame(tmp_path: Path) -> None:
+    drawn = np.zeros((16, 24, 3), np.uint8)
+    drawn[2:5, 7:9] = 255
+    write_picture(drawn, tmp_path / "mask.png")
+    masks = read_masks(tmp_path / "mask.png", clip())
+    assert masks.shape == (3, 1, 16, 24)
+    assert boxes(masks) == [(2, 7, 5, 9)] * 3
+    assert set(masks.ravel().tolist()) == {0, 255}
+
+
+def test_a_drawing_on_clear_ground_counts_by_its_alpha(tmp_path: Path) -> None:
+    drawn = np.zeros((16, 24, 4), np.uint8)
+    drawn[2:5, 7:9] = (10, 0, 0, 255)
+    write_picture(drawn, tmp_path / "mask.png")
+    assert boxes(read_masks(tmp_path / "mask.png", clip(1))) == [(2, 7, 5, 9)]
+
+
+def test_masks_come_frame_by_frame_from_folders_and_videos(tmp_path: Path) -> None:
+    truth = np.zeros((3, 3, 16, 24), np.uint8)
+    for i in range(3):
+        truth[i, :, 4 * i : 4 * i + 4] = 200
+    video = Video(truth, Fraction(25))
+    write(video, tmp_path / "masks")
+    write(video, tmp_path / "masks.mkv", encoding=Encoding(lossless=True))
+    for name in ("masks", "masks.mkv", "masks/*.png"):
+        assert np.array_equal(read_masks(tmp_path / name, clip()), truth[:, :1])
+
+
+def test_masks_of_another_size_or_number_are_refused(tmp_path: Path) -> None:
+    write_picture(np.zeros((16, 25, 3), np.uint8), tmp_path / "mask.png")
+    with pytest.raises(VideoError, match="is 25x16; the clip is 24x16"):
+        read_masks(tmp_path / "mask.png", clip())
+    write(clip(2), tmp_path / "masks")
+    with pytest.raises(VideoError, match="has 2 masks; the clip has 3 frames"):
+        read_masks(tmp_path / "masks", clip())
+
+
+def test_a_mask_of_one_frame_is_for_all_also_from_a_video(tmp_path: Path) -> None:
+    Image.new("L", (24, 16), 7).save(tmp_path / "a.png")
+    (tmp_path / "one").mkdir()
+    Image.new("L", (24, 16), 7).save(tmp_path / "one" / "a.png")
+    assert read_masks(tmp_path / "one", clip()).tolist() == read_masks(tmp_path / "a.png", clip()).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(8, 22), st.integers(8, 32)), min_size=1, max_size=6), st.integers(0, 6))
+def test_growing_reaches_exactly_so_far(places: list[tuple[int, int]], pixels: int) -> None:
+    grown = grow(dots(*places), pixels)[0, 0]
+    y, x = np.mgrid[:31, :41]
+    distance = np.min([np.hypot(y - row, x - column) for row, column in places], axis=0)
+    assert np.array_equal(grown > 0, distance <= pixels + 0.5)
+
+
+@given(st.integers(0, 5))
+def test_shrinking_is_growing_of_what_is_kept(pixels: int) -> None:
+    mask = grow(dots((15, 20)), 9)
+    assert np.array_equal(shrink(mask, pixels), inverted(grow(inverted(mask), pixels)))
+    assert np.array_equal(grow(mask, -pixels), shrink(mask, pixels))
+
+
+@given(st.integers(1, 6))
+def test_feathering_changes_nothing_further_away_than_it_says(pixels: int) -> None:
+    mask = grow(dots((15, 20)), 8)
+    soft = feather(mask, pixels)
+    far = shrink(mask, pixels * 2) > 0
+    assert np.array_equal(soft[far], mask[far])
+    outside = grow(mask, pixels * 2) == 0
+    assert int(soft[outside].max(initial=0)) == 0
+    assert len(np.unique(soft)) > 2
+
+
+def test_a_feathered_straight_border_stays_where_it_was() -> None:
+    mask = np.zeros((1, 1, 20, 40), np.uint8)
+    mask[..., 20:] = 255
+    soft = feather(mask, 4)[0, 0, 10].astype(int)
+    assert (np.diff(soft) >= 0).all()
+    assert soft[19] < 128 <= soft[20]
+    assert soft[14] == 0
+    assert soft[25] == 255
+    with pytest.raises(ParamsError, match="feather is -1"):
+        feather(mask, -1)
+
+
+def test_boxes_of_empty_masks_are_none() -> None:
+    assert boxes(np.concatenate([dots(), dots((3, 4), (9, 8))])) == [None, (3, 4, 10, 9)]
