@@ -8,6 +8,9 @@ import numpy as np
 
 from retouch.errors import InputError
 
+FEWEST = 5
+"""Clips below which nothing is decided: the interval of so few is too narrow."""
+
 
 @final
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Interval:
     @property
     def sign(self) -> int:
         """1 where the whole interval lies above zero, -1 where below, 0 where nothing is decided."""
-        return int(self.low > 0) - int(self.high < 0)
+        return int(self.low > 0) - int(self.high < 0) if self.clips >= FEWEST else 0
 
 
 def interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:

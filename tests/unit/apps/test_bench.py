@@ -212,7 +212,9 @@ def test_differences_are_paired_on_the_trials_where_neither_failed() -> None:
 
 
 def test_the_table_says_better_for_a_lower_warp_error_and_names_what_failed() -> None:
-    rows = rows_of("ours", [0.1, 0.2, None]) + rows_of(BASELINE, [0.3, 0.41, 0.5])
+    rows = rows_of("ours", [0.1, 0.2, None, 0.1, 0.2, 0.1]) + rows_of(
+        BASELINE, [0.3, 0.4, 0.5, 0.4, 0.5, 0.6]
+    )
     told = table(Bench(methods=("ours", BASELINE)), rows)
     assert "better |" in told
     assert "worse" not in told

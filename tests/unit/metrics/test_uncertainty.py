@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retouch.errors import InputError
-from retouch.metrics.uncertainty import interval, paired
+from retouch.metrics.uncertainty import FEWEST, interval, paired
 
 
 def test_interval_has_the_width_that_the_normal_law_gives_for_many_values() -> None:
@@ -41,6 +41,11 @@ def test_paired_decides_where_clips_differ_more_than_methods() -> None:
     assert paired(better.tolist(), clips.tolist()).sign == 1
     assert paired(clips.tolist(), better.tolist()).sign == -1
     assert paired(clips.tolist(), clips.tolist()).sign == 0
+
+
+def test_a_few_clips_decide_nothing_however_far_they_are_apart() -> None:
+    assert paired([9.0] * (FEWEST - 1), [1.0] * (FEWEST - 1)).sign == 0
+    assert paired([9.0] * FEWEST, [1.0] * FEWEST).sign == 1
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
