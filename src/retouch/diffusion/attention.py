@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import GroupNorm, Module
 from torch.nn.functional import scaled_dot_product_attention
 
-from retouch.errors import ModelMismatch, ParamsError
+from retouch.errors import ModelMismatch
 
 Place: TypeAlias = Literal["down", "mid", "up"]
 Kind: TypeAlias = Literal["self", "cross"]
@@ -203,10 +203,7 @@ def _picked(x: Float[Tensor, "f heads n d"], places: tuple[int, ...]) -> Float[T
 def _seen_from(frame: int, reach: Reach, total: int) -> int:
     if isinstance(reach, int):
         return min(max(frame + reach, 0), total - 1)
-    fixed = {"first": 0, "mid": (total - 1) // 2, "last": total - 1}
-    if reach not in fixed:
-        raise ParamsError(f"{reach!r} names no frame", hint="use a number of frames, first, mid or last")
-    return fixed[reach]
+    return {"first": 0, "mid": (total - 1) // 2, "last": total - 1}[reach]
 
 
 @final

@@ -11,7 +11,7 @@ converges to the latents that the way down really passes through (fixed-point in
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, TypeAlias, final, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Level:
     noise: float
 
     @classmethod
-    def of(cls, t: int, alpha: float) -> Self:
+    def of(cls, t: int, alpha: float) -> "Level":
         """The level with that share of signal power."""
         return cls(t, math.sqrt(alpha), math.sqrt(1 - alpha))
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +32,7 @@ class Window:
         """The window's latents, on the device and in the precision of `like`."""
         return torch.from_numpy(latents[list(self.frames)]).to(like.device, like.dtype)
 
-    def add(self, latents: Latents, values: Float[Tensor, "f c h w"]) -> None:
+    def add(self, latents: np.ndarray, values: Float[Tensor, "f ..."]) -> None:
         """Adds this window's share of its values to the clip's."""
         for frame, share, value in zip(self.frames, self.share, values.cpu(), strict=True):
             if share:

@@ -90,7 +90,7 @@ class Fuse:
     seen: Seen
     cross: tuple[Float[Tensor, "words words"], Float[Tensor, " words"]] | None = None
     """Factors on the source's and the edit's text values."""
-    object_at: Mapping[tuple[int, int], Bool[Tensor, "f h w"]] | None = None
+    object_at: Mapping[tuple[int, int], Bool[Tensor, "f _ _"]] | None = None
     """Where self-attention stays the edit's own, per grid; nowhere if None."""
     reading: Reading = Reading()
 

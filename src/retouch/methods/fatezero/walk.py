@@ -126,7 +126,7 @@ class Moment:
     shown: Float[Tensor, "f c h w"]
     """The network's output for the target prompt, attention fused."""
     against: Float[Tensor, "f c h w"] | None
-    self_masks: Mapping[tuple[int, int], Bool[Tensor, "f h w"]] | None
+    self_masks: Mapping[tuple[int, int], Bool[Tensor, "f _ _"]] | None
     changed: np.ndarray | None
     """Bool, `f h w`: where the edit is kept when the source's latents are put back."""
 
