@@ -6,6 +6,7 @@ latent a frame) and Wan (a rectified flow, four frames a latent, a prompt).
 
 import gc
 import weakref
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,15 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from retouch.compute import Compute
 from retouch.diffusion.euler import inverse_step, step
 from retouch.errors import ModelMismatch, ModelNotFound, ParamsError
+from retouch.media.pictures import write_picture
+from retouch.methods.videoshop.edit import edit_with
+from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.walk import invert, same_noise, sample
 from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, StillHabits, guided
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.models.image_to_video_flow import WanVideo
 from retouch.run import Run
+from retouch.video import Video
 
 PIPELINE = Path(__file__).resolve().parents[2] / "parity" / "data" / "videoshop" / "pipeline"
 STEPS, STRENGTH = 4, 0.75  # three steps each way
@@ -143,6 +148,31 @@ def test_six_rounds_bring_the_source_back(model: ImageToVideo, tmp_path: Path) -
     ladder = invert(model, latents, schedule, condition, guess=same_noise, iterations=6, run=run)
     assert relative(sample(model, ladder[-1], schedule, condition, run=run), latents) < SIX_ROUNDS
     assert relative(ladder[-1], latents) > 0.1
+
+
+def test_an_edit_runs_over_windows_of_either(model: ImageToVideo, tmp_path: Path) -> None:
+    video = Video((clip(8) * 127.5 + 127.5).to(torch.uint8).numpy(), Fraction(8))
+    same = video.frames[0].transpose(1, 2, 0).copy()
+    painted = same.copy()
+    painted[8:24, 8:24] = (250, 20, 60)
+    results = []
+    for name, picture in (("same", same), ("painted", painted)):
+        params = VideoshopParams(
+            first=write_picture(picture, tmp_path / f"{name}.png"),
+            steps=3,
+            strength=1.0,
+            guidance=30.0,  # random weights hardly look at a condition
+            rescale="none",
+            window=5,
+            overlap=1,
+            short_side=32,
+            region="everywhere",
+            source_prompt="a ball",
+        )
+        results.append(edit_with(model, video, params, Run.alone(tmp_path)).video.frames.astype(int))
+    assert results[0].shape == video.frames.shape
+    for half in (slice(0, 4), slice(4, 8)):
+        assert (results[0][half] != results[1][half]).any()
 
 
 def test_two_conditions_at_once_are_two_predictions(model: ImageToVideo) -> None:
