@@ -204,8 +204,10 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
     """
     fields = spec.params.model_fields
     values: dict[str, object] = dict(spec.presets.get(PRESETS[trial.kind], {}))
-    if "model" in fields:
-        values["model"] = "tiny:svd" if "first" in fields else bench.model
+    if "model" in fields and "first" in fields:
+        values["model"] = "tiny:svd"
+    elif "model" in fields and "prompt" in fields:
+        values["model"] = bench.model
     told = {name: give(trial, folder) for name, give in GIVES.items() if name in fields}
     values |= {name: value for name, value in told.items() if value is not None}
     values |= bench.settings.get(spec.name, {})
@@ -297,7 +299,8 @@ def _outcome(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listen
         run.folder.mkdir(parents=True, exist_ok=True)
         module, _, function = spec.edit.partition(":")
         edit = cast("Callable[[Video, object, Run], Edited]", getattr(import_module(module), function))
-        return edit(trial.clip.video, params, run)
+        with run.compute.settled():
+            return edit(trial.clip.video, params, run)
 
 
 def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str, float]:

@@ -70,6 +70,7 @@ class Painted(Params):
 @final
 class Odd(Params):
     wish: str
+    model: Model = "mine"
 
 
 WORDED = MethodSpec(
@@ -189,6 +190,12 @@ def test_a_method_that_asks_for_something_unknown_is_refused_with_the_way_out(tm
     with pytest.raises(InputError, match="asks for wish") as caught:
         given(MethodSpec("odd", "", "", Odd, "x:edit"), next(iter(trials(SMALL))), tmp_path, SMALL)
     assert "--set odd.wish=" in caught.value.hint
+
+
+def test_a_method_of_another_kind_keeps_its_own_model(tmp_path: Path) -> None:
+    told = Bench(**{**SMALL.__dict__, "settings": {"odd": {"wish": "x"}}})
+    values = given(MethodSpec("odd", "", "", Odd, "x:edit"), next(iter(trials(SMALL))), tmp_path, told)
+    assert "model" not in values
 
 
 def rows_of(name: str, values: Sequence[float | None], key: str = "warp-error@true-flow/8x8/2f") -> list[Row]:
