@@ -44,7 +44,10 @@ class DisFlow:
     """Dense inverse search (Kroeger et al., 2016) on the grey pictures: no weights, milliseconds on a CPU."""
 
     preset: str = "medium"
-    finest_scale: int = 1
+    finest_scale: int = 0
+    """0 looks at every pixel; each step up halves the pictures once more, and is three times as fast."""
+    magnify: int = 1
+    """How much larger the pictures are made first: 2 is worth it below 200 pixels."""
 
     def __post_init__(self) -> None:
         if self.preset not in DIS_PRESETS:
@@ -55,7 +58,7 @@ class DisFlow:
     @property
     def identity(self) -> str:
         """Name, preset and scale: the search draws nothing at random."""
-        return f"dis-{self.preset}-{self.finest_scale}"
+        return f"dis-{self.preset}-{self.finest_scale}-{self.magnify}"
 
     def pair(
         self, a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]
@@ -66,7 +69,13 @@ class DisFlow:
         height, width = a.shape[:2]
         # The search works on 8 x 8 patches of a pyramid; very small pictures are padded to hold some.
         grey_a, grey_b = (_at_least(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), 32) for x in (a, b))
+        if self.magnify != 1:
+            size = (grey_a.shape[1] * self.magnify, grey_a.shape[0] * self.magnify)
+            grey_a, grey_b = (cv2.resize(x, size, interpolation=cv2.INTER_CUBIC) for x in (grey_a, grey_b))
         found = search.calc(grey_a, grey_b, None)
+        if self.magnify != 1:
+            size = (found.shape[1] // self.magnify, found.shape[0] // self.magnify)
+            found = cv2.resize(found, size, interpolation=cv2.INTER_AREA) / self.magnify
         return np.ascontiguousarray(found[:height, :width].transpose(2, 0, 1), dtype=np.float32)
 
 
