@@ -1,0 +1,241 @@
+"""How layers move, from optical flow: a robust matrix for each pair, then controls outwards from a reference.
+
+Frames are taken one after the other away from the reference. Each is first put where its flow leads in the
+frame
+before, then brought into line with what the layer looked like in the last frames, which keeps errors from
+adding up.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64
+from torch import Tensor
+
+from retouch.atlas.charts import (
+    Span,
+    candidates,
+    coverage,
+    references,
+    spans_between,
+    zoom_coverage,
+)
+from retouch.atlas.footage import AtlasSettings, Footage, blocks
+from retouch.atlas.mapping import Mapping, Window, compose, positions
+from retouch.atlas.solve import fit_field, gauss_newton, without_folds
+from retouch.atlas.textures import sample, splat
+from retouch.models.flow import ClipFlow, consistent
+
+TRACKING_STEPS: Final = 3
+MEMORY: Final = 0.8
+"""What a template keeps of a texel when a new frame shows it: a handful of frames, so that light may
+change."""
+FEWEST: Final = 24
+"""Flow vectors below which a pair's motion is unknown."""
+
+
+def pair_matrices(
+    footage: Footage, flow: ClipFlow, size: tuple[int, int]
+) -> Float64[np.ndarray, "layers pairs 3 3"]:
+    """Give, per layer, the matrix that best takes each frame's pixels to the next: affine for objects."""
+    frames = len(footage.video)
+    found = np.tile(np.eye(3), (footage.layers, max(frames - 1, 0), 1, 1))
+    for t in range(frames - 1):
+        there = flow.between(t, t + 1)
+        good = consistent(there, flow.between(t + 1, t))
+        for layer, share in enumerate(footage.shares(t, t + 1, *size)):
+            inside = good & (share[0, 0].cpu().numpy() > 0.9)
+            found[layer, t] = robust_matrix(there, inside, affine=layer < footage.layers - 1)
+    return found
+
+
+def robust_matrix(
+    flow: Float32[np.ndarray, "2 h w"], inside: Bool[np.ndarray, "h w"], *, affine: bool
+) -> Float64[np.ndarray, "3 3"]:
+    """Give the affine matrix or homography that most flow vectors agree on."""
+    y, x = np.nonzero(inside)
+    if len(x) < FEWEST:
+        return np.eye(3)
+    some = slice(None, None, max(1, len(x) // 2000))
+    a = np.stack([x, y], 1)[some].astype(np.float64)
+    b = a + flow[:, y, x].T[some]
+    if affine:
+        top, _ = cv2.estimateAffine2D(a, b, method=cv2.RANSAC, ransacReprojThreshold=1.0)
+        return np.eye(3) if top is None else np.vstack([top, [0.0, 0.0, 1.0]])
+    whole, _ = cv2.findHomography(a, b, cv2.RANSAC, 0.7)
+    return np.eye(3) if whole is None else np.asarray(whole, np.float64)
+
+
+def chain(
+    pairs: Float64[np.ndarray, "pairs 3 3"], reference: int, start: int, stop: int
+) -> Float[Tensor, "f 3 3"]:
+    """Give the matrix from each frame to the reference."""
+    made = {reference: torch.eye(3, dtype=torch.float64)}
+    for t in range(reference + 1, stop):
+        made[t] = compose(torch.linalg.inv(torch.from_numpy(pairs[t - 1])), made[t - 1])
+    for t in range(reference - 1, start - 1, -1):
+        made[t] = compose(torch.from_numpy(pairs[t]), made[t + 1])
+    return torch.stack([made[t] for t in range(start, stop)])
+
+
+def plan(
+    footage: Footage,
+    flow: ClipFlow,
+    pairs: Float64[np.ndarray, "pairs 3 3"],
+    layer: int,
+    size: tuple[int, int],
+    most: int,
+) -> list[Span]:
+    """Choose a layer's reference frames and the run of frames of each."""
+    frames = len(footage.video)
+    tried = candidates(frames)
+    if layer < footage.layers - 1:
+        alpha = [footage.share(layer, a, b, *size)[:, 0] for a, b in blocks(0, frames)]
+        shown = coverage((torch.cat(alpha) * 255).byte().cpu().numpy(), flow, tried)
+    else:
+        shown = zoom_coverage(torch.stack([chain(pairs, r, 0, frames) for r in tried]), *size)
+    # Between references that show as much, the one nearest the middle.
+    away = np.abs(np.array(tried) - (frames - 1) / 2) / frames
+    shown = (shown - 1e-3 * away[:, None]).astype(np.float32)
+    taken = references(shown, most)
+    if len(taken) == 1:
+        taken = [int(shown.mean(1).argmax())]
+    return spans_between(shown, tried, taken)
+
+
+def boxes(
+    footage: Footage, layer: int, span: Span, size: tuple[int, int]
+) -> tuple[Float[Tensor, "f 2"], tuple[float, float]]:
+    """Give the corner of a layer's box in each frame, and the one extent that holds it in all of them."""
+    height, width = size
+    if layer == footage.layers - 1:
+        return torch.zeros(span.stop - span.start, 2), (float(width), float(height))
+    found: list[list[int]] = []
+    for a, b in blocks(span.start, span.stop):
+        for share in footage.share(layer, a, b, *size):
+            seen = (share[0] > 0.03).cpu().numpy()
+            y, x = np.nonzero(seen.any(1))[0], np.nonzero(seen.any(0))[0]
+            found.append([x[0], y[0], x[-1] + 1, y[-1] + 1] if len(x) else [])
+    last = next((box for box in found if box), [0, 0, width, height])
+    filled = []
+    for box in found:
+        last = box or last  # out of sight: where it was last
+        filled.append(last)
+    low, high = np.array(filled, np.float64)[:, :2], np.array(filled, np.float64)[:, 2:]
+    margin = 3 + 0.03 * max(size)
+    extent = np.minimum((high - low).max(0) + 2 * margin, [width, height])
+    corner = np.clip((low + high - extent) / 2, 0, np.array([width, height]) - extent)
+    return torch.from_numpy(corner).float(), (float(extent[0]), float(extent[1]))
+
+
+def follow(
+    footage: Footage,
+    flow: ClipFlow,
+    pairs: Float64[np.ndarray, "pairs 3 3"],
+    layer: int,
+    span: Span,
+    size: tuple[int, int],
+    settings: AtlasSettings,
+) -> Mapping:
+    """Map every frame of a span into its reference frame, in working pixels."""
+    origins, extent = boxes(footage, layer, span, size)
+    spacing = max(size) / settings.spacing
+    rows, columns = (max(2, round(n / spacing)) + 3 for n in (extent[1], extent[0]))
+    controls = torch.zeros(span.stop - span.start, 2, rows, columns)
+    matrices = chain(pairs, span.reference, span.start, span.stop)
+    device = footage.device
+    mapping = Mapping(matrices.to(device), controls.to(device), origins.to(device), extent, *size)
+    controls = mapping.controls.clone()
+    for steps in (range(span.reference + 1, span.stop), range(span.reference - 1, span.start - 1, -1)):
+        known = span.reference
+        before = mapping.part(known - span.start, known - span.start + 1)
+        template = Template.of(before, known, layer, footage)
+        for t in steps:
+            i = t - span.start
+            now = replace(mapping.part(i, i + 1), controls=before.controls)
+            now = fit_to_flow(footage, flow, layer, (t, known), now, before, settings.stiffness)
+            if layer < footage.layers - 1:
+                now, template = template.tracked(now, t, footage, settings.stiffness)
+            controls[i] = now.controls[0]
+            before, known = now, t
+    return replace(mapping, controls=controls)
+
+
+def fit_to_flow(
+    footage: Footage,
+    flow: ClipFlow,
+    layer: int,
+    pair: tuple[int, int],
+    now: Mapping,
+    before: Mapping,
+    stiffness: float,
+) -> Mapping:
+    """Put the pixels of one frame where their flow leads in a frame that is mapped already."""
+    t, known = pair
+    window, source = now.window(), before.window()
+    back = flow.between(t, known)
+    trusted = torch.from_numpy(consistent(back, flow.between(known, t)))[None, None].to(footage.device)
+    moved = torch.from_numpy(back)[None].to(footage.device)
+    x, y = positions(window, moved)
+    at = torch.stack(
+        [x[:, None, :].expand(1, window.height, -1), y[:, :, None].expand(1, -1, window.width)], 1
+    ) + window.cut(moved)
+    at = at - source.corners[:, :, None, None]
+    limit = at.new_tensor([source.width - 1, source.height - 1])[:, None, None]
+    known_there = ((at >= 0) & (at <= limit)).all(1, keepdim=True)
+    share = footage.share(layer, t, t + 1, now.height, now.width)
+    weight = window.cut(share * trusted) * known_there
+    wanted = sample(before.uv(source)[0], at)
+    fitted = fit_field(now, window, wanted, weight, stiffness=stiffness)
+    return without_folds(now, window, weight, fitted.controls - now.controls)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Template:
+    """What an object looked like in the last frames, in the pixels of its reference frame."""
+
+    layer: int
+    offset: tuple[float, float]
+    sums: Float[Tensor, "4 v u"]
+    """Weighted colours and weights."""
+
+    @classmethod
+    def of(cls, mapping: Mapping, t: int, layer: int, footage: Footage) -> "Template":
+        """Begin with one frame; there is room around it for what comes into sight."""
+        pad = round(0.35 * max(mapping.extent)) + 8
+        x, y = mapping.origins[0].tolist()
+        sums = torch.zeros(4, int(mapping.extent[1]) + 2 * pad, int(mapping.extent[0]) + 2 * pad)
+        bare = cls(layer, (pad - x, pad - y), sums.to(footage.device))
+        return bare.with_frame(mapping.retextured(1.0, bare.offset), t, footage)
+
+    def with_frame(self, mapping: Mapping, t: int, footage: Footage) -> "Template":
+        """Add a frame, and forget a little of what it shows anew."""
+        _, colours, weight = self._look(mapping, t, footage)
+        new = splat(
+            torch.cat([weight * colours, weight], 1), mapping.uv(mapping.window()), *self.sums.shape[1:]
+        )
+        return replace(self, sums=self.sums * (1 - (1 - MEMORY) * new[3:].clamp(max=1)) + new)
+
+    def tracked(
+        self, mapping: Mapping, t: int, footage: Footage, stiffness: float
+    ) -> tuple[Mapping, "Template"]:
+        """Bring a frame into line with what is known, and add it."""
+        here = mapping.retextured(1.0, self.offset)
+        window, colours, weight = self._look(here, t, footage)
+        texture = self.sums[:3] / self.sums[3:].clamp(min=1e-3)
+        known = (self.sums[3:] > 0.2).float()
+        for _ in range(TRACKING_STEPS):
+            seen = sample(known, here.uv(window)) > 0.99
+            here = gauss_newton(here, window, colours, weight * seen, texture, stiffness=stiffness)
+        return replace(mapping, controls=here.controls), self.with_frame(here, t, footage)
+
+    def _look(
+        self, mapping: Mapping, t: int, footage: Footage
+    ) -> tuple[Window, Float[Tensor, "1 3 hh ww"], Float[Tensor, "1 1 hh ww"]]:
+        window, size = mapping.window(), (mapping.height, mapping.width)
+        weight = window.cut(footage.confident(self.layer, t, t + 1, *size))
+        return window, window.cut(footage.pictures(t, t + 1, *size)), weight

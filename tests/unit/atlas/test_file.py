@@ -1,0 +1,145 @@
+"""The atlas file: comes back as it was, and refuses what is not one."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from retouch.atlas.atlas import Atlas
+from retouch.atlas.file import export, load_atlas, save_atlas, texture_index, texture_name
+from retouch.errors import ArtifactError, InputError
+from retouch.video import Video
+
+SIXTEEN_BITS = 1 / 65535
+
+
+def test_an_atlas_comes_back_as_it_was(atlas: Atlas, clip: Video, tmp_path: Path) -> None:
+    back = load_atlas(save_atlas(atlas, tmp_path / "a.atlas"), clip)
+    assert (back.names, back.frames, back.fps, back.source) == (
+        atlas.names,
+        atlas.frames,
+        atlas.fps,
+        atlas.source,
+    )
+    for ours, theirs in zip(atlas.charts, back.charts, strict=True):
+        assert torch.equal(ours.mapping.matrices, theirs.mapping.matrices)
+        assert torch.equal(ours.mapping.controls, theirs.mapping.controls)
+        assert ours.mapping.extent == theirs.mapping.extent
+        assert float((ours.texture - theirs.texture).abs().max()) < SIXTEEN_BITS
+    np.testing.assert_array_equal(atlas.mattes[0].frames(0, 10), back.mattes[0].frames(0, 10))
+    assert torch.allclose(back.reconstruct(3, 5), atlas.reconstruct(3, 5), atol=1e-3)
+
+
+def test_the_same_atlas_makes_the_same_bytes_twice(atlas: Atlas, tmp_path: Path) -> None:
+    one, two = save_atlas(atlas, tmp_path / "a.atlas"), save_atlas(atlas, tmp_path / "b.atlas")
+    assert one.read_bytes() == two.read_bytes()
+    again = save_atlas(load_atlas(one), tmp_path / "c.atlas")
+    assert again.read_bytes() == one.read_bytes()
+
+
+def test_an_existing_file_is_not_overwritten(atlas: Atlas, tmp_path: Path) -> None:
+    path = tmp_path / "a.atlas"
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match="exists"):
+        save_atlas(atlas, path)
+    assert path.read_bytes() == b"mine"
+    save_atlas(atlas, path, force=True)
+    assert load_atlas(path).frames == 10
+    assert [p.name for p in tmp_path.iterdir()] == ["a.atlas"]
+
+
+def test_an_atlas_of_another_clip_is_refused(atlas: Atlas, clip: Video, tmp_path: Path) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    with pytest.raises(ArtifactError, match="another clip"):
+        load_atlas(path, clip[:4])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(atlas: Atlas, tmp_path: Path, share: float) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ArtifactError):
+        load_atlas(path)
+
+
+def test_a_flipped_bit_is_noticed(atlas: Atlas, tmp_path: Path) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match="damaged"):
+        load_atlas(path)
+
+
+def rewritten(path: Path, **changes: object) -> Path:
+    """The file with other words in its description."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["atlas.json"] = json.dumps({**json.loads(members["atlas.json"]), **changes}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_newer_version_is_refused_and_unknown_words_are_not(atlas: Atlas, tmp_path: Path) -> None:
+    path = rewritten(save_atlas(atlas, tmp_path / "a.atlas"), weather="fine")
+    assert load_atlas(path).frames == 10
+    with pytest.raises(ArtifactError, match="version 99"):
+        load_atlas(rewritten(path, version=99))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"format": "tar"}, {"frames": 400}, {"names": []}, {"height": "tall"}, {"charts": []}, {"fps": "x"}],
+)
+def test_a_description_that_does_not_fit_is_refused(
+    atlas: Atlas, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(ArtifactError):
+        load_atlas(rewritten(save_atlas(atlas, tmp_path / "a.atlas"), **changes))
+
+
+def test_what_is_not_there_or_no_zip_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="there is no"):
+        load_atlas(tmp_path / "none.atlas")
+    (tmp_path / "text.atlas").write_text("hello")
+    with pytest.raises(ArtifactError, match="no atlas"):
+        load_atlas(tmp_path / "text.atlas")
+
+
+def test_names_of_textures_lead_back_to_their_charts(atlas: Atlas) -> None:
+    for index in range(len(atlas.charts)):
+        assert texture_index(atlas, texture_name(atlas, index)) == index
+    with pytest.raises(InputError, match="no texture 'roof'"):
+        texture_index(atlas, "roof")
+
+
+def test_a_compositor_can_rebuild_the_layers_from_the_export(atlas: Atlas, tmp_path: Path) -> None:
+    export(atlas, tmp_path / "out")
+    name = texture_name(atlas, 0)
+    chart = atlas.charts[0]
+    t = chart.reference
+    texture = np.asarray(cv2.imread(str(tmp_path / "out" / f"{name}.png")))
+    path = tmp_path / "out" / "st" / name / f"{t:05d}.png"
+    st = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))[..., ::-1] / 65535
+    x = (st[..., 0] * texture.shape[1] - 0.5).astype(np.float32)
+    y = ((1 - st[..., 1]) * texture.shape[0] - 0.5).astype(np.float32)
+    shown = cv2.remap(texture, x, y, cv2.INTER_LINEAR)[..., ::-1].astype(float) / 255
+    window = chart.part(t, t + 1).window()
+    gain = window.paste(chart.gains(window, t, t + 1), atlas.height, atlas.width)[0].permute(1, 2, 0).numpy()
+    ours = atlas.layer(0, t, t + 1)[0].permute(1, 2, 0).numpy()
+    matte = np.asarray(
+        cv2.imread(str(tmp_path / "out" / "mattes" / "object" / f"{t:05d}.png"), cv2.IMREAD_UNCHANGED)
+    )
+    inside = matte > 60000
+    assert inside.any()
+    blend = float(chart.blend[t - chart.start])
+    assert np.abs(shown * gain * blend - ours)[inside].max() < 3 / 255
+    with pytest.raises(InputError, match="not empty"):
+        export(atlas, tmp_path / "out")
