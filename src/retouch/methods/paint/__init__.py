@@ -1,0 +1,1 @@
+"""Paint one picture, and every frame follows."""

@@ -1,0 +1,128 @@
+"""Paint one picture, and every frame follows: editing a layered atlas by hand, after Kasten et al. (2021).
+
+The paper in four lines, and where to find them:
+    a clip is a few textures and where each pixel lies in them         `atlas_for`
+    paint on a frame is fetched into the textures                      `patches_from_frames`
+    paint on a texture is taken as it is                               `patches_from_textures`
+    each frame is the source with the paint laid over it               `render`
+
+The paper learns textures and mappings as networks, in hours; ours are explicit and solved in seconds. Like
+the
+paper's, our edit is laid over the original frames, so what it does not touch stays as it was, bit for bit.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retouch.atlas.atlas import Atlas
+from retouch.atlas.edit import (
+    Mode,
+    Patch,
+    Period,
+    painted_key,
+    patches_from_frames,
+    patches_from_textures,
+    render,
+)
+from retouch.atlas.file import texture_index
+from retouch.atlas.prepare import atlas_for, marks_from
+from retouch.errors import ParamsError
+from retouch.media.pictures import read_picture
+from retouch.methods.paint.spec import PaintParams
+from retouch.run import Edited, Run
+from retouch.video import Video
+
+
+@torch.no_grad()
+def edit(video: Video, params: PaintParams, run: Run) -> Edited:
+    """Show what was painted in every frame where its place is seen."""
+    period = period_of(params.frames, params.fade, len(video))
+    keys, pictures = pairs(params.keyframe, "keyframe"), pairs(params.texture, "texture")
+    if not keys and not pictures:
+        raise ParamsError(
+            "nothing is painted",
+            hint="take a frame out, paint on it, and give it: --keyframe 40=k40.png (or --texture)",
+        )
+    marks = marks_from(box=params.box, stroke=params.stroke, outside=params.outside)
+    masks = [params.mask] if params.mask else []
+    atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks)
+
+    patches = painted(video, atlas, keys, pictures, params)
+    frames = run.scratch("painted", video.frames.shape)
+    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
+    blocks = render(atlas, video, patches, params.mode, period)
+    for step in run.steps("paint", range(0, len(video), 8)):
+        start, made, where = next(blocks)
+        assert start == step.item
+        frames[start : start + len(made)] = made
+        touched[start : start + len(made)] = where
+
+    share = float(np.mean([where.mean() for where in touched]))
+    if not patches:
+        run.notice("nothing differs from the clip by more than the tolerance: the result is the source")
+    else:
+        run.notice(f"{100 * (1 - share):.1f} % of all pixels are the source's, bit for bit")
+    return Edited(video.like(frames), touched=touched, figures={"touched": share})
+
+
+def painted(
+    video: Video, atlas: Atlas, keys: dict[str, Path], pictures: dict[str, Path], params: PaintParams
+) -> list[Patch]:
+    """The edit in texture space, from painted frames and painted textures."""
+    mode: Mode = params.mode
+    layers = [layer_of(atlas, params.layer)] if params.layer else None
+    shots = []
+    for text, path in keys.items():
+        at = frame_number(text, len(video))
+        source = np.ascontiguousarray(video.frames[at].transpose(1, 2, 0))
+        picture = read_picture(path)
+        shots.append(
+            painted_key(source, picture, at, mode=mode, tolerance=params.tolerance, feather=params.feather)
+        )
+    patches = patches_from_frames(atlas, shots, layers)
+    if pictures:
+        read = {texture_index(atlas, name): read_picture(path) for name, path in pictures.items()}
+        patches += patches_from_textures(atlas, read, mode)
+    return patches
+
+
+def layer_of(atlas: Atlas, name: str) -> int:
+    """The layer of a name.
+
+    Raises:
+        ParamsError: there is none.
+    """
+    if name not in atlas.names:
+        raise ParamsError(f"there is no layer {name!r}", hint=f"layers: {', '.join(atlas.names)}")
+    return atlas.names.index(name)
+
+
+def pairs(texts: tuple[str, ...], what: str) -> dict[str, Path]:
+    """`NAME=PICTURE`, one by one."""
+    made = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ParamsError(f"{what} {text!r} is not NAME=PICTURE", hint=f"for example --{what} 40=k40.png")
+        made[name] = Path(path)
+    return made
+
+
+def frame_number(text: str, frames: int) -> int:
+    """A frame of the clip, as a user writes it."""
+    if not text.isdigit() or int(text) >= frames:
+        raise ParamsError(f"frame {text!r} is not in the clip", hint=f"frames are 0 to {frames - 1}")
+    return int(text)
+
+
+def period_of(text: str, fade: int, frames: int) -> Period:
+    """`FIRST-LAST`, both included; fading only where the clip goes on beside it."""
+    if not text:
+        return Period(0, frames)
+    first, dash, last = text.partition("-")
+    start, end = frame_number(first, frames), frame_number(last if dash else first, frames)
+    if start > end:
+        raise ParamsError(f"frames {text!r} run backwards", hint="write FIRST-LAST, for example 10-40")
+    return Period(start, end + 1, fade if start > 0 else 0, fade if end < frames - 1 else 0)
