@@ -23,6 +23,7 @@ STAGES: Final[Mapping[str, tuple[Sequence[str], int]]] = {
     "clip": (("train_clip.py",), 600_000),
     "judge": (("judge.py",), 400_000),
     "unet": (("train_unet.py",), 3_000_000),
+    "decoder": (("train_decoder.py",), 300_000),
     "canny": (("train_control.py",), 300_000),
     "ip": (("train_ip.py",), 150_000),
     "svd-vae": (("train_svd.py", "autoencoder"), 250_000),

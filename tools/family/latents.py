@@ -8,8 +8,10 @@ from typing import Final, final
 import architecture
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from fit import load_average
 from pictures import MASK_SIDE, Pictures, held_out, prepared
+from torch import nn
 from transformers import CLIPTokenizer
 
 ENCODED_AT_ONCE: Final = 64
@@ -34,7 +36,7 @@ class Latents:
         return len(self.z)
 
 
-def finished_autoencoder(work: Path, size: int) -> torch.nn.Module:
+def finished_autoencoder(work: Path, size: int) -> AutoencoderKL:
     """The autoencoder as it will be shipped, float32: each latent channel has mean 0 and deviation 1.
 
     The 1 x 1 convolutions on either side of the latents take the change up, so pictures come out as before.
@@ -48,10 +50,26 @@ def finished_autoencoder(work: Path, size: int) -> torch.nn.Module:
         path.write_text(json.dumps(about), "utf-8")
     about = json.loads(path.read_text("utf-8"))
     standardise(vae, torch.tensor(about["mean"]), torch.tensor(about["deviation"]))
+    refined = work / f"decoder-{size}px"
+    if (refined / "checkpoint.safetensors").exists():
+        load_average(Decoder(vae), refined)
     return vae
 
 
-def standardise(vae: torch.nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+class Decoder(nn.Module):
+    """The part of an autoencoder that may go on learning when others already depend on its latents."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.post_quant_conv = vae.post_quant_conv
+        self.decoder = vae.decoder
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Pixels of latents."""
+        return torch.as_tensor(self.decoder(self.post_quant_conv(z)))
+
+
+def standardise(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Bring latents of that mean and deviation to 0 and 1 without changing any picture."""
     into, out = vae.quant_conv, vae.post_quant_conv
     with torch.no_grad():
@@ -63,7 +81,7 @@ def standardise(vae: torch.nn.Module, mean: torch.Tensor, deviation: torch.Tenso
     vae.register_to_config(scaling_factor=1.0)
 
 
-def encoded(vae: torch.nn.Module, pixels: np.ndarray, precision: torch.dtype = torch.float32) -> torch.Tensor:
+def encoded(vae: AutoencoderKL, pixels: np.ndarray, precision: torch.dtype = torch.float32) -> torch.Tensor:
     """The posterior's modes, unscaled, of uint8 pixels."""
     parts = []
     like = next(vae.parameters())

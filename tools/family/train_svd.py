@@ -12,6 +12,7 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from fit import Fit, load_average
 from latents import encoded, finished_autoencoder
 from pictures import HELD_OUT, LESSONS
@@ -22,7 +23,7 @@ from train_clip import normalised
 from retouch.world.render import planes
 from retouch.world.scene import Scene
 
-CLIPS: Final = 6_000
+CLIPS: Final = 4_000
 FRAMES: Final = architecture.VIDEO_FRAMES
 RATE: Final = 12
 BATCH: Final = 4
@@ -78,7 +79,10 @@ def train_unet(
     tokenizer = architecture.tokenizer(work / "tokenizer")
     tower = load_average(architecture.clip(len(tokenizer)), work / "clip").to(device)
     pixels, latents = prepared_clips(work, clips, size)
-    fit = Fit(architecture.video_unet(), work / f"svd-{size}px", rate=7e-4, keep=0.998, device=device)
+    unet = architecture.video_unet()
+    if device == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    fit = Fit(unet, work / f"svd-{size}px", rate=7e-4, keep=0.998, device=device)
     while fit.images < images:
         generator = fit.generator()
         rows = np.sort(torch.randint(len(latents), (count,), generator=generator).numpy())

@@ -1,0 +1,79 @@
+"""Trains the decoder of the finished autoencoder further, its latents unchanged.
+
+The UNet depends on the latents, so the encoder is frozen when the UNet's training begins; the decoder is
+free to become better at any time.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from fit import Fit
+from latents import Decoder, encoded, finished_autoencoder
+from pictures import held_out, prepared
+from train_vae import COUNTS, batch, reconstruction_loss
+
+NOISE: Final = 0.02
+"""On the latents, so that the decoder forgives a sample's small errors."""
+
+
+def psnr(vae: AutoencoderKL, pixels: np.ndarray) -> float:
+    """The mean over pictures of the reconstruction's PSNR, rounded to bytes."""
+    like = next(vae.parameters())
+    with torch.no_grad():
+        z = encoded(vae, pixels).to(like.device, like.dtype)
+        out = torch.cat([vae.decode(part).sample.float().cpu() for part in torch.split(z, 32)])
+    seen = ((out.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    error = np.square(seen - pixels).mean((1, 2, 3))
+    return float((10 * np.log10(255**2 / np.maximum(error, 1e-3))).mean())
+
+
+def train(
+    work: Path,
+    *,
+    size: int,
+    images: int,
+    device: str,
+    seed: int = 0,
+    counts: Mapping[str, int] | None = None,
+) -> Fit:
+    """Train until `images` have been seen, counting those of earlier calls."""
+    torch.manual_seed(seed)
+    vae = finished_autoencoder(work, size)
+    folder = work / f"decoder-{size}px"
+    fit = Fit(Decoder(vae).requires_grad_(True), folder, rate=1e-3, keep=0.998, device=device)
+    vae.to(fit.device, torch.bfloat16)
+    sets = [prepared(work, lesson, count, size) for lesson, count in (counts or COUNTS).items()]
+    plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
+    while fit.images < images:
+        generator = fit.generator()
+        pixels, weight = batch(sets, fit, generator)
+        with torch.no_grad():
+            z = vae.quant_conv(vae.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
+        z = z + NOISE * torch.randn(z.shape, generator=generator).to(z.device)
+        out = fit.network(z.bfloat16()).float()
+        fit.descend(reconstruction_loss(out, pixels, weight), len(pixels))
+        if fit.step % 500 == 0:
+            fit.note(plain=round(psnr(vae, plain), 2), every=round(psnr(vae, every), 2))
+        fit.save_if_due()
+    fit.save()
+    return fit
+
+
+def main() -> None:
+    """Train from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path(".family"))
+    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--device", default="cpu")
+    asked = parser.parse_args()
+    train(asked.work, size=asked.size, images=asked.images, device=asked.device)
+
+
+if __name__ == "__main__":
+    main()
