@@ -296,4 +296,5 @@ def test_a_full_disk_is_told_leaves_nothing_half_written_and_the_run_goes_on(
     for folder in stopped:
         assert not (folder / "result.mkv").exists()
         assert shell("resume", folder.name, "--quiet").code == 0
-        assert (shell.folder / "out.mkv").read_bytes() == (shell.folder / "whole.mkv").read_bytes()
+        whole, resumed = (read(shell.folder / name) for name in ("whole.mkv", "out.mkv"))
+        assert resumed.digest == whole.digest  # Matroska files carry a random number, so no two are equal
