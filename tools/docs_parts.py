@@ -11,14 +11,16 @@ from retouch.registry import method
 def help_of(*words: str) -> str:
     """The help of a command as a text block."""
     command = [str(Path(sys.executable).with_name("retouch")), *words, "--help"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env={"COLUMNS": "100", "PATH": ""})
+    plain = {"COLUMNS": "100", "PATH": ""}
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=plain)
     return f"```text\n$ retouch {' '.join([*words, '--help'])}\n{said.stdout.rstrip()}\n```"
 
 
 def parameters(name: str) -> str:
     """A method's parameters as a table."""
     rows = ["| option | default, range | meaning |", "|---|---|---|"]
-    rows += [f"| `{flag}` | {facts.replace('|', '/')} | {text} |" for flag, facts, text in table(method(name))]
+    for flag, facts, text in table(method(name)):
+        rows.append(f"| `{flag}` | {facts.replace('|', '/')} | {text} |")
     return "\n".join(rows)
 
 

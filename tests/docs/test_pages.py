@@ -21,7 +21,12 @@ def run_shell(example: Example) -> str | None:
     command = ["bash", "-euo", "pipefail", "-c", "\n".join(lines)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PATH": path}, timeout=SECONDS
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path},
+        timeout=SECONDS,
     )
     return None if done.returncode == 0 else f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
 
