@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media_memory import memory
 from retouch.events import Event, Kept
 from retouch.media.pictures import write_picture
 from retouch.methods.videoshop import released
@@ -146,14 +145,20 @@ def one_length(ref: str, frames: int, size: int, steps: int) -> dict[str, float]
         return {"cpu": cpu, "anonymous": max(peak), "drift": drift, "windows": edited.figures["windows"]}
 
 
+def memory() -> int:
+    """Bytes that this process holds and nobody else can use: pages of mapped files are not among them."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
     """What this process alone holds, above what it held before, sampled fifty times a second."""
-    before, seen, done = memory()["RssAnon"], [0], threading.Event()
+    before, seen, done = memory(), [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            seen.append(memory()["RssAnon"] - before)
+            seen.append(memory() - before)
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -309,7 +309,7 @@ class StableVideo:
             latent_factor=factor,
             latent_channels=int(vae.latent_channels),
             native_frames=int(unet.num_frames),
-            native_pixels=_native_pixels(unet.sample_size, factor),
+            native_pixels=native_pixels(unet.sample_size, factor),
             keeps_first_frame=False,
             reads_text=False,
         )
@@ -502,15 +502,16 @@ def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
 
 def settle(pipe: DiffusionPipeline, compute: Compute) -> None:
     """Brings a pipeline's networks where they run, or where they wait to be called."""
-    if compute.offload == "model":
-        pipe.enable_model_cpu_offload(device=compute.torch_device())
-    elif compute.offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=compute.torch_device())
+    device = compute.torch_device()
+    if compute.offload == "none" or device.type == "cpu":  # where else could they wait
+        pipe.to(device)
+    elif compute.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
     else:
-        pipe.to(compute.torch_device())
+        pipe.enable_sequential_cpu_offload(device=device)
 
 
-def _native_pixels(sample_size: int | tuple[int, int], factor: int) -> int:
+def native_pixels(sample_size: int | tuple[int, int], factor: int) -> int:
     """The picture area that the configuration names; Stable Video Diffusion says 96 and means 72 x 128."""
     if isinstance(sample_size, int):
         return (sample_size * factor) ** 2

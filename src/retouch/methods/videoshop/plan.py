@@ -1,0 +1,84 @@
+"""What an edit will need, worked out from shapes before any weight is loaded."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, cast
+
+from safetensors import safe_open
+
+from retouch.compute import Compute, Plan
+from retouch.methods.videoshop.framing import Framing
+from retouch.methods.videoshop.spec import VideoshopParams
+from retouch.methods.videoshop.windows import windows
+from retouch.models.image_to_video import DECODED_BESIDE, Traits, native_pixels, steps_back
+from retouch.models.refs import read_config, read_index, resolve
+
+DECODER_LAYERS: Final = 11
+"""How many times the decoder's narrowest layer, at full size, is there at once; from measured peaks."""
+NETWORK_LAYERS: Final = 24
+"""The same for the network: its first level's width, for the two halves of a guided call."""
+
+
+def plan(frames: int, height: int, width: int, params: VideoshopParams, compute: Compute) -> Plan:
+    """Memory and network calls of an edit.
+
+    Of models that are not of Stable Video Diffusion's layout, the weights alone are counted.
+
+    Raises:
+        ModelNotFound: the model is not on this machine.
+        ParamsError: steps and strength, or windows, do not go together.
+    """
+    folder = resolve(params.model)
+    number = 4 if compute.torch_dtype().itemsize == 4 else 2
+    weights = sum(map(_count, folder.rglob("*.safetensors"))) * number
+    if read_index(folder, params.model).get("_class_name") != "StableVideoDiffusionPipeline":
+        return Plan(weights)
+    unet = read_config(folder / "unet" / "config.json", params.model)
+    vae = read_config(folder / "vae" / "config.json", params.model)
+    traits = _traits(unet, vae)
+    framing = Framing.of(height, width, traits, params.short_side)
+    starts = sorted(at for at in params.pictures() if at < frames)
+    laid = windows(frames, starts, traits, params.window, params.overlap)
+    longest, pixels = max(len(window.frames) for window in laid), math.prod(framing.padded)
+    together = min((params.decode_at_once or longest) + 2 * DECODED_BESIDE, longest)
+    decoded = together * pixels * _widths(vae)[0] * DECODER_LAYERS
+    seen = longest * pixels // traits.latent_factor**2 * _widths(unet)[0] * NETWORK_LAYERS
+    walked = steps_back(params.steps, params.strength)
+    up = walked * params.fixed_point * len(laid) + walked * params.check_inversion
+    return Plan(
+        weights + max(decoded, seen) * number,
+        notes=(
+            f"{len(laid)} windows of up to {longest} frames at {framing.padded[1]}x{framing.padded[0]}",
+            f"{up} network calls find the noise, which is kept, and {walked * len(laid)} carry the edit",
+        ),
+    )
+
+
+def _traits(unet: Mapping[str, object], vae: Mapping[str, object]) -> Traits:
+    factor = 2 ** (len(_widths(vae)) - 1)
+    return Traits(
+        frame_stride=1,
+        size_multiple=factor * 2 ** (len(_widths(unet)) - 1),
+        latent_factor=factor,
+        latent_channels=int(cast(int, vae["latent_channels"])),
+        native_frames=int(cast(int, unet["num_frames"])),
+        native_pixels=native_pixels(cast("int | tuple[int, int]", unet["sample_size"]), factor),
+        keeps_first_frame=False,
+        reads_text=False,
+    )
+
+
+def _widths(config: Mapping[str, object]) -> list[int]:
+    return cast("list[int]", config["block_out_channels"])
+
+
+def _count(path: Path) -> int:
+    """How many numbers a file of weights holds, by its header alone."""
+    return sum(math.prod(shape) for shape in _shapes(path))
+
+
+def _shapes(path: Path) -> Iterator[list[int]]:
+    with safe_open(path, framework="pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 - it is no mapping
+            yield stored.get_slice(name).get_shape()
