@@ -24,6 +24,8 @@ from retouch.errors import Diverged, VideoError
 
 # Frames taken at one time where a whole clip is walked through: enough to be fast, few enough to be flat.
 FRAMES_AT_ONCE = 32
+# Frames turned into numbers or back at one time: blocks of some megabytes leave no holes worth speaking of.
+_CONVERTED_AT_ONCE = 4
 # glibc keeps freed blocks of tens of megabytes between living ones; walking through a long clip then takes
 # more memory the longer it is, although nothing holds it. Where there is this call, it hands them back.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -195,8 +197,11 @@ class Video:
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "f 3 h w"]:
         """Gives the frames as numbers in [-1, 1]."""
-        bytes_there = torch.tensor(self.frames, device=device)
-        return bytes_there.to(torch.float32).div_(127.5).sub_(1.0).to(dtype)
+        pixels = torch.empty(self.frames.shape, dtype=dtype, device=device)
+        for start in range(0, len(self), _CONVERTED_AT_ONCE):
+            part = torch.tensor(self.frames[start : start + _CONVERTED_AT_ONCE], device=device)
+            pixels[start : start + len(part)] = part.to(torch.float32).div_(127.5).sub_(1.0)
+        return pixels
 
     def like(self, pixels: Float[Tensor, "g 3 y x"] | UInt8[np.ndarray, "g 3 y x"]) -> "Video":
         """Gives other pictures the rate and origin of this clip: numbers in [-1, 1], or bytes as they are.
@@ -255,8 +260,8 @@ def let_go(pictures: np.ndarray | None) -> None:
 
 def _bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
     frames = np.empty(tuple(pixels.shape), np.uint8)
-    for start in range(0, len(frames), FRAMES_AT_ONCE):
-        part = pixels[start : start + FRAMES_AT_ONCE].detach().to("cpu", torch.float32)
+    for start in range(0, len(frames), _CONVERTED_AT_ONCE):
+        part = pixels[start : start + _CONVERTED_AT_ONCE].detach().to("cpu", torch.float32)
         if not bool(torch.isfinite(part).all()):
             raise Diverged(
                 f"pixels of frames {start} to {start + len(part) - 1} are not all finite numbers",

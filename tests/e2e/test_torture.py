@@ -102,6 +102,7 @@ CASES = [
     Case("two-languages", ".mkv", audio=(("aac", "stereo"), ("ac3", "stereo"))),
     Case("begins-late", ".mp4", first=12, audio=(("aac", "stereo"),)),
     Case("sound-begins-late", ".mkv", audio=(("libopus", "stereo"),), audio_at=9600),
+    Case("sound-begins-late-mp4", ".mp4", rate=Fraction(25), audio=(("aac", "stereo"),), audio_at=4803),
     Case("gif", ".gif", codec="gif", pixels="bgr8", rate=Fraction(10)),
     Case("gif-variable", ".gif", codec="gif", pixels="bgr8", times=(0, 60, 90, 180, 210, 300), frames=6),
     Case("apng", ".apng", codec="apng", pixels="rgb24", rate=Fraction(10)),
@@ -263,6 +264,33 @@ def test_lossless_keeps_every_byte(suffix: str, codec: str, tmp_path: Path) -> N
     encoding = Encoding(codec=codec, lossless=True, sound=False)  # type: ignore[arg-type]
     write(video, tmp_path / f"out{suffix}", encoding=encoding)
     assert np.array_equal(read(tmp_path / f"out{suffix}").frames, video.frames)
+
+
+def test_a_broadcast_whose_clock_runs_on_begins_at_nothing(tmp_path: Path) -> None:
+    case = Case("broadcast", ".ts", first=240, audio=(("aac", "stereo"),), audio_at=480_000)
+    make(case, tmp_path / "source.ts")
+    video = read(tmp_path / "source.ts")
+    write(video, tmp_path / "target.mp4")
+    before, after = probe(tmp_path / "source.ts"), probe(tmp_path / "target.mp4")
+    assert 0 <= after.video.timestamps[0] * after.video.time_base < Fraction(1, 10)
+    # AAC in a broadcast has a header before each packet, which MP4 does not want: the muxer takes it off.
+    told = {line.split(":")[0] for line in differences(before, after)}
+    assert told <= CODEC_FIELDS | {"audio 0 packets"}
+    assert before.sounds[0].packets == after.sounds[0].packets
+    # Sound stays where it was beside the pictures.
+    apart = [
+        facts.sounds[0].start - facts.video.timestamps[0] * facts.video.time_base for facts in (before, after)
+    ]
+    assert abs(apart[0] - apart[1]) < Fraction(1, 1000)
+
+
+def test_a_source_can_be_replaced_by_its_edit_and_keeps_its_sound(tmp_path: Path) -> None:
+    make(CASES[0], tmp_path / "source.mp4")
+    before = probe(tmp_path / "source.mp4")
+    video = read(tmp_path / "source.mp4")
+    write(video.like(255 - video.frames), tmp_path / "source.mp4", force=True)
+    assert probe(tmp_path / "source.mp4").sounds == before.sounds
+    assert likeness(read(tmp_path / "source.mp4").frames, 255 - video.frames) > FAITHFUL
 
 
 def test_a_slice_takes_its_times_and_the_sound_within(tmp_path: Path) -> None:

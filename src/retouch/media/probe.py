@@ -195,14 +195,25 @@ def rate_of(stream: av.VideoStream, timestamps: tuple[int, ...], lasting: int) -
     return rate, False, timestamps[-1] + max(1, round(1 / (rate * time_base)))
 
 
-def from_start(container: InputContainer, timestamps: tuple[int, ...]) -> tuple[int, ...]:
+def from_start(
+    container: InputContainer, timestamps: tuple[int, ...], time_base: Fraction
+) -> tuple[int, ...]:
     """The timestamps as the container means them.
 
     AVI counts frames from 0; FFmpeg adds the delay that it supposes a codec to have, and supposes wrong.
     """
-    if container.format.name != "avi":
-        return timestamps
-    return tuple(time - timestamps[0] for time in timestamps)
+    begin = timestamps[0] if container.format.name == "avi" else round(clock_start(container) / time_base)
+    return tuple(time - begin for time in timestamps) if begin else timestamps
+
+
+def clock_start(container: InputContainer) -> Fraction:
+    """The moment that counts as 0: clocks of broadcasts run on, those of files begin with them."""
+    if container.format.name not in ("mpegts", "mpeg"):
+        return Fraction(0)
+    # Not the container's own start, which is rounded to microseconds: sound must not begin a little before 0.
+    streams = [*container.streams.video, *container.streams.audio]
+    starts = [s.start_time * s.time_base for s in streams if s.start_time is not None and s.time_base]
+    return min(starts, default=Fraction(0))
 
 
 def has_alpha(stream: av.VideoStream, pixel_format: str) -> bool:
@@ -235,9 +246,9 @@ def _facts_of_container(path: Path, container: InputContainer) -> Facts:
     if first is None:
         raise VideoError(f"no frame of {path} can be decoded", hint="The file is damaged; copy it again.")
     shown.sort()
-    timestamps = from_start(container, tuple(time for time, _ in shown))
+    time_base = stream.time_base or Fraction(1, 1000)
+    timestamps = from_start(container, tuple(time for time, _ in shown), time_base)
     fps, variable, end = rate_of(stream, timestamps, shown[-1][1])
-    time_base = stream.time_base or 1 / fps
     turn = turn_of(first)
     upright = (first.height, first.width) if turn.swap else (first.width, first.height)
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -269,7 +280,7 @@ def _facts_of_container(path: Path, container: InputContainer) -> Facts:
         path.stat().st_size,
         (video.end - timestamps[0]) * time_base,
         video,
-        tuple(listening.heard() for listening in sounds.values()),
+        tuple(listening.heard(clock_start(container)) for listening in sounds.values()),
         tuple(s.type for s in container.streams if s.type != "audio" and s.index != stream.index),
     )
 
@@ -299,7 +310,7 @@ class _Listening:
         if self.start is None:
             self.start = packet.pts
 
-    def heard(self) -> Heard:
+    def heard(self, zero: Fraction) -> Heard:
         context, tick = self.stream.codec_context, self.stream.time_base or Fraction(1, 1000)
         return Heard(
             codec=context.name,
@@ -309,7 +320,7 @@ class _Listening:
             language=self.stream.language or "",
             packets=self.packets,
             digest=self.seen.hexdigest()[:16],
-            start=(self.start or 0) * tick,
+            start=(self.start or 0) * tick - zero,
             tick=tick,
         )
 

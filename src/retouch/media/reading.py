@@ -120,7 +120,7 @@ def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origi
     if first.bits > 8:
         remarks = (*remarks, _deeper(path, first.bits))
     origin = Origin(
-        path=path,
+        path=path.absolute(),
         container="pictures",
         codec=first.codec,
         pixel_format=first.mode,
@@ -144,7 +144,7 @@ def _from_animation(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
     steps = {after - before for before, after in zip(starts, (*starts[1:], end), strict=True)}
     fps = len(starts) / (end * time_base)
     origin = Origin(
-        path=path,
+        path=path.absolute(),
         container="webp",
         codec="webp",
         pixel_format="rgba" if reel.has_alpha else "rgb",
@@ -194,9 +194,9 @@ def _told(
     timestamps = tuple(time for time, _ in times if time is not None)
     rising = all(before < after for before, after in pairwise(timestamps))
     if len(timestamps) == len(times) and rising:
-        timestamps = from_start(container, timestamps)
+        time_base = stream.time_base or Fraction(1, 1000)
+        timestamps = from_start(container, timestamps, time_base)
         fps, variable, end = rate_of(stream, timestamps, times[-1][1])
-        time_base = stream.time_base or 1 / fps
     else:
         fps = stream.average_rate or stream.guessed_rate or PICTURES_A_SECOND
         variable, time_base = False, 1 / fps
@@ -217,7 +217,7 @@ def _told(
     )
     aspect = stream.sample_aspect_ratio or Fraction(1)
     origin = Origin(
-        path=path,
+        path=path.absolute(),
         content=file_digest(path) if sounds else "",
         container=container.format.name.split(",")[0],
         codec=stream.codec.canonical_name,

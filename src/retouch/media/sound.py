@@ -13,6 +13,7 @@ from retouch.errors import VideoError
 from retouch.identity import file_digest
 from retouch.media.encoding import carries
 from retouch.media.opening import opened
+from retouch.media.probe import clock_start
 from retouch.video import Origin
 
 
@@ -58,7 +59,7 @@ class Soundtrack:
             copy = output.add_stream_from_template(stream)
             copy.metadata.update({key: value for key, value in stream.metadata.items() if key == "language"})
             self._copies[stream.index] = copy
-        self._packets = self._cut(source.demux(streams), origin)
+        self._packets = self._cut(source.demux(streams), origin, clock_start(source))
         self._next = next(self._packets, None)
 
     def until(self, seconds: Fraction) -> Iterator[Packet]:  # type: ignore[type-arg]  # generic for the checker only
@@ -78,23 +79,26 @@ class Soundtrack:
         self._packets.close()
         self._open.close()
 
-    def _cut(self, packets: Iterator[Packet], origin: Origin) -> Generator[tuple[Fraction, Packet]]:  # type: ignore[type-arg]
+    def _cut(
+        self,
+        packets: Iterator[Packet],  # type: ignore[type-arg]
+        origin: Origin,
+        zero: Fraction,
+    ) -> Generator[tuple[Fraction, Packet]]:  # type: ignore[type-arg]
         partly = bool(origin.timestamps) and not origin.is_whole
         begin = origin.timestamps[0] * origin.time_base if partly else Fraction(0)
         end = origin.end * origin.time_base
         for packet in packets:
             if not packet.size or packet.pts is None:
                 continue
-            tick = packet.time_base
-            moment = packet.pts * tick
+            moment = packet.pts * packet.time_base - zero
             if partly and not begin <= moment < end:
                 continue
-            shift = round(begin / tick)
+            shift = round((begin + zero) / packet.time_base)
             packet.pts -= shift
             if packet.dts is not None:
                 packet.dts -= shift
-            copy = self._copies[packet.stream.index]
-            packet.stream = copy
+            packet.stream = self._copies[packet.stream.index]
             yield moment - begin, packet
 
 

@@ -1,5 +1,6 @@
 """Clips to files: drafts that take their place when whole, with the source's times, colour tags and audio."""
 
+import math
 import os
 from contextlib import ExitStack, suppress
 from fractions import Fraction
@@ -212,6 +213,9 @@ class _Container:
         options = {"movflags": "+faststart"} if planned.container in ("mp4", "mov") else {}
         if planned.container in ("mp4", "mov") and self._clock.unit.numerator == 1:
             options["video_track_timescale"] = str(self._clock.unit.denominator)
+            # In which late starts are kept: those of the pictures, and where it can be of the usual sound.
+            both = math.lcm(self._clock.unit.denominator, 48_000)
+            options["movie_timescale"] = str(both if both < 1 << 31 else self._clock.unit.denominator)
         if planned.container in ("gif", "apng"):
             options["plays" if planned.container == "apng" else "loop"] = "0"
         if planned.container == "apng":
