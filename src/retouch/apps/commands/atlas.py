@@ -1,0 +1,269 @@
+"""`retouch mask` and `retouch atlas`: objects out of a clip, and the clip as a few pictures."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retouch.compute import Compute
+from retouch.errors import ParamsError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from retouch.atlas.atlas import Atlas
+    from retouch.media.encoding import Encoding
+    from retouch.run import Run
+
+PATH = click.Path(path_type=Path)
+CLIP = click.argument("clip", type=PATH)
+FILE = click.argument("file", type=PATH, metavar="ATLAS")
+FORCE = click.option("--force", is_flag=True, help="Replace what exists.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
+
+
+def marking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what an object is."""
+    where = "as [NAME@]FRAME:x,y x,y"
+    options = (
+        click.option("--box", multiple=True, help=f"A box around an object, {where}."),
+        click.option("--stroke", multiple=True, help=f"A stroke over an object, {where} ..."),
+        click.option("--polygon", multiple=True, help=f"An object's outline, {where} ..."),
+        click.option("--outside", multiple=True, help=f"A stroke over what is not the object, {where} ..."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@CLIP
+@marking
+@click.option("-o", "--out", type=PATH, required=True, help="The mask: .mkv (lossless), or a folder.")
+@click.option(
+    "--object", "name", default="", help="Which object, if several are marked; the first by default."
+)
+@click.option("--preview", type=PATH, help="Also write the clip with the object tinted, to look at.")
+@FORCE
+def mask(
+    clip: Path,
+    box: tuple[str, ...],
+    stroke: tuple[str, ...],
+    polygon: tuple[str, ...],
+    outside: tuple[str, ...],
+    out: Path,
+    name: str,
+    preview: Path | None,
+    *,
+    force: bool,
+) -> None:
+    """Follow an object from boxes and strokes on a few frames; write its mask.
+
+    \b
+    retouch mask clip.mp4 --box "40:80,190 430,390" --stroke "40:200,350 210,356" -o mask.mkv
+    """  # noqa: D301 - click reads the mark
+    import numpy as np
+
+    from retouch.atlas.prepare import kept_objects, marks_from
+    from retouch.media.drafts import check_free
+    from retouch.media.io import read, write
+    from retouch.models.segment import overlay
+
+    for goal in (out, preview):
+        if goal is not None:
+            check_free(goal, force=force)
+    marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
+    with _run() as run:
+        video = read(clip, scratch=run.folder / "read")
+        objects = kept_objects(video, tuple(marks), run=run)
+        for warning in objects.warnings:
+            run.notice(warning)
+        if name and name not in objects.names:
+            raise ParamsError(f"no object {name!r} is marked", hint=f"marked: {', '.join(objects.names)}")
+        mattes = objects.mattes[objects.names.index(name) if name else 0]
+        grey = run.scratch("mask", video.frames.shape)
+        for t in range(len(video)):
+            grey[t] = mattes.frame(t)[None]
+        click.echo(write(video.like(grey), out, encoding=_lossless(out), force=force))
+        if preview is not None:
+            tinted = run.scratch("preview", video.frames.shape)
+            for t in range(len(video)):
+                own = {n: m.frame(t) for n, m in zip(objects.names, objects.mattes, strict=True)}
+                picture = np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
+                tinted[t] = overlay(picture, own).transpose(2, 0, 1)
+            click.echo(write(video.like(tinted), preview, force=force))
+
+
+@click.group()
+def atlas() -> None:
+    """Fit, show, report, export and extend layered atlases."""
+
+
+@atlas.command()
+@CLIP
+@marking
+@click.option("--mask", "masks", type=PATH, multiple=True, help="A mask a layer, front to back.")
+@click.option("-o", "--out", type=PATH, required=True, help="The atlas file.")
+@click.option("--set", "changes", multiple=True, help="A setting of the solver, as NAME=VALUE.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@FORCE
+def fit(
+    clip: Path,
+    box: tuple[str, ...],
+    stroke: tuple[str, ...],
+    polygon: tuple[str, ...],
+    outside: tuple[str, ...],
+    masks: tuple[Path, ...],
+    out: Path,
+    changes: tuple[str, ...],
+    device: str,
+    *,
+    force: bool,
+) -> None:
+    """Decompose a clip into layers. Stopped and started again, it goes on where it was."""
+    from retouch.atlas.file import save_atlas
+    from retouch.atlas.footage import AtlasSettings
+    from retouch.atlas.prepare import atlas_for, marks_from
+    from retouch.fields import parse
+    from retouch.media.drafts import check_free
+    from retouch.media.io import read
+
+    check_free(out, force=force)
+    settings = parse(AtlasSettings, dict(_pair(change) for change in changes))
+    marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
+    with _run(device) as run:
+        video = read(clip, scratch=run.folder / "read")
+        made = atlas_for(video, run, masks=masks, marks=marks, settings=settings)
+        click.echo(save_atlas(made, out, force=force))
+
+
+@atlas.command()
+@FILE
+@click.option("-o", "--out", type=PATH, help="Write the textures beside each other as a picture.")
+@FORCE
+@JSON
+def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
+    """Say what an atlas holds, and draw its textures."""
+    from retouch.atlas.file import load_atlas, texture_name
+    from retouch.media.drafts import check_free
+    from retouch.media.io import write_picture
+
+    made = load_atlas(file)
+    if out is not None:
+        check_free(out, force=force)
+        write_picture(_beside(made), out, force=force)
+    charts = [
+        {
+            "name": texture_name(made, i),
+            "looks_like_frame": chart.reference,
+            "first_frame": chart.start,
+            "last_frame": chart.stop - 1,
+            "width": int(chart.texture.shape[2]),
+            "height": int(chart.texture.shape[1]),
+        }
+        for i, chart in enumerate(made.charts)
+    ]
+    if as_json:
+        click.echo(json.dumps({"layers": made.names, "frames": made.frames, "textures": charts}))
+        return
+    click.echo(f"{file}: {made.frames} frames of {made.width}x{made.height}, solved up to {made.stage!r}")
+    for one in charts:
+        click.echo(
+            f"  {one['name']:14} {one['width']}x{one['height']}, like frame {one['looks_like_frame']}, "
+            f"frames {one['first_frame']} to {one['last_frame']}"
+        )
+
+
+@atlas.command()
+@FILE
+@CLIP
+@JSON
+def report(file: Path, clip: Path, *, as_json: bool) -> None:
+    """Measure an atlas against its clip, and say where it will fail."""
+    from retouch.atlas.file import load_atlas
+    from retouch.atlas.report import examine
+    from retouch.media.io import read
+
+    with _run() as run:
+        video = read(clip, scratch=run.folder / "read")
+        found = examine(load_atlas(file, video), video)
+    click.echo(json.dumps(found.plain()) if as_json else found.words())
+
+
+@atlas.command()
+@FILE
+@click.option("-o", "--out", type=PATH, required=True, help="The folder.")
+@FORCE
+def export(file: Path, out: Path, *, force: bool) -> None:
+    """Write textures, mattes and ST-maps as pictures, for a paint program or a compositor."""
+    from retouch.atlas.file import export as write_out
+    from retouch.atlas.file import load_atlas
+
+    written = write_out(load_atlas(file), out, force=force)
+    click.echo(f"{out}: {len(written)} pictures")
+
+
+@atlas.command()
+@FILE
+@CLIP
+@click.option("-o", "--out", type=PATH, required=True, help="The longer atlas.")
+@FORCE
+def extend(file: Path, clip: Path, out: Path, *, force: bool) -> None:
+    """Fit the frames that a longer clip adds; textures stay, so edits made before still hold."""
+    from retouch.atlas.extend import extend as make_longer
+    from retouch.atlas.file import load_atlas, save_atlas
+    from retouch.media.drafts import check_free
+    from retouch.media.io import read
+
+    check_free(out, force=force)
+    with _run() as run:
+        video = read(clip, scratch=run.folder / "read")
+        click.echo(save_atlas(make_longer(load_atlas(file), video, run=run), out, force=force))
+
+
+@contextmanager
+def _run(device: str = "auto") -> "Iterator[Run]":
+    """A run with scratch space of its own and the common store."""
+    from retouch.apps.progress import shown
+    from retouch.artifacts import ArtifactStore, Draft
+    from retouch.places import home
+    from retouch.run import Run
+
+    with tempfile.TemporaryDirectory(prefix="retouch-") as folder, shown() as listen:
+        yield Run(
+            folder=Path(folder),
+            seed=0,
+            compute=Compute(device=device),
+            store=ArtifactStore(home() / "store"),
+            draft=Draft(Path(folder) / "checkpoint.safetensors"),
+            listen=listen,
+        )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ParamsError(f"{text!r} is not NAME=VALUE", hint="for example --set side=320")
+    return name, value
+
+
+def _lossless(out: Path) -> "Encoding":
+    from retouch.media.io import Encoding
+
+    return Encoding(lossless=out.suffix.lower() in {".mkv", ".avi"}, sound=False)
+
+
+def _beside(made: "Atlas") -> "np.ndarray":
+    """The textures under each other on grey, the widest giving the width."""
+    import numpy as np
+
+    from retouch.atlas.textures import as_picture
+
+    pictures = [as_picture(chart.texture) for chart in made.charts]
+    width = max(p.shape[1] for p in pictures)
+    rows = [np.pad(p, ((0, 8), (0, width - p.shape[1]), (0, 0)), constant_values=64) for p in pictures]
+    return np.concatenate(rows)

@@ -1,0 +1,177 @@
+"""What an atlas is good for: how well it explains the clip, how well paint will stick, and where it will not.
+
+`propagated` is the honest figure for real clips, which have no truth: one frame is painted over a whole
+layer, and
+the other frames it gives are held against the clip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final, final
+
+import numpy as np
+import torch
+
+from retouch.atlas.atlas import Atlas, errors, psnr
+from retouch.atlas.edit import propagated, render
+from retouch.atlas.footage import blocks
+from retouch.atlas.mapping import anisotropy, area
+from retouch.video import Video
+
+POOR: Final = 22.0
+"""dB below which a frame is not explained well enough for an edit to sit still on it."""
+STRETCHED: Final = 1.5
+LOOKED_AT: Final = 12
+"""Frames, evenly over the clip, that one frame is propagated to."""
+
+
+@final
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer's figures."""
+
+    name: str
+    pictures: int
+    explained: float
+    """Mean error of its pixels over the clip, in dB."""
+    worst_frame: int
+    worst: float
+    poor: tuple[int, ...]
+    """Frames explained worse than `POOR`."""
+    propagated: float
+    """How well one frame's pixels, carried through the atlas, give the others, in dB."""
+    reached: float
+    """Share of the layer's pixels, over the clip, that this one frame reaches."""
+    stretch: float
+    """95th percentile of how many times longer than wide a painted disc becomes."""
+    folds: float
+    """Share of visible pixels where the mapping folds."""
+    seen: float
+    """Share of the textures' texels that any frame shows."""
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """An atlas's figures, and what they mean."""
+
+    explained: float
+    layers: tuple[LayerReport, ...]
+    sentences: tuple[str, ...]
+
+    def plain(self) -> dict[str, object]:
+        """Give everything as plain values."""
+        return asdict(self)
+
+    def words(self) -> str:
+        """Give everything as a person reads it."""
+        lines = [f"explained  {self.explained:.1f} dB"]
+        for one in self.layers:
+            lines += [
+                f"{one.name}: {one.pictures} picture{'s' * (one.pictures > 1)}",
+                f"  explained   {one.explained:.1f} dB; worst frame {one.worst_frame} with {one.worst:.1f}",
+                f"  propagated  {one.propagated:.1f} dB, reaching {100 * one.reached:.0f} % of its pixels",
+                f"  stretch     {one.stretch:.2f} (95th percentile); folds {100 * one.folds:.2f} %",
+                f"  seen        {100 * one.seen:.0f} % of its texels",
+            ]
+        return "\n".join([*lines, *self.sentences])
+
+
+@torch.no_grad()
+def examine(atlas: Atlas, video: Video) -> Report:
+    """Measure an atlas against its clip."""
+    off = errors(atlas, video)
+    layers = tuple(_layer(atlas, video, i, off[name]) for i, name in enumerate(atlas.names))
+    return Report(_mean(off["all"]), layers, tuple(_sentences(layers, atlas.frames)))
+
+
+def _mean(decibels: Sequence[float]) -> float:
+    """The dB of the mean error."""
+    known = [10 ** (-d / 10) for d in decibels if np.isfinite(d)]
+    return psnr(float(np.mean(known))) if known else float("nan")
+
+
+def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> LayerReport:
+    charts = [chart for chart in atlas.charts if chart.layer == layer]
+    known = [t for t in range(atlas.frames) if np.isfinite(off[t])]
+    worst = min(known, key=lambda t: off[t]) if known else 0
+    found, reach = propagation(atlas, video, layer)
+    stretch, folds = _shape(atlas, layer)
+    seen = sum(float((c.seen > 0.05).float().sum()) for c in charts) / sum(c.seen.numel() for c in charts)
+    return LayerReport(
+        name=atlas.names[layer],
+        pictures=len(charts),
+        explained=_mean(off),
+        worst_frame=worst,
+        worst=off[worst],
+        poor=tuple(t for t in known if off[t] < POOR),
+        propagated=found,
+        reached=reach,
+        stretch=stretch,
+        folds=folds,
+        seen=seen,
+    )
+
+
+def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None) -> tuple[float, float]:
+    """Give how well one frame of a layer gives the others, in dB, and the share of pixels that it reaches."""
+    if frame is None:
+        own = sorted(c.reference for c in atlas.charts if c.layer == layer)
+        frame = own[len(own) // 2]
+    patches = propagated(atlas, video, frame, layer)
+    wanted = {int(t) for t in np.linspace(0, atlas.frames - 1, LOOKED_AT).round()} - {frame}
+    squares, count, whole = 0.0, 0, 0
+    for start, frames, touched in render(atlas, video, patches):
+        for t in sorted(wanted & set(range(start, start + len(frames)))):
+            share = atlas.shares(t, t + 1)[layer][0, 0].cpu().numpy() > 0.95
+            sure = touched[t - start, 0] & share
+            difference = frames[t - start].astype(np.float64) - video.frames[t]
+            squares += float(np.square(difference[:, sure]).sum()) / 255**2
+            count, whole = count + 3 * int(sure.sum()), whole + 3 * int(share.sum())
+    return (psnr(squares / count) if count else float("nan")), count / max(whole, 1)
+
+
+def _shape(atlas: Atlas, layer: int) -> tuple[float, float]:
+    """The 95th percentile of the stretch of visible pixels, and the share of them that fold."""
+    stretches, folded, count = [], 0, 0
+    for chart in atlas.charts:
+        if chart.layer != layer:
+            continue
+        for a, b in blocks(chart.start, chart.stop):
+            part = chart.part(a, b)
+            window = part.window()
+            jacobian = part.jacobian(window)
+            visible = window.cut(atlas.shares(a, b)[layer])[:, 0] > 0.05
+            values = anisotropy(jacobian)[visible]
+            stretches.append(values[:: max(1, len(values) // 2000)].cpu())
+            folded += int((area(jacobian)[visible] <= 0).sum())
+            count += int(visible.sum())
+    together = torch.cat(stretches)
+    return (float(together.quantile(0.95)) if len(together) else 1.0), folded / max(count, 1)
+
+
+def _sentences(layers: Sequence[LayerReport], frames: int) -> list[str]:
+    """What to expect, in plain words."""
+    said = []
+    for one in layers:
+        if one.poor:
+            share = f"{len(one.poor)} of {frames} frames"
+            said.append(
+                f"Paint on the {one.name} may slide or flicker in {share}, worst around frame "
+                f"{one.worst_frame}: mark the object there again, or paint a frame near it."
+            )
+        if one.pictures > 1:
+            said.append(
+                f"The {one.name} turns or changes: it takes {one.pictures} pictures, and paint is handed "
+                "from one to the next; what goes out of sight between is lost, so paint on both sides of it."
+            )
+        elif one.reached < 0.7:
+            share = f"{100 * one.reached:.0f} %"
+            said.append(f"One frame shows only {share} of the {one.name}: paint several, or the texture.")
+        if one.stretch > STRETCHED:
+            said.append(
+                f"Parts of the {one.name} are stretched {one.stretch:.1f} times: fine detail blurs there."
+            )
+        if one.folds > 0:
+            said.append(f"The {one.name} folds in places: paint shows twice there.")
+    return said or ["Nothing stands in the way: paint should stay where it is put in every frame."]

@@ -1,0 +1,84 @@
+"""`retouch mask` and `retouch atlas`, from flags to files."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from retouch.apps.commands.atlas import atlas, mask
+from retouch.errors import ArtifactError, ParamsError, RetouchError
+from retouch.media.io import Encoding, read, write
+from retouch.media.masks import read_masks
+from retouch.video import Video
+
+BOX = "2:18,14 64,58"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A textured red disc that moves over a green cloth, as a file."""
+    rng = np.random.default_rng(2)
+    cloth, skin = (cv2.GaussianBlur(rng.random((72, 96, 3)).astype(np.float32), (0, 0), 1.5) for _ in "ab")
+    shots = []
+    for t in range(5):
+        disc = np.zeros((72, 96), np.uint8)
+        cv2.circle(disc, (32 + 3 * t, 36), 18, 255, -1)
+        ground = (cloth - 0.3) * (100, 300, 100) + (10, 60, 10)
+        front = (np.roll(skin, 3 * t, axis=1) - 0.3) * (300, 200, 100) + (120, 10, 10)
+        shots.append(
+            np.where(disc[..., None] > 0, front, ground).clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
+        )
+    video = Video(np.stack(shots), Fraction(10))
+    return write(video, tmp_path_factory.mktemp("clip") / "clip.mkv", encoding=Encoding(lossless=True))
+
+
+def ran(command: click.Command, *words: object) -> str:
+    """The output of a command that must succeed."""
+    result = CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return str(result.stdout)
+
+
+def refused(command: click.Command, *words: object) -> RetouchError:
+    """The error of a command that must fail with one of ours."""
+    result = CliRunner().invoke(command, [str(word) for word in words])
+    assert isinstance(result.exception, RetouchError), result.output
+    return result.exception
+
+
+def test_a_mask_is_written_and_reads_back_as_one(clip: Path, tmp_path: Path) -> None:
+    ran(mask, clip, "--box", BOX, "-o", tmp_path / "mask.mkv", "--preview", tmp_path / "look.mp4")
+    masks = read_masks(tmp_path / "mask.mkv", read(clip))
+    inside = np.array([masks[t, 0, 36, 32 + 3 * t] for t in range(5)])
+    assert inside.min() > 200
+    assert masks[:, 0, :10].max() < 50
+    assert len(read(tmp_path / "look.mp4")) == 5
+    assert "exists" in str(refused(mask, clip, "--box", BOX, "-o", tmp_path / "mask.mkv"))
+
+
+def test_fit_show_report_export(clip: Path, tmp_path: Path) -> None:
+    file = tmp_path / "clip.atlas"
+    ran(atlas, "fit", clip, "--box", BOX, "--set", "steps=2", "-o", file)
+    told = json.loads(ran(atlas, "show", file, "-o", tmp_path / "textures.png", "--json"))
+    assert told["layers"] == ["object", "background"]
+    assert (tmp_path / "textures.png").exists()
+    assert "background" in ran(atlas, "show", file)
+    found = json.loads(ran(atlas, "report", file, clip, "--json"))
+    assert found["explained"] > 25
+    assert "explained" in ran(atlas, "report", file, clip)
+    assert "pictures" in ran(atlas, "export", file, "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "background.png").exists()
+
+
+def test_what_cannot_be_is_refused_with_a_way_out(clip: Path, tmp_path: Path) -> None:
+    assert isinstance(refused(atlas, "fit", clip, "-o", tmp_path / "a.atlas"), ParamsError)
+    error = refused(atlas, "fit", clip, "--box", BOX, "--set", "stepps=2", "-o", tmp_path / "a.atlas")
+    assert "steps" in f"{error} {error.hint}"
+    assert isinstance(refused(atlas, "show", clip), ArtifactError)
+    error = refused(mask, clip, "--box", BOX, "--object", "car", "-o", tmp_path / "m.mkv")
+    assert "marked: object" in error.hint

@@ -1,0 +1,44 @@
+"""The report: figures that can be checked, and sentences that follow from them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from retouch.atlas.atlas import Atlas, errors
+from retouch.atlas.report import examine, propagation
+from retouch.video import Video
+
+
+def test_a_good_atlas_is_reported_as_one(atlas: Atlas, clip: Video) -> None:
+    report = examine(atlas, clip)
+    assert abs(report.explained - np.mean(errors(atlas, clip)["all"])) < 1
+    assert [layer.name for layer in report.layers] == ["object", "background"]
+    for layer in report.layers:
+        assert layer.folds == 0
+        assert 1 <= layer.stretch < 1.5
+        assert layer.poor == ()
+        assert layer.propagated > 20
+        assert 0.5 < layer.reached <= 1
+    assert json.loads(json.dumps(report.plain()))["layers"][0]["name"] == "object"
+    assert "propagated" in report.words()
+
+
+def test_frames_that_are_explained_poorly_are_named(atlas: Atlas, clip: Video) -> None:
+    frames = clip.frames.copy()
+    frames[7] = 255 - frames[7]
+    report = examine(atlas, Video(frames, clip.fps))
+    assert report.layers[0].poor == (7,)
+    assert report.layers[0].worst_frame == 7
+    assert any("worst around frame 7" in sentence for sentence in report.sentences)
+
+
+def test_a_mapping_that_slides_propagates_worse(atlas: Atlas, clip: Video) -> None:
+    chart = atlas.charts[0]
+    sliding = chart.mapping.controls + torch.linspace(0, 6, len(chart.mapping))[:, None, None, None]
+    worse = replace(
+        atlas,
+        charts=(replace(chart, mapping=replace(chart.mapping, controls=sliding)), *atlas.charts[1:]),
+    )
+    assert propagation(worse, clip, 0, 4)[0] < propagation(atlas, clip, 0, 4)[0] - 2
