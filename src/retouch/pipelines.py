@@ -10,15 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, ClassVar, Literal, TypeAlias, final
 
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     StableVideoDiffusionPipeline,
+    UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
@@ -27,13 +30,17 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from retouch.errors import RequestError
 from retouch.media.pictures import write_picture
+from retouch.methods.fatezero.edit import edit_with as edit_by_text
+from retouch.methods.fatezero.spec import SPEC as FATEZERO
+from retouch.methods.fatezero.spec import FateZeroParams
 from retouch.methods.videoshop.edit import edit_with as carry_first_frame
 from retouch.methods.videoshop.spec import SPEC as VIDEOSHOP
 from retouch.methods.videoshop.spec import VideoshopParams
+from retouch.models.image import StableDiffusion
 from retouch.models.image_to_video import StableVideo
 from retouch.run import OnStep, Run, Step
 from retouch.video import Video
@@ -129,8 +136,109 @@ class VideoshopPipeline(DiffusionPipeline):  # type: ignore[misc]
             parts = {name: getattr(self, name) for name in ("vae", "image_encoder", "unet", "scheduler")}
             model = StableVideo.wrap(StableVideoDiffusionPipeline(**parts, feature_extractor=None))
             run = Run.alone(folder, seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "sample"))
+            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "sample", _hi_time))
             edited = carry_first_frame(model, clip, params, run)
+            return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
+
+
+@final
+class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """FateZero over the parts of a Stable Diffusion pipeline.
+
+    Example:
+        ```python
+        pipe = FateZeroPipeline.from_pretrained("./stable-diffusion-v1-5").to("cuda")
+        frames = pipe(video=frames, source_prompt="a silver jeep", prompt="a silver jeep,
+        watercolor").frames[0] ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components: ClassVar = ["safety_checker", "feature_extractor", "image_encoder"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        safety_checker: object | None = None,
+        feature_extractor: object | None = None,
+        image_encoder: object | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+
+    def __call__(
+        self,
+        video: Frames,
+        prompt: str,
+        *,
+        source_prompt: str,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        cross_replace_steps: float | None = None,
+        self_replace_steps: float | None = None,
+        preset: str | None = None,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callback | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> StableVideoDiffusionPipelineOutput:
+        """Shows `prompt` where the clip shows `source_prompt`.
+
+        Args:
+            video: the frames, as pictures, as bytes, or as numbers from 0 to 1.
+            prompt: what the edited clip should show.
+            source_prompt: what the clip shows now.
+            negative_prompt: what guidance leads away from; the source prompt if not given.
+            num_inference_steps: denoising steps, and as many of inversion.
+            guidance_scale: how strongly the prompt steers.
+            cross_replace_steps: share of the steps in which cross-attention is the source's.
+            self_replace_steps: share of the steps in which self-attention is the source's.
+            preset: one of the method's presets, for what is not given here.
+            generator: gives the seed of the run.
+            output_type: "pil" for pictures, "np" or "pt" for numbers from 0 to 1.
+            callback_on_step_end: called after each step of the way down with `latents`, which it may replace.
+            options: any other parameter of the method, by its own name.
+
+        Returns:
+            Frames as diffusers' pipelines give them: a batch of one clip.
+        """
+        clip = _clip(video)
+        asked = {
+            "steps": num_inference_steps,
+            "guidance": guidance_scale,
+            "cross_until": cross_replace_steps,
+            "self_until": self_replace_steps,
+            "negative_prompt": negative_prompt,
+            "guide_from": None if negative_prompt is None else "nothing",
+        }
+        given: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+        given |= {"source_prompt": source_prompt, "prompt": prompt, **(options or {})}
+        params = FATEZERO.fill(given, preset=preset)
+        assert isinstance(params, FateZeroParams)
+        model = StableDiffusion(
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            unet=self.unet,
+            vae=self.vae,
+            scheduler_config=self.scheduler.config,
+        )
+        with TemporaryDirectory() as name:
+            run = Run.alone(Path(name), seed=0 if generator is None else generator.initial_seed())
+            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit", _hi_t))
+            edited = edit_by_text(model, clip, params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
 
@@ -157,15 +265,27 @@ def _as_asked(video: Video, output_type: OutputType) -> Any:
     raise RequestError(f"output_type is {output_type!r}", hint="ask for pil, np or pt")
 
 
-def _calling(pipe: DiffusionPipeline, callback: Callback | None, stage: str) -> OnStep | None:
-    """What a run calls after each step, as diffusers' callback of one stage."""
+def _hi_time(item: Any) -> float:
+    """The time of the level that a step leaves."""
+    return float(item[0].time)
+
+
+def _hi_t(item: Any) -> float:
+    """The timestep of the level that a step leaves."""
+    return float(item[0].t)
+
+
+def _calling(
+    pipe: DiffusionPipeline, callback: Callback | None, stage: str, time: Callable[[Any], float]
+) -> OnStep | None:
+    """What a run calls after each step, as diffusers' callback of one stage; `time` reads a step's item."""
     if callback is None:
         return None
 
     def after(step: Step[Any], latents: Tensor) -> Tensor:
         if step.stage != stage:
             return latents
-        given = callback(pipe, step.index, step.item[0].time, {"latents": latents[None]})
+        given = callback(pipe, step.index, time(step.item), {"latents": latents[None]})
         return given.get("latents", latents[None])[0]
 
     return after

@@ -52,7 +52,12 @@ HALF = 128
 @torch.no_grad()
 def edit(video: Video, params: FateZeroParams, run: Run) -> Edited:
     """Shows `params.prompt` where the clip shows `params.source_prompt`."""
-    sd = run.load(params.model, StableDiffusion)
+    return edit_with(run.load(params.model, StableDiffusion), video, params, run)
+
+
+@torch.no_grad()
+def edit_with(sd: StableDiffusion, video: Video, params: FateZeroParams, run: Run) -> Edited:
+    """As `edit`, with a model that is there already; `params.model` is not read."""
     frame = framing(video, sd, params.size)
     made = _plan(video, params, sd, frame, run)
     learned = _learned(video, params, sd, frame, run)
@@ -79,7 +84,7 @@ def edit(video: Video, params: FateZeroParams, run: Run) -> Edited:
                 recipe=made.recipe,
                 like=torch.empty(0, device=sd.device),
             )
-            rooms = _walked(ladder, scene, run, identity((video, params, run.seed)))
+            rooms = _walked(ladder, scene, run, identity((video, params, run.seed, sd)))
     result = decode_clip(rooms.z, video, sd, frame, run)
     if params.mask is not None:
         return _composited(video, result, read_masks(params.mask, video), params.feather, run)
