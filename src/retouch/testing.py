@@ -180,14 +180,15 @@ def check_clip(trial: Trial, edited: Edited) -> None:
 
 
 def check_steps(trial: Trial, events: tuple[Event, ...]) -> None:
-    """At least one stage is reported, and each one counts from one to its total and ends."""
+    """At least one stage is reported, and each one counts upwards to its total and ends."""
     open_stages: dict[str, tuple[int, int]] = {}
     for event in events:
         match event:
             case Started(stage, total):
                 open_stages[stage] = (0, total)
             case Advanced(stage, done, total):
-                if open_stages.get(stage) != (done - 1, total):
+                before, planned = open_stages.get(stage, (total, -1))
+                if total != planned or not before < done <= total:
                     raise trial.broken(f"told of step {done} of {total} of {stage!r} out of turn")
                 open_stages[stage] = (done, total)
             case Ended(stage):
