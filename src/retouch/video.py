@@ -25,7 +25,7 @@ from retouch.errors import Diverged, VideoError
 # Frames taken at one time where a whole clip is walked through: enough to be fast, few enough to be flat.
 FRAMES_AT_ONCE = 32
 # Frames turned into numbers or back at one time: blocks of some megabytes leave no holes worth speaking of.
-_CONVERTED_AT_ONCE = 4
+_CONVERTED_AT_ONCE = 2
 # glibc keeps freed blocks of tens of megabytes between living ones; walking through a long clip then takes
 # more memory the longer it is, although nothing holds it. Where there is this call, it hands them back.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -259,7 +259,7 @@ def let_go(pictures: np.ndarray | None) -> None:
 
 
 def _bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
-    frames = np.empty(tuple(pixels.shape), np.uint8)
+    frames = _own_pages(tuple(pixels.shape))
     for start in range(0, len(frames), _CONVERTED_AT_ONCE):
         part = pixels[start : start + _CONVERTED_AT_ONCE].detach().to("cpu", torch.float32)
         if not bool(torch.isfinite(part).all()):
@@ -271,6 +271,15 @@ def _bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
             ((part + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8).numpy()
         )
     return frames
+
+
+def _own_pages(shape: tuple[int, ...]) -> UInt8[np.ndarray, "f 3 h w"]:
+    """Bytes in a mapping of their own, which is gone with them; in the heap they would leave a hole."""
+    size = int(np.prod(shape))
+    if sys.platform == "win32" or size == 0:
+        return np.empty(shape, np.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.uint8).reshape(shape)
 
 
 def _resized(alpha: UInt8[np.ndarray, "f 1 h w"], height: int, width: int) -> UInt8[np.ndarray, "f 1 y x"]:

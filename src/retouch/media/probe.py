@@ -206,6 +206,11 @@ def from_start(
     return tuple(time - begin for time in timestamps) if begin else timestamps
 
 
+def audible(container: InputContainer) -> list[av.AudioStream]:
+    """The audio streams whose codec is known; the others cannot be told about, nor copied."""
+    return [stream for stream in container.streams.audio if stream.codec_context is not None]
+
+
 def clock_start(container: InputContainer) -> Fraction:
     """The moment that counts as 0: clocks of broadcasts run on, those of files begin with them."""
     if container.format.name not in ("mpegts", "mpeg"):
@@ -232,7 +237,7 @@ def shows_through(frame: av.VideoFrame, stream: av.VideoStream) -> bool:
 
 def _facts_of_container(path: Path, container: InputContainer) -> Facts:
     stream = the_video(container, path)
-    sounds = {sound.index: _Listening(sound) for sound in container.streams.audio}
+    sounds = {sound.index: _Listening(sound) for sound in audible(container)}
     shown: list[tuple[int, int]] = []
     first: av.VideoFrame | None = None
     for packet in container.demux():
@@ -281,7 +286,7 @@ def _facts_of_container(path: Path, container: InputContainer) -> Facts:
         (video.end - timestamps[0]) * time_base,
         video,
         tuple(listening.heard(clock_start(container)) for listening in sounds.values()),
-        tuple(s.type for s in container.streams if s.type != "audio" and s.index != stream.index),
+        tuple(s.type for s in container.streams if s.index not in (stream.index, *sounds)),
     )
 
 

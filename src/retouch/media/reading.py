@@ -28,7 +28,7 @@ from retouch.media.opening import (
     the_video,
 )
 from retouch.media.pictures import animation, header, is_animation, is_picture, moments, read_picture
-from retouch.media.probe import from_start, full_range_of, has_alpha, rate_of, shows_through, turn_of
+from retouch.media.probe import audible, from_start, full_range_of, has_alpha, rate_of, shows_through, turn_of
 from retouch.media.whole import check_whole
 from retouch.video import Origin, Sound, Video
 
@@ -213,8 +213,10 @@ def _told(
             layout=sound.codec_context.layout.name,
             language=sound.language or "",
         )
-        for sound in container.streams.audio
+        for sound in audible(container)
     )
+    if len(sounds) < len(container.streams.audio):
+        remarks.append(f"{path} has audio in a codec that is not known here; it will not be copied")
     aspect = stream.sample_aspect_ratio or Fraction(1)
     origin = Origin(
         path=path.absolute(),

@@ -15,6 +15,7 @@ from retouch.errors import VideoError
 from retouch.events import Event, Notice
 from retouch.media import reading
 from retouch.media.io import Encoding, read, read_frame, read_picture, write
+from retouch.media.probe import probe
 from retouch.video import Video
 
 
@@ -86,6 +87,30 @@ def test_a_file_is_read_by_what_it_holds_whatever_its_name(name: str, tmp_path: 
     write(video, tmp_path / "a.mkv", encoding=Encoding(lossless=True))
     (tmp_path / "a.mkv").rename(tmp_path / name)
     assert np.array_equal(read(tmp_path / name).frames, video.frames)
+
+
+def test_sound_in_an_unknown_codec_is_left_aside(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.avi"), "w") as file:
+        stream = file.add_stream("mjpeg", rate=25)
+        sound = file.add_stream("pcm_s16le", rate=48000)
+        assert isinstance(stream, av.VideoStream)
+        assert isinstance(sound, av.AudioStream)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
+        file.mux(stream.encode(av.VideoFrame(48, 32, "yuvj420p")))
+        file.mux(stream.encode(None))
+        frame = av.AudioFrame(format="s16", layout="stereo", samples=1024)
+        frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+        frame.sample_rate, frame.pts = 48000, 0
+        file.mux(sound.encode(frame))
+    content = (tmp_path / "a.avi").read_bytes()
+    # The tag of plain samples, at the start of the format of the audio stream, becomes one that is nobody's.
+    place = content.index(b"strf", content.index(b"auds")) + 8
+    assert content[place : place + 2] == b"\x01\x00"
+    (tmp_path / "a.avi").write_bytes(content[:place] + b"\xee\xbe" + content[place + 2 :])
+    origin = read(tmp_path / "a.avi").origin
+    assert origin.sounds == ()
+    assert "will not be copied" in origin.remarks[-1]
+    assert probe(tmp_path / "a.avi").others == ("audio",)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
