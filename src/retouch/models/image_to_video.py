@@ -6,10 +6,11 @@ without a scheduler; how a model packs its latents, guides, or keeps its first f
 business.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias, TypeVar, cast, final, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, TypeVar, cast, final, runtime_checkable
 
 import torch
 from diffusers import (
@@ -301,18 +302,7 @@ class StableVideo:
     @cached_property
     def traits(self) -> Traits:
         """Sizes of the model, from its own configuration."""
-        unet, vae = self._pipe.unet.config, self._pipe.vae.config
-        factor = 2 ** (len(vae.block_out_channels) - 1)
-        return Traits(
-            frame_stride=1,
-            size_multiple=factor * 2 ** (len(unet.block_out_channels) - 1),
-            latent_factor=factor,
-            latent_channels=int(vae.latent_channels),
-            native_frames=int(unet.num_frames),
-            native_pixels=native_pixels(unet.sample_size, factor),
-            keeps_first_frame=False,
-            reads_text=False,
-        )
+        return still_traits(self._pipe.unet.config, self._pipe.vae.config)
 
     @property
     def identity(self) -> str:
@@ -511,11 +501,21 @@ def settle(pipe: DiffusionPipeline, compute: Compute) -> None:
         pipe.enable_sequential_cpu_offload(device=device)
 
 
-def native_pixels(sample_size: int | tuple[int, int], factor: int) -> int:
-    """The picture area that the configuration names; Stable Video Diffusion says 96 and means 72 x 128."""
-    if isinstance(sample_size, int):
-        return (sample_size * factor) ** 2
-    return sample_size[0] * sample_size[1] * factor**2
+def still_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Traits:
+    """Gives the sizes of a model of Stable Video Diffusion's layout from the configurations of its parts."""
+    factor, side = 2 ** (len(vae["block_out_channels"]) - 1), unet["sample_size"]
+    # One number is the side of a square of the area meant: Stable Video Diffusion says 96 and means 72 x 128.
+    area = side**2 if isinstance(side, int) else side[0] * side[1]
+    return Traits(
+        frame_stride=1,
+        size_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
+        latent_factor=factor,
+        latent_channels=int(vae["latent_channels"]),
+        native_frames=int(unet["num_frames"]),
+        native_pixels=area * factor**2,
+        keeps_first_frame=False,
+        reads_text=False,
+    )
 
 
 def _antialiased(pictures: Float[Tensor, "f 3 height width"], side: int) -> Float[Tensor, "f 3 side side"]:

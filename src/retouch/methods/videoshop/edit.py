@@ -171,7 +171,16 @@ class Carried:
     latents: Float[Tensor, "g c h w"]
 
 
-def _carried(task: Task, window: Window, before: Carried | None, *, check: bool) -> tuple[Noise, Carried]:
+@final
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What a window leaves to the next: its latents, colours matched, and how many frames they are of."""
+
+    latents: Float[Tensor, "g c h w"]
+    frames: int
+
+
+def _carried(task: Task, window: Window, before: Left | None, *, check: bool) -> tuple[Noise, Left]:
     """One window: up given the old first frame, down given the new one."""
     params, model, run = task.params, task.model, task.run
     source, target = _conditions(task, window, before)
@@ -182,14 +191,14 @@ def _carried(task: Task, window: Window, before: Carried | None, *, check: bool)
         _say_round_trip(noise.round_trip, run)
     last = params.guidance if params.last_guidance is None else params.last_guidance
     down = Down(params.steps, params.strength, params.guidance, last, params.guide_from, params.normalise)
-    known = (
-        None if before is None or not _alone(model) else before.latents[len(before.latents) - window.known :]
-    )
-    carried = walked_down(noise, known if window.known else None, model, source, target, down, run=run)
-    return noise, Carried(_coloured(task, window, noise.latents, carried.latents))
+    hands_over = before is not None and window.known > 0 and _alone(model)
+    known = before.latents[-window.known :] if before is not None and hands_over else None
+    carried = walked_down(noise, known, model, source, target, down, run=run)
+    coloured = _coloured(task, window, noise.latents, carried.latents)
+    return noise, Left(coloured, len(window.frames))
 
 
-def _conditions(task: Task, window: Window, before: Carried | None) -> tuple[Condition, Condition]:
+def _conditions(task: Task, window: Window, before: Left | None) -> tuple[Condition, Condition]:
     """The old first frame's condition and the new one's, made alike."""
     model, params, start = task.model, task.params, window.frames.start
     count = _whole(len(window.frames), model.traits)
@@ -203,18 +212,20 @@ def _conditions(task: Task, window: Window, before: Carried | None) -> tuple[Con
             model.condition(now[0], frames=count, prompt=new, noise=eps),
         )
     assert before is not None
-    # What the window before left is known as latents; decoded for CLIP, they have lost what the
-    # autoencoder loses. The source's frame takes the same way, or the two would differ where nothing was
-    # edited.
+    # What the window before left has been through the autoencoder; the source's frame takes the same way,
+    # or the two would differ where nothing was edited.
     was_latents = model.encode(was)
-    if _alone(model):
-        now_latents = before.latents[len(before.latents) - window.known][None].to(was_latents)
-        now = model.decode(now_latents)
-    else:
-        now_latents, now = was_latents, model.decode(before.latents.to(was_latents))[-1:]
+    first = model.decode(was_latents)[0]
+    if not _alone(model):
+        now = model.decode(before.latents.to(was_latents))[before.frames - window.known]
+        return (
+            model.condition(first, frames=count, prompt=old),
+            model.condition(now, frames=count, prompt=new),
+        )
+    now_latents = before.latents[-window.known].to(was_latents)
     return (
-        model.condition(model.decode(was_latents)[0], frames=count, prompt=old, latent=was_latents[0]),
-        model.condition(now[0], frames=count, prompt=new, latent=now_latents[0] if _alone(model) else None),
+        model.condition(first, frames=count, prompt=old, latent=was_latents[0]),
+        model.condition(model.decode(now_latents[None])[0], frames=count, prompt=new, latent=now_latents),
     )
 
 
@@ -288,7 +299,7 @@ def _outside(task: Task, window: Window) -> Bool[Tensor, "g 1 h w"] | None:
     return max_pool2d(across, task.model.traits.latent_factor) <= 0
 
 
-def _shown(task: Task, window: Window, carried: Carried) -> UInt8[np.ndarray, "f 3 h w"]:
+def _shown(task: Task, window: Window, carried: Left) -> UInt8[np.ndarray, "f 3 h w"]:
     """A window's edited frames, of the clip's size."""
     decoded = task.model.decode(carried.latents.to(task.model.device), task.params.decode_at_once)
     return task.video[window.slice].like(task.framing.back(decoded[: len(window.frames)])).frames
@@ -303,9 +314,8 @@ def _lay(
     """Puts a window's frames into the result: within the region, and faded over from the window before."""
     if task.mask is not None:
         source = np.asarray(task.video.frames[window.slice])
-        feather = (
-            0.0 if task.params.mask else task.params.feather
-        )  # a mask of the user's is as soft as they made it
+        # A mask of the user's is as soft as they made it.
+        feather = 0.0 if task.params.mask else task.params.feather
         frames = pasted(frames, source, task.mask[window.slice], feather)
     for at, number in enumerate(window.frames[: window.known]):
         share = (at + 1) / (window.known + 1)

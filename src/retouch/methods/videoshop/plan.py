@@ -11,7 +11,7 @@ from retouch.compute import Compute, Plan
 from retouch.methods.videoshop.framing import Framing
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.windows import windows
-from retouch.models.image_to_video import DECODED_BESIDE, Traits, native_pixels, steps_back
+from retouch.models.image_to_video import DECODED_BESIDE, steps_back, still_traits
 from retouch.models.refs import read_config, read_index, resolve
 
 DECODER_LAYERS: Final = 11
@@ -36,7 +36,7 @@ def plan(frames: int, height: int, width: int, params: VideoshopParams, compute:
         return Plan(weights)
     unet = read_config(folder / "unet" / "config.json", params.model)
     vae = read_config(folder / "vae" / "config.json", params.model)
-    traits = _traits(unet, vae)
+    traits = still_traits(unet, vae)
     framing = Framing.of(height, width, traits, params.short_side)
     starts = sorted(at for at in params.pictures() if at < frames)
     laid = windows(frames, starts, traits, params.window, params.overlap)
@@ -52,20 +52,6 @@ def plan(frames: int, height: int, width: int, params: VideoshopParams, compute:
             f"{len(laid)} windows of up to {longest} frames at {framing.padded[1]}x{framing.padded[0]}",
             f"{up} network calls find the noise, which is kept, and {walked * len(laid)} carry the edit",
         ),
-    )
-
-
-def _traits(unet: Mapping[str, object], vae: Mapping[str, object]) -> Traits:
-    factor = 2 ** (len(_widths(vae)) - 1)
-    return Traits(
-        frame_stride=1,
-        size_multiple=factor * 2 ** (len(_widths(unet)) - 1),
-        latent_factor=factor,
-        latent_channels=int(cast(int, vae["latent_channels"])),
-        native_frames=int(cast(int, unet["num_frames"])),
-        native_pixels=native_pixels(cast("int | tuple[int, int]", unet["sample_size"]), factor),
-        keeps_first_frame=False,
-        reads_text=False,
     )
 
 
