@@ -180,8 +180,12 @@ def _extrapolates(settings: Settings, theirs: Mapping[str, Tensor], model: Stabl
 
 
 def _rescales(theirs: Mapping[str, Tensor]) -> bool:
-    sampled, target = theirs["latents_out"][0], theirs["rescale_target_latents"][0]
-    return _nearest(theirs["latents_out_rescaled"][0], sampled, matched(sampled, sampled[:1], target)) == 1
+    """Whether the latents that were decoded are the sampled ones moved to the target, or as they were."""
+    sampled = theirs["latents_out"][0]
+    if not {"latents_out_rescaled", "rescale_target_latents"} <= theirs.keys():
+        return "latents_out_rescaled" in theirs or "rescale_target_latents" in theirs
+    moved = matched(sampled, sampled[:1], theirs["rescale_target_latents"][0])
+    return _nearest(theirs["latents_out_rescaled"][0], sampled, moved) == 1
 
 
 def _nearest(tensor: Tensor, *candidates: Tensor) -> int:
