@@ -94,7 +94,7 @@ def run_edit(
         (folder / ERROR).unlink(missing_ok=True)
         _write_whole(folder / "request.json", request.as_json())
         started = time.perf_counter()
-        source = read(request.video, scratch=folder / "scratch")
+        source = read(request.video, scratch=folder / "scratch", listen=tell)
         _tell_device(request.compute, tell)
         _plan(spec, source, request).require(request.compute)
         run = Run(
@@ -108,7 +108,8 @@ def run_edit(
             on_step=on_step,
         )
         edited = _call(spec, source, params, run)
-        result = write(edited.video, folder / _result_name(request), encoding=_encoding(request), force=True)
+        goal, encoding = folder / _result_name(request), _encoding(request)
+        result = write(edited.video, goal, encoding=encoding, force=True, listen=tell)
         _keep_extras(edited, folder / "extras")
         report = {
             "method": request.method,
