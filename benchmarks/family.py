@@ -64,7 +64,7 @@ def to_pixels(frames: np.ndarray) -> torch.Tensor:
 
 def vae_figures(sd: StableDiffusion, count: int) -> Figures:
     """Reconstruction of held-out pictures: without style, over all styles, and the colour of objects."""
-    out: Figures = {}
+    out: Figures = {"pictures": count}
     for name, styles in (("plain", ("none",)), ("all_styles", STYLES)):
         variety = replace(Variety(), styles=styles)
         scenes = [Scene.sample(seed, variety) for seed in range(5000, 5000 + count)]
@@ -104,7 +104,8 @@ def prompt_figures(sd: StableDiffusion, count: int, work: Path) -> Figures:
     judge = family_judge.finished_judge(work)
     truth = family_pictures.held_out("middle", count, sd.native, start=9000)
     shares = family_judge.accuracy(judge, truth)
-    out: Figures = {f"judge_{name}": round(shares[name], 3) for name in ("object", "colour", "background")}
+    out: Figures = {"prompts": count}
+    out |= {f"judge_{name}": round(shares[name], 3) for name in ("object", "colour", "background")}
     rebuilt = to_bytes(sd.decode(sd.encode(to_pixels(truth.pixels))))
     seen = family_judge.verdicts(judge, rebuilt) == truth.labels
     out |= {
@@ -159,6 +160,7 @@ def inversion_figures(sd: StableDiffusion, count: int) -> Figures:
                 back = move(back, sd.predict(back, hi.t, words), hi, lo, levels.prediction)
             into.append(float(psnr(source, to_bytes(sd.decode(back))).mean()))
     return {
+        "clips": count,
         "psnr_autoencoder": round(float(np.mean(bound)), 2),
         "psnr_inverted": round(float(np.mean(once)), 2),
         "psnr_inverted_fixed_point_3": round(float(np.mean(twice)), 2),
