@@ -14,7 +14,7 @@ and the network is asked again. `params.faithful` does what the released code do
 
     what the source attended to is read at the edit's own noise level, not one level cleaner;
     what is put back outside the object lies at the edit's own level, not one level noisier;
-    guidance leads away from the source prompt, so that equal prompts give the source back;
+    guidance leads away from the source prompt, held alike, so that equal prompts give the source back;
     inversion repeats each step until it is one that sampling retraces;
     words are found beside punctuation too, and one that is not there is an error.
 """
@@ -184,6 +184,9 @@ def _plan(video: Video, params: FateZeroParams, sd: StableDiffusion, frame: Fram
             neighbours=neighbours,
             most_tokens=params.most_tokens or max(RELEASED_TOKENS, frame.latents[0] * frame.latents[1] // 4),
         )
+    made = replace(
+        made, recipe=replace(made.recipe, fuse_both=params.guide_from == "source" and not params.faithful)
+    )
     if params.mask is None:
         return made
     return replace(

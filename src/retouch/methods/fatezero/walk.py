@@ -93,6 +93,10 @@ class Recipe:
     """Steps after which the object is found in the latents."""
     blend_steps: range = range(0)
     """Steps after which what lies outside the object is put back."""
+    fuse_both: bool = False
+    """Whether what guidance leads away from has the source's attention too, as it must where that is the
+    source
+    prompt: only what the prompts differ in is then amplified. The released code leaves that half alone."""
     source_lag: int = 0
     """How many levels cleaner than the edit the source is asked. The released code asks one level
     cleaner, since it keeps what inversion computed on its way up."""
@@ -215,8 +219,15 @@ def _guess(ladder: Ladder, scene: Scene, space: Space, window: Window, index: in
         window.add(space.target_heat, fuse.reading.heat()[:, 0])
     if recipe.guidance == 1:
         return _Guess(shown, shown, None, masks)
-    against = scene.network.predict(z, hi.t, texts.against, attention={"rule": Attend(gather)})
+    held = Fuse(gather, watch.seen, _unchanged(scene), masks) if recipe.fuse_both else Attend(gather)
+    against = scene.network.predict(z, hi.t, texts.against, attention={"rule": held})
     return _Guess(guided(against, shown, recipe.guidance), shown, against, masks)
+
+
+def _unchanged(scene: Scene) -> tuple[Tensor, Tensor]:
+    """The factors of cross-attention that is the source's, word by word."""
+    length = len(scene.texts.source)
+    return torch.eye(length), torch.zeros(length)
 
 
 def _look(ladder: Ladder, scene: Scene, window: Window, gather: Gather, index: int, hi: Level) -> Watch:

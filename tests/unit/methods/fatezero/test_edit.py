@@ -76,20 +76,20 @@ def test_fatezero_keeps_the_contract(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("preset", "guidance"), [("style", 7.5), ("attribute", 1.0), ("shape", 7.5)])
-def test_an_edit_to_the_same_prompt_is_the_inversions_round_trip(
-    tmp_path: Path, preset: str, guidance: float
+@pytest.mark.parametrize("preset", ["style", "shape"])
+def test_an_edit_to_the_same_prompt_is_the_inversions_round_trip_at_any_guidance(
+    tmp_path: Path, preset: str
 ) -> None:
     words = {"object_words": ["ball"], "new_words": ["ball"]} if preset != "style" else {}
-    same = {"prompt": SOURCE, "preset": preset, "guidance": guidance, **words}
-    result = edited(tmp_path / "edit", **same).video.frames
-    plain = edited(
-        tmp_path / "plain", **{**same, "cross_until": 0.0, "self_until": 0.0, "blend": False}
-    ).video.frames
+    same = {"prompt": SOURCE, "preset": preset, **words}
+    weak = edited(tmp_path / "edit", **same, guidance=1.0).video.frames.astype(int)
+    strong = edited(tmp_path / "edit", **same, guidance=7.5).video.frames.astype(int)
+    loose = {"cross_until": 0.0, "self_until": 0.0, "blend": False, "mask_self": False}
+    plain = edited(tmp_path / "edit", **{**same, **loose}, guidance=1.0).video.frames
     sd = StableDiffusion.from_pretrained("tiny:sd", Compute(device="cpu"))
     limit = clip().like(sd.decode(sd.encode(clip().pixels()))).frames
-    assert np.abs(result.astype(int) - plain).max() <= ROUNDING_LEVELS or preset != "style"
-    assert psnr(result, limit) >= psnr(plain, limit) - 0.1
+    assert np.abs(weak - strong).max() <= ROUNDING_LEVELS
+    assert psnr(strong, limit) >= psnr(plain, limit) - 0.5
 
 
 def test_a_second_edit_starts_from_the_kept_inversion_and_the_same_request_gives_the_same_bytes(
