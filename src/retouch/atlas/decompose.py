@@ -305,7 +305,7 @@ def on_pixels(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run)
         charts = []
         for chart in atlas.charts:
             run.check()
-            charts.append(_stepped(chart, footage, level, settings.stiffness))
+            charts.append(_stepped(chart, footage, level, footage.stiffness(chart.layer, settings)))
         atlas = replace(atlas, charts=tuple(charts), stage="pixels")
         run.emit(
             Advanced("atlas: pixels", (step + 1) * len(footage.video) // settings.steps, len(footage.video))

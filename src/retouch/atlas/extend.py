@@ -74,7 +74,7 @@ def _with_frame(chart: Chart, footage: Footage, flow: ClipFlow, t: int, size: tu
     now = _matrix_moved(before, moved)
     if chart.layer < footage.layers - 1:
         now = _box_moved(now, moved)
-    stiffness = AtlasSettings().stiffness
+    stiffness = footage.stiffness(chart.layer, AtlasSettings())
     now = fit_to_flow(footage, flow, chart.layer, (t, t - 1), now, before, stiffness)
     window = now.window()
     colours = window.cut(footage.pictures(t, t + 1, *size))

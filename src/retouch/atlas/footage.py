@@ -29,11 +29,12 @@ class AtlasSettings(BaseModel):
     side: int = Field(default=240, ge=32, description="Long side in pixels that motion is solved at.")
     texture_scale: float = Field(default=0.0, ge=0, le=4, description="Texels a pixel; 0 chooses by size.")
     spacing: float = Field(default=12.0, ge=3, le=40, description="Controls along the frame's long side.")
-    stiffness: float = Field(default=0.01, gt=0, le=10, description="How much a mapping resists bending.")
+    stiffness: float = Field(default=0.01, gt=0, le=10, description="How much objects resist bending.")
+    ground: float = Field(default=0.6, gt=0, le=10, description="How much the background resists bending.")
     steps: int = Field(default=7, ge=0, le=50, description="Gauss-Newton steps after tracking.")
     smooth: float = Field(default=0.1, ge=0, le=10, description="How much textures resist roughness.")
     charts: int = Field(default=10, ge=1, le=64, description="Most pictures that one layer may get.")
-    gain: int = Field(default=3, ge=0, le=16, description="Knots of the gain over a layer; 0 leaves it out.")
+    gain: int = Field(default=6, ge=0, le=16, description="Knots of the gain over a layer; 0 leaves it out.")
 
 
 @final
@@ -51,6 +52,10 @@ class Footage:
     def layers(self) -> int:
         """Objects and background."""
         return len(self.mattes) + 1
+
+    def stiffness(self, layer: int, settings: AtlasSettings) -> float:
+        """Give how much a layer's mapping resists bending."""
+        return settings.stiffness if layer < self.layers - 1 else settings.ground
 
     def keep(self, height: int, width: int, run: Run) -> None:
         """Shrink everything once to a size that will be asked for many times."""

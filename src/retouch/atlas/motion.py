@@ -149,6 +149,7 @@ def follow(
     device = footage.device
     mapping = Mapping(matrices.to(device), controls.to(device), origins.to(device), extent, *size)
     controls = mapping.controls.clone()
+    stiffness = footage.stiffness(layer, settings)
     for steps in (range(span.reference + 1, span.stop), range(span.reference - 1, span.start - 1, -1)):
         known = span.reference
         before = mapping.part(known - span.start, known - span.start + 1)
@@ -156,9 +157,9 @@ def follow(
         for t in steps:
             i = t - span.start
             now = replace(mapping.part(i, i + 1), controls=before.controls)
-            now = fit_to_flow(footage, flow, layer, (t, known), now, before, settings.stiffness)
+            now = fit_to_flow(footage, flow, layer, (t, known), now, before, stiffness)
             if layer < footage.layers - 1:
-                now, template = template.tracked(now, t, footage, settings.stiffness)
+                now, template = template.tracked(now, t, footage, stiffness)
             controls[i] = now.controls[0]
             before, known = now, t
     return replace(mapping, controls=controls)
