@@ -39,6 +39,8 @@ MISS: Final = 1.0
 """Texels by which an inverted position may be off before it counts as not there."""
 CARRIED: Final = 0.25
 """Weight of what another chart hands on, beside what a frame painted directly."""
+OWN: Final = 0.25
+"""Share of a pixel below which paint on it says nothing about a layer: soft edges would leave specks."""
 LEAST: Final = 1 / 512
 """Strength below which an edit cannot change a byte."""
 
@@ -239,7 +241,7 @@ def _read_back(
     limit = at.new_tensor([window.width - 0.5, window.height - 0.5])[:, None, None]
     inside = ((at > -0.5) & (at < limit)).all(1, keepdim=True)
     read = sample(picture, at)[0] * inside[0]
-    weight = read[4:] * (read[4:] > 0.05) * _detail(at)
+    weight = read[4:] * (read[4:] > OWN) * _detail(at)
     return Patch(index, (box[0], box[1]), fineness, read[:4] * (weight > 0), weight)
 
 
