@@ -29,8 +29,8 @@ OBJECT_WEIGHT: Final = 2.0
 COUNTS: Final = {"easy": 25_000, "middle": 40_000, "styled": 30_000, "full": 30_000}
 PLAN: Final[Sequence[tuple[int, Mapping[str, float]]]] = (
     (25_000, {"easy": 1.0}),
-    (110_000, {"easy": 0.3, "middle": 0.7}),
-    (240_000, {"easy": 0.1, "middle": 0.5, "styled": 0.4}),
+    (66_000, {"easy": 0.3, "middle": 0.7}),
+    (240_000, {"easy": 0.15, "middle": 0.45, "styled": 0.4}),
     (10**12, {"easy": 0.05, "middle": 0.35, "styled": 0.3, "full": 0.3}),
 )
 """Until how many images have been seen, in which shares the lessons come."""
