@@ -1,5 +1,6 @@
 """What a method needs from outside, in one value: models, progress, named noise, a store, scratch space."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -34,6 +35,7 @@ class Loadable(Protocol):
 
 
 M = TypeVar("M", bound=Loadable)
+Reach: TypeAlias = Callable[[int], None]
 OnStep: TypeAlias = Callable[["Step[object]", Tensor], Tensor]
 
 
@@ -116,6 +118,27 @@ class Run:
             self.check()
             yield Step(stage, index, len(items), item, self.on_step)
             self.emit(Advanced(stage, index + 1, len(items)))
+        self.emit(Ended(stage))
+
+    @contextlib.contextmanager
+    def counting(self, stage: str, total: int) -> Iterator[Reach]:
+        """A stage whose progress comes in leaps: tell what this gives how much of `total` is done.
+
+        Raises:
+            Cancelled: someone asked the run to stop.
+        """
+        told = 0
+
+        def reach(done: int) -> None:
+            nonlocal told
+            self.check()
+            if told < done <= total:
+                told = done
+                self.emit(Advanced(stage, done, total))
+
+        self.emit(Started(stage, total))
+        yield reach
+        reach(total)
         self.emit(Ended(stage))
 
     def check(self) -> None:

@@ -15,6 +15,8 @@ from retouch.video import Video
 
 Given: TypeAlias = dict[str, object]
 
+CLIP_MODEL = str(Path(__file__).parents[1] / "parity" / "data" / "videoshop" / "pipeline")
+"""The smallest image-to-video model there is; its weights are random, which a promise does not mind."""
 EXACT = 99.0
 """Decibels that only equal frames reach."""
 TINY_MODEL = 15.0
@@ -54,12 +56,12 @@ def repainted(clip: Bouncing, folder: Path) -> Given:
     picture = frame(clip, 0)
     picture[4:24, 4:24] = (20, 60, 220)
     write_picture(picture, folder / "first.png")
-    return {"first": folder / "first.png", "steps": 4}
+    return {"first": folder / "first.png", "steps": 4, "model": CLIP_MODEL}
 
 
 def unchanged(clip: Bouncing, folder: Path) -> Given:
     write_picture(frame(clip, 0), folder / "same.png")
-    return {"first": folder / "same.png", "steps": 4}
+    return {"first": folder / "same.png", "steps": 4, "model": CLIP_MODEL}
 
 
 def frame(clip: Bouncing, number: int = 1) -> np.ndarray:

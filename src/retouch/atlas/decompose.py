@@ -38,10 +38,9 @@ from retouch.atlas.solve import (
 )
 from retouch.atlas.textures import fill, sample, shrunk, splat
 from retouch.errors import ArtifactError, EmptyMask, VideoError
-from retouch.events import Advanced, Ended, Started
 from retouch.models.flow import ClipFlow, DisFlow, Flow
 from retouch.models.segment import working_size
-from retouch.run import Run
+from retouch.run import Reach, Run
 from retouch.video import Video
 
 STAGES: Final = ("flow", "pixels", "textures", "edges", "light")
@@ -122,15 +121,14 @@ def refinements(
     if done < STAGES.index("textures"):
         footage.keep(*size, run)
     for stage in STAGES[done:]:
-        run.emit(Started(f"atlas: {stage}", len(video)))
-        if stage == "flow":
-            atlas = from_flow(footage, names, flow, size, settings, run)
-        else:
-            assert atlas is not None
-            # Refined mattes make the shrunk copies stale.
-            now = Footage(video, atlas.mattes, footage.device) if stage == "light" else footage
-            atlas = STEPS[stage](atlas, now, settings, run)
-        run.emit(Ended(f"atlas: {stage}"))
+        with run.counting(f"atlas: {stage}", len(video)) as reach:
+            if stage == "flow":
+                atlas = from_flow(footage, names, flow, size, settings, run, reach)
+            else:
+                assert atlas is not None
+                # Refined mattes make the shrunk copies stale.
+                now = Footage(video, atlas.mattes, footage.device) if stage == "light" else footage
+                atlas = STEPS[stage](atlas, now, settings, run, reach)
         _checkpoint(run, atlas)
         yield atlas
     if done == len(STAGES):
@@ -185,6 +183,7 @@ def from_flow(
     size: tuple[int, int],
     settings: AtlasSettings,
     run: Run,
+    reach: Reach,
 ) -> Atlas:
     """Charts that follow the flow, with averaged textures."""
     video = footage.video
@@ -196,7 +195,7 @@ def from_flow(
             run.check()
             mapping = follow(footage, clip_flow, pairs[layer], layer, span, size, settings)
             charts.append(_bare(layer, span.reference, span.start, mapping, span.blend, footage))
-            run.emit(Advanced("atlas: flow", span.stop, len(video)))
+            reach(span.stop)
     atlas = Atlas(
         names=names,
         charts=tuple(charts),
@@ -292,7 +291,7 @@ def mean_texture(chart: Chart, footage: Footage, size: tuple[int, int]) -> Chart
 # pixels
 
 
-def on_pixels(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run) -> Atlas:
+def on_pixels(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
     """Improve the mappings by what the frames look like, at half the working size and then at all of it."""
     size = working_size(atlas.height, atlas.width, settings.side)
     half = (size[0] // 2, size[1] // 2)
@@ -307,9 +306,7 @@ def on_pixels(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run)
             run.check()
             charts.append(_stepped(chart, footage, level, footage.stiffness(chart.layer, settings)))
         atlas = replace(atlas, charts=tuple(charts), stage="pixels")
-        run.emit(
-            Advanced("atlas: pixels", (step + 1) * len(footage.video) // settings.steps, len(footage.video))
-        )
+        reach((step + 1) * len(footage.video) // settings.steps)
     return replace(averaged(atlas, footage, size), stage="pixels")
 
 
@@ -334,12 +331,15 @@ def _stepped(chart: Chart, footage: Footage, level: tuple[int, int], stiffness: 
 # textures by least squares
 
 
-def with_textures(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run) -> Atlas:
+def with_textures(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
     """Solve all textures together at full size, from their means."""
     full = (atlas.height, atlas.width)
     size = working_size(*full, settings.side)
     scale = settings.texture_scale or (2.0 if max(full) <= 256 else 1.25)
-    charts = [mean_texture(reframed(c, footage, size, scale), footage, full) for c in atlas.charts]
+    charts = []
+    for chart in atlas.charts:
+        charts.append(mean_texture(reframed(chart, footage, size, scale), footage, full))
+        reach(atlas.frames * len(charts) // (2 * len(atlas.charts)))  # solving them takes as long again
     return solved(
         replace(atlas, charts=tuple(charts), stage="textures"), footage, settings.smooth, run, rounds=4
     )
@@ -406,7 +406,7 @@ def _explained(
 # edges
 
 
-def with_edges(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run) -> Atlas:
+def with_edges(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
     """Move mattes near their edges to where the layers' colours explain the frames best."""
     del settings
     packed: list[list[bytes]] = [[] for _ in atlas.mattes]
@@ -420,7 +420,7 @@ def with_edges(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run
             packed[i] += [
                 pack_matte(m) for m in (alphas[i][:, 0] * 255).round().to(torch.uint8).cpu().numpy()
             ]
-        run.emit(Advanced("atlas: edges", b, atlas.frames))
+        reach(b)
     mattes = tuple(Mattes.pack(p, atlas.height, atlas.width) for p in packed)
     return replace(atlas, mattes=mattes, stage="edges")
 
@@ -450,17 +450,17 @@ def _refined(
 # light
 
 
-def with_light(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run) -> Atlas:
+def with_light(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
     """Fit a coarse gain per frame, chart and channel, then the textures once more."""
     if settings.gain:
-        atlas = _gained(atlas, footage, settings, run)
+        atlas = _gained(atlas, footage, settings, run, reach)
     atlas = solved(atlas, footage, settings.smooth, run, rounds=2)
     # Colours beyond white and black fit noise; files and paint programs hold none.
     charts = tuple(replace(chart, texture=chart.texture.clamp(0, 1)) for chart in atlas.charts)
     return replace(atlas, charts=charts, stage="light")
 
 
-def _gained(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run) -> Atlas:
+def _gained(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
     size = working_size(atlas.height, atlas.width, settings.side)
     charts = [_plain_gain(chart, settings.gain) for chart in atlas.charts]
     spans = [(c.start, c.stop) for c in charts]
@@ -483,7 +483,7 @@ def _gained(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run) -
             chart = replace(charts[index], mapping=charts[index].mapping.at_size(*size))
             change = _gain_change(chart, window, s, e, shown, window.cut(rest[s - a : e - a]))
             chart.gain[s - chart.start : e - chart.start] += change
-        run.emit(Advanced("atlas: light", b, atlas.frames))
+        reach(b)
     return replace(atlas, charts=tuple(charts))
 
 
@@ -514,7 +514,7 @@ def _gain_change(
     return change.reshape_as(chart.gain[start - chart.start : stop - chart.start]).clamp(-0.5, 1.0)
 
 
-STEPS: Final[dict[str, Callable[[Atlas, Footage, AtlasSettings, Run], Atlas]]] = {
+STEPS: Final[dict[str, Callable[[Atlas, Footage, AtlasSettings, Run, Reach], Atlas]]] = {
     "pixels": on_pixels,
     "textures": with_textures,
     "edges": with_edges,

@@ -4,7 +4,7 @@ import logging
 
 
 def _concerns_us(record: logging.LogRecord) -> bool:
-    """Drops the advice to install torchvision, which we do without: pictures are prepared in plain torch and PIL."""
+    """Drops the advice to install torchvision: pictures are prepared in plain torch and PIL."""
     return "requires torchvision" not in record.getMessage()
 
 
