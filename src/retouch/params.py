@@ -7,7 +7,7 @@ comes from here, so that it cannot drift apart.
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Params(BaseModel):
@@ -16,6 +16,14 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
+def _with_whole_path(text: str) -> str:
+    """`40=k40.png` with the path made absolute, so that a request means the same from any folder."""
+    name, equals, path = text.partition("=")
+    return f"{name}={Path(path).expanduser().absolute()}" if equals and path else text
+
+
+PictureAt: TypeAlias = Annotated[str, AfterValidator(_with_whole_path)]
+"""A picture for something that has a name or number, as NAME=PICTURE."""
 Prompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the edited clip should show.")]
 SourcePrompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the clip shows now.")]
 NegativePrompt: TypeAlias = Annotated[str, Field(description="What the edited clip should not show.")]

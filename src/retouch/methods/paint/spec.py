@@ -5,7 +5,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from retouch.params import Feather, MaskFile, Params
+from retouch.params import Feather, MaskFile, Params, PictureAt
 from retouch.spec import MethodSpec, Paper
 
 
@@ -13,11 +13,11 @@ from retouch.spec import MethodSpec, Paper
 class PaintParams(Params):
     """Parameters of painting over an atlas."""
 
-    keyframe: tuple[str, ...] = Field(
+    keyframe: tuple[PictureAt, ...] = Field(
         default=(),
         description="A painted frame, as FRAME=PICTURE; what differs from the frame is the edit. Repeatable.",
     )
-    texture: tuple[str, ...] = Field(
+    texture: tuple[PictureAt, ...] = Field(
         default=(),
         description="A painted texture, as NAME=PICTURE, both from `retouch atlas export`. Repeatable.",
     )

@@ -14,6 +14,7 @@ from retouch.params import (
     MaskFile,
     Model,
     Params,
+    PictureAt,
     Prompt,
     SourcePrompt,
     Steps,
@@ -30,7 +31,7 @@ class VideoshopParams(Params):
 
     first: Annotated[Path, Field(description="The clip's first frame as you edited it: a picture.")]
     later: Annotated[
-        tuple[str, ...],
+        tuple[PictureAt, ...],
         Field(description="More edited frames, as FRAME=PICTURE, from which the edit is taken up afresh."),
     ] = ()
     model: Model = "tiny:svd"
