@@ -329,8 +329,9 @@ def test_pictures_that_do_not_belong_are_refused(tmp_path: Path) -> None:
 def test_every_parameter_can_be_shown_in_a_form_and_survives_json(tmp_path: Path) -> None:
     SPEC.check()
     assert all(option.description for option in describe(VideoshopParams))
-    given = params(tmp_path / "first.png", later=("12=b.png", "3=c=d.png"))
-    assert list(given.pictures().values()) == [tmp_path / "first.png", Path("c=d.png"), Path("b.png")]
+    given = params(tmp_path / "first.png", later=(f"12={tmp_path}/b.png", "3=c=d.png"))
+    pictures = [tmp_path / "first.png", Path("c=d.png").absolute(), tmp_path / "b.png"]
+    assert list(given.pictures().values()) == pictures
     assert VideoshopParams.model_validate_json(given.model_dump_json()) == given
     for preset in SPEC.presets:
         SPEC.fill({"first": "x.png"}, preset=preset)
