@@ -62,8 +62,6 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
     share = float(np.mean([where.mean() for where in touched]))
     if not patches:
         run.notice("nothing differs from the clip by more than the tolerance: the result is the source")
-    else:
-        run.notice(f"{100 * (1 - share):.1f} % of all pixels are the source's, bit for bit")
     return Edited(video.like(frames), touched=touched, figures={"touched": share})
 
 
