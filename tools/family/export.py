@@ -145,7 +145,10 @@ def export_sd(work: Path, size: int) -> None:
         "vae": ("diffusers", "AutoencoderKL"),
     }
     write_index(folder, "StableDiffusionPipeline", parts)
-    write_provenance(folder, {"autoencoder": work / f"vae-{size}px", "unet": work / f"unet-{size}px"})
+    trainings = {"autoencoder": work / f"vae-{size}px", "unet": work / f"unet-{size}px"}
+    if (refined := work / f"decoder-{size}px").exists():
+        trainings["decoder"] = refined
+    write_provenance(folder, trainings)
 
 
 def export_clip(work: Path, size: int) -> None:  # noqa: ARG001 - one signature for every export
