@@ -21,6 +21,7 @@ and the network is asked again. `params.faithful` does what the released code do
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ SAVE_EVERY = 5
 HALF = 128
 """From here on a mask's pixel is selected."""
 
+ARTICLES: Final = ("a", "an", "the")
 
 @torch.no_grad()
 def edit(video: Video, params: FateZeroParams, run: Run) -> Edited:
@@ -219,12 +221,12 @@ def _wish(params: FateZeroParams, source: Tokens, target: Tokens, run: Run) -> W
 
 
 def _only_in(one: Tokens, other: Tokens) -> tuple[str, ...]:
-    """The words of one prompt that the other lacks."""
+    """The words of one prompt that the other lacks; an article names nothing, though "a" may become "an"."""
 
     def plain(word: str) -> str:
         return word.strip(",.;:!?").lower()
 
-    known = {plain(word) for word, _ in other.words}
+    known = {*ARTICLES, *(plain(word) for word, _ in other.words)}
     return tuple(dict.fromkeys(plain(word) for word, _ in one.words if plain(word) not in known))
 
 
