@@ -21,7 +21,7 @@ CLIP_MODEL = str(Path(__file__).parents[1] / "parity" / "data" / "videoshop" / "
 EXACT = 99.0
 """Decibels that only equal frames reach."""
 TINY_MODEL = 20.0
-"""Decibels that few steps of the embedded model bring a clip of its world back with; its autoencoder has 28."""
+"""Decibels with which few steps bring a clip of the world back; the autoencoder alone has 28."""
 
 
 @final
