@@ -149,7 +149,7 @@ class GrabCutSegmenter:
             ParamsError: there are no marks, or one lies outside the clip.
             EmptyMask: a marked frame shows nothing of its object.
         """
-        _check(video, marks)
+        check_marks(video, marks)
         height, width = working_size(video.height, video.width, self.side)
         pictures = np.stack([small(video, t, height, width) for t in range(len(video))])
         flow = flow or ClipFlow(
@@ -213,7 +213,12 @@ def _carry(
         mask, known = cut, t
 
 
-def _check(video: Video, marks: Sequence[Mark]) -> None:
+def check_marks(video: Video, marks: Sequence[Mark]) -> None:
+    """See that there are marks and that they fit the clip.
+
+    Raises:
+        ParamsError: there are none, one lies on no frame of the clip, or a drawn mask has another size.
+    """
     if not marks:
         raise ParamsError("no object is marked", hint="give a box, a stroke, a polygon or a drawn mask")
     for mark in marks:
