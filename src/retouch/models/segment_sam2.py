@@ -1,8 +1,8 @@
 """Object masks by SAM 2 (Ravi et al., 2024), behind the `Segmenter` protocol.
 
 Boxes and strokes become the model's box and points, polygons and drawn masks its masks, on any frames. Each
-object is followed alone, forwards and backwards from its first marked frame, but all share what the image
-encoder made of a frame. Frames are prepared here, in plain torch, when they are asked for.
+object is followed alone, forwards and backwards from its first marked frame. Frames are prepared here, in
+plain torch, when they are asked for.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from retouch.apps.commands.atlas import atlas, mask
-from retouch.errors import ArtifactError, ParamsError, RetouchError
+from retouch.errors import ArtifactError, ModelNotFound, ParamsError, RetouchError
 from retouch.media.io import Encoding, read, write
 from retouch.media.masks import read_masks
 from retouch.video import Video
@@ -82,3 +82,10 @@ def test_what_cannot_be_is_refused_with_a_way_out(clip: Path, tmp_path: Path) ->
     assert isinstance(refused(atlas, "show", clip), ArtifactError)
     error = refused(mask, clip, "--box", BOX, "--object", "car", "-o", tmp_path / "m.mkv")
     assert "marked: object" in error.hint
+
+
+def test_an_unknown_segmenter_or_one_without_its_model_is_refused(clip: Path, tmp_path: Path) -> None:
+    words = (clip, "--box", BOX, "-o", tmp_path / "mask.mkv", "--segmenter")
+    assert "no segmenter 'sam3:x'" in str(refused(mask, *words, "sam3:x"))
+    assert isinstance(refused(mask, *words, f"sam2:{tmp_path / 'none'}"), ModelNotFound)
+    assert not (tmp_path / "mask.mkv").exists()

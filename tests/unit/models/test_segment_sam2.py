@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import Sam2VideoConfig, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
+from retouch.apps.commands.atlas import mask
 from retouch.compute import Compute
 from retouch.errors import EmptyMask, ModelMismatch, ParamsError
+from retouch.media.io import Encoding, write
+from retouch.media.masks import read_masks
 from retouch.models.segment import Mark, Segmenter
 from retouch.models.segment_sam2 import MEAN, STD, Sam2Segmenter
 from retouch.video import Video
@@ -151,3 +155,16 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ModelMismatch, match="pickle"):
         Sam2Segmenter.from_pretrained(str(tmp_path))
+
+
+def test_the_command_follows_by_a_saved_model(model: Sam2VideoModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "sam2")
+    video = clip()
+    write(video, tmp_path / "clip.mkv", encoding=Encoding(lossless=True))
+    words = ["--box", f"0:4,4 {SIDE // 2},{SIDE // 2}", "--segmenter", f"sam2:{tmp_path / 'sam2'}"]
+    out = tmp_path / "mask.mkv"
+    done = CliRunner().invoke(
+        mask, [str(tmp_path / "clip.mkv"), *words, "-o", str(out)], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert read_masks(out, video).shape == (len(video), 1, video.height, video.width)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from retouch.atlas.atlas import Atlas
     from retouch.media.encoding import Encoding
+    from retouch.models.segment import Segmenter
     from retouch.run import Run
 
 PATH = click.Path(path_type=Path)
@@ -48,6 +49,11 @@ def marking(command: Callable[..., None]) -> Callable[..., None]:
     "--object", "name", default="", help="Which object, if several are marked; the first by default."
 )
 @click.option("--preview", type=PATH, help="Also write the clip with the object tinted, to look at.")
+@click.option(
+    "--segmenter",
+    default="grabcut",
+    help="grabcut, which needs no weights, or sam2:MODEL with a SAM 2 model.",
+)
 @FORCE
 def mask(
     clip: Path,
@@ -58,6 +64,7 @@ def mask(
     out: Path,
     name: str,
     preview: Path | None,
+    segmenter: str,
     *,
     force: bool,
 ) -> None:
@@ -79,7 +86,7 @@ def mask(
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run() as run:
         video = read(clip, scratch=run.folder / "read")
-        objects = kept_objects(video, tuple(marks), run=run)
+        objects = kept_objects(video, tuple(marks), segmenter=_segmenter(segmenter, run), run=run)
         for warning in objects.warnings:
             run.notice(warning)
         if name and name not in objects.names:
@@ -96,6 +103,20 @@ def mask(
                 picture = np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
                 tinted[t] = overlay(picture, own).transpose(2, 0, 1)
             click.echo(write(video.like(tinted), preview, force=force))
+
+
+def _segmenter(name: str, run: "Run") -> "Segmenter | None":
+    """Whoever follows the objects; nothing stands for the one that needs no weights."""
+    kind, _, ref = name.partition(":")
+    if name == "grabcut":
+        return None
+    if kind != "sam2" or not ref:
+        raise ParamsError(
+            f"there is no segmenter {name!r}", hint="grabcut, or sam2:MODEL such as sam2:./folder"
+        )
+    from retouch.models.segment_sam2 import Sam2Segmenter
+
+    return run.load(ref, Sam2Segmenter)
 
 
 @click.group()

@@ -51,6 +51,7 @@ HALF = 128
 
 ARTICLES: Final = ("a", "an", "the")
 
+
 @torch.no_grad()
 def edit(video: Video, params: FateZeroParams, run: Run) -> Edited:
     """Shows `params.prompt` where the clip shows `params.source_prompt`."""
