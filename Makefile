@@ -52,7 +52,8 @@ serve: $(READY)  ## the pages, on this machine
 bench: bench-atlas bench-family  ## every figure in benchmarks/
 	$(BIN)/python benchmarks/media_memory.py
 	$(BIN)/python benchmarks/fatezero.py
-	$(BIN)/python benchmarks/videoshop.py
+	$(BIN)/python benchmarks/videoshop.py accuracy
+	$(BIN)/python benchmarks/videoshop.py length
 
 bench-atlas: $(READY)
 	$(BIN)/python benchmarks/atlas.py
@@ -61,7 +62,7 @@ bench-family: $(READY)
 	$(BIN)/python benchmarks/family.py
 
 family: $(READY)  ## train the embedded models from nothing (hours on a CPU)
-	$(BIN)/python -m tools.family.build
+	$(BIN)/python tools/family/build.py
 
 release: check  ## the changelog of VERSION=x.y.z, and its tag
 	test -n "$(VERSION)"
