@@ -5,7 +5,15 @@ import pytest
 
 from retouch.errors import DownloadRefused, ModelMismatch, ModelNotFound
 from retouch.models.licences import LICENCES, meaning
-from retouch.models.refs import catalogue, check_weights, embedded, fetch, resolve, weight_variant
+from retouch.models.refs import (
+    UNTRAINED,
+    catalogue,
+    check_weights,
+    embedded,
+    fetch,
+    resolve,
+    weight_variant,
+)
 
 
 @pytest.fixture
@@ -130,3 +138,11 @@ def test_an_unknown_licence_is_not_guessed() -> None:
 
 def test_embedded_models_are_named_by_their_folders() -> None:
     assert all(resolve(ref) == folder for ref, folder in embedded().items())
+
+
+def test_a_member_of_the_family_without_weights_says_what_stands_for_it() -> None:
+    assert set(UNTRAINED.values()) <= set(catalogue())
+    assert not set(UNTRAINED) & set(embedded())
+    with pytest.raises(ModelNotFound, match="no trained weights") as told:
+        resolve("tiny:svd")
+    assert "or svd" in told.value.hint
