@@ -5,7 +5,7 @@ comes from here, so that it cannot drift apart.
 """
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -61,4 +61,15 @@ Feather: TypeAlias = Annotated[
 ]
 Faithful: TypeAlias = Annotated[
     bool, Field(description="Do exactly what the authors' released code does, its faults included.")
+]
+WorkingSize: TypeAlias = Annotated[
+    Literal["model", "clip"],
+    Field(description="Work at the size that the model knows, or at the clip's own."),
+]
+TunedWeights: TypeAlias = Annotated[
+    Path, Field(description="Folder of weights tuned on this clip, from tools/convert or an earlier run.")
+]
+TuneSteps: TypeAlias = Annotated[
+    int,
+    Field(ge=0, le=10000, description="Steps of one-shot tuning on the clip before the edit; 0 is none."),
 ]

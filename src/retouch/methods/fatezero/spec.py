@@ -1,6 +1,5 @@
 """What `fatezero` is and what it can be told."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias, final
 
 from pydantic import Field, model_validator
@@ -17,8 +16,11 @@ from retouch.params import (
     Prompt,
     SourcePrompt,
     Steps,
+    TunedWeights,
+    TuneSteps,
     WindowOverlap,
     WindowSize,
+    WorkingSize,
 )
 from retouch.spec import MethodSpec, Paper
 
@@ -43,10 +45,7 @@ class FateZeroParams(Params):
         ),
     ] = "source"
     fixed_point: FixedPoint = 3
-    size: Annotated[
-        Literal["model", "clip"],
-        Field(description="Work at the size that the model knows, or at the clip's own."),
-    ] = "model"
+    size: WorkingSize = "model"
 
     alignment: Annotated[
         Literal["auto", "replace", "refine"],
@@ -133,14 +132,8 @@ class FateZeroParams(Params):
     window: WindowSize = 16
     overlap: WindowOverlap = 4
 
-    tuned: Annotated[
-        Path | None,
-        Field(description="Folder of weights tuned on this clip, from tools/convert or an earlier run."),
-    ] = None
-    tune_steps: Annotated[
-        int,
-        Field(ge=0, le=10000, description="Steps of one-shot tuning on the clip before the edit; 0 is none."),
-    ] = 0
+    tuned: TunedWeights | None = None
+    tune_steps: TuneSteps = 0
     faithful: Faithful = False
 
     @model_validator(mode="after")

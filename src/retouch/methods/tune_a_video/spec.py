@@ -1,11 +1,22 @@
 """What `tune_a_video` is and what it can be told."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Self, final
 
 from pydantic import Field, model_validator
 
-from retouch.params import FixedPoint, Guidance, Model, NegativePrompt, Params, Prompt, SourcePrompt, Steps
+from retouch.params import (
+    FixedPoint,
+    Guidance,
+    Model,
+    NegativePrompt,
+    Params,
+    Prompt,
+    SourcePrompt,
+    Steps,
+    TunedWeights,
+    TuneSteps,
+    WorkingSize,
+)
 from retouch.spec import MethodSpec, Paper
 
 
@@ -20,18 +31,9 @@ class TuneAVideoParams(Params):
     steps: Steps = 20
     guidance: Guidance = 7.5
     fixed_point: FixedPoint = 1
-    size: Annotated[
-        Literal["model", "clip"],
-        Field(description="Work at the size that the model knows, or at the clip's own."),
-    ] = "model"
-    tuned: Annotated[
-        Path | None,
-        Field(description="Folder of weights tuned on this clip, from tools/convert or an earlier run."),
-    ] = None
-    tune_steps: Annotated[
-        int,
-        Field(ge=0, le=10000, description="Steps of one-shot tuning on the clip before the edit; 0 is none."),
-    ] = 100
+    size: WorkingSize = "model"
+    tuned: TunedWeights | None = None
+    tune_steps: TuneSteps = 100
     tune_rate: Annotated[float, Field(gt=0, le=1, description="How far each step of tuning goes.")] = 3e-5
     tune_frames: Annotated[
         int,
