@@ -6,13 +6,14 @@ and then: without that a small autoencoder scores well and still loses the colou
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Final
 
 import architecture
 import numpy as np
 import torch
-from fit import Fit
+from fit import Fit, load_average
 from pictures import held_out, prepared
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -20,6 +21,11 @@ from torch.nn.functional import avg_pool2d
 BATCH: Final = 16
 KL_WEIGHT: Final = 2e-5
 COUNTS: Final = {"middle": 40_000, "full": 30_000}
+COARSE_IMAGES: Final = 80_000
+"""After so many images training turns from a good start to the finish."""
+COARSE_RATE, FINE_RATE, LAST_RATE = 2e-3, 1e-3, 3e-4
+HOLD_WEIGHT: Final = 0.3
+"""Of the distance to the latents that other networks were trained on."""
 
 
 def reconstruction_loss(out: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
@@ -29,10 +35,24 @@ def reconstruction_loss(out: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return (weight * (error + 3 * error.square())).mean() + coarse
 
 
+def rate_at(images: int, end: int) -> float:
+    """Large steps first, then a fall towards `end`."""
+    if images < COARSE_IMAGES:
+        return COARSE_RATE
+    progress = min(1.0, (images - COARSE_IMAGES) / max(1, end - COARSE_IMAGES))
+    return FINE_RATE * (LAST_RATE / FINE_RATE) ** progress
+
+
 def autoencoder_loss(
-    vae: torch.nn.Module, pixels: Tensor, weight: Tensor, generator: torch.Generator, *, smooth: bool
+    vae: torch.nn.Module,
+    pixels: Tensor,
+    weight: Tensor,
+    generator: torch.Generator,
+    *,
+    smooth: bool,
+    held: Tensor | None = None,
 ) -> Tensor:
-    """The loss of one batch, pixels in [-1, 1]."""
+    """The loss of one batch, pixels in [-1, 1]; `held` are latents to stay near."""
     moments = vae.quant_conv(vae.encoder(pixels)).float()
     mean, logvar = moments.chunk(2, 1)
     logvar = logvar.clamp(-20, 10)
@@ -41,6 +61,8 @@ def autoencoder_loss(
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     out = vae.decoder(vae.post_quant_conv(z.to(pixels.dtype))).float()
     loss = reconstruction_loss(out, pixels.float(), weight) + KL_WEIGHT * divergence
+    if held is not None:
+        loss = loss + HOLD_WEIGHT * (mean - held).square().mean()
     if smooth:
         half = vae.decoder(vae.post_quant_conv(avg_pool2d(z, 2).to(pixels.dtype))).float()
         loss = loss + 0.15 * reconstruction_loss(half, avg_pool2d(pixels.float(), 2), avg_pool2d(weight, 2))
@@ -77,20 +99,46 @@ def psnr(vae: torch.nn.Module, pixels: np.ndarray) -> float:
     return float(torch.cat(total).mean())
 
 
+def holder(folder: Path, size: int, device: torch.device) -> torch.nn.Module:
+    """The autoencoder whose latents are to be kept: the checkpoint's own when this is first asked for."""
+    kept = folder / "held"
+    if not kept.exists():
+        kept.mkdir()
+        shutil.copy(folder / "checkpoint.safetensors", kept)
+    return load_average(architecture.autoencoder(size), kept).to(device, torch.bfloat16)
+
+
 def train(
-    work: Path, *, size: int, images: int, device: str, seed: int = 0, counts: dict[str, int] | None = None
+    work: Path,
+    *,
+    size: int,
+    images: int,
+    device: str,
+    seed: int = 0,
+    counts: dict[str, int] | None = None,
+    hold: bool = False,
 ) -> Fit:
-    """Train until `images` have been seen, counting those of earlier calls."""
+    """Train until `images` have been seen, counting those of earlier calls.
+
+    With `hold` the latents stay near those of the present checkpoint, for networks that stand on them.
+    """
     torch.manual_seed(seed)
-    fit = Fit(architecture.autoencoder(size), work / f"vae-{size}px", rate=2e-3, keep=0.997, device=device)
+    folder = work / f"vae-{size}px"
+    fit = Fit(architecture.autoencoder(size), folder, rate=COARSE_RATE, keep=0.997, device=device)
+    anchor = holder(folder, size, fit.device) if hold else None
     wanted = counts or COUNTS
     sets = [prepared(work, lesson, count, size) for lesson, count in wanted.items()]
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
     while fit.images < images:
         generator = fit.generator()
         pixels, weight = batch(sets, fit, generator)
-        smooth = fit.step % 2 == 0
-        loss = autoencoder_loss(fit.network, pixels.bfloat16(), weight, generator, smooth=smooth)
+        smooth = fit.step % (2 if fit.images < COARSE_IMAGES else 4) == 0
+        held = None
+        if anchor is not None:
+            with torch.no_grad():
+                held = anchor.quant_conv(anchor.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
+        loss = autoencoder_loss(fit.network, pixels.bfloat16(), weight, generator, smooth=smooth, held=held)
+        fit.rate = rate_at(fit.images, images)
         fit.descend(loss, len(pixels))
         if fit.step % 500 == 0:
             fit.note(plain=round(psnr(fit.network, plain), 2), every=round(psnr(fit.network, every), 2))
@@ -104,10 +152,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(".family"))
     parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=220_000)
+    parser.add_argument("--images", type=int, default=250_000)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--hold", action="store_true", help="stay near the latents of the checkpoint as it is"
+    )
     asked = parser.parse_args()
-    train(asked.work, size=asked.size, images=asked.images, device=asked.device)
+    train(asked.work, size=asked.size, images=asked.images, device=asked.device, hold=asked.hold)
 
 
 if __name__ == "__main__":
