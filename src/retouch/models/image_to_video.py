@@ -6,11 +6,11 @@ without a scheduler; how a model packs its latents, guides, or keeps its first f
 business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeAlias, TypeVar, cast, final, runtime_checkable
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias, TypeVar, cast, final, runtime_checkable
 
 import torch
 from diffusers import (
@@ -22,16 +22,15 @@ from diffusers import (
 )
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import Module
 from transformers import CLIPVisionModelWithProjection
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch, ParamsError
 from retouch.identity import identity
-from retouch.models.image import folder_identity, weights_identity
-from retouch.models.refs import check_weights, read_config, read_index, resolve, weight_variant
+from retouch.models.image import folder_identity, load_network, weights_identity
+from retouch.models.refs import check_weights, read_config, read_index, resolve
 
-M = TypeVar("M", bound=Module)
+P = TypeVar("P", bound=DiffusionPipeline)
 NoisePath: TypeAlias = Literal["edm", "vp", "flow"]
 Shrink: TypeAlias = Literal["blurred", "antialiased"]
 
@@ -186,6 +185,25 @@ class ImageToVideo(Protocol):
         ...
 
 
+@final
+@dataclass(frozen=True)
+class Layout:
+    """What has to lie in a folder for a kind of model to be loaded from it."""
+
+    pipeline: str
+    title: str
+    networks: tuple[str, ...]
+    hint: str
+
+
+STILL: Final = Layout(
+    "StableVideoDiffusionPipeline",
+    "an image-to-video model of the Stable Video Diffusion kind",
+    ("unet", "vae", "image_encoder"),
+    "name Stable Video Diffusion (svd), or tiny:svd, which works without a download",
+)
+
+
 def steps_back(steps: int, strength: float) -> int:
     """How many of `steps` levels lie within `strength`, rounded down as diffusers rounds.
 
@@ -272,18 +290,8 @@ class StableVideo:
             ModelNotFound: it is not here; the hint says how to get it.
             ModelMismatch: the folder holds something else than Stable Video Diffusion in safetensors.
         """
-        compute, folder = compute or Compute(), resolve(ref)
-        _check_layout(folder, ref)
-        dtype = compute.torch_dtype()
-        pipe = StableVideoDiffusionPipeline(
-            vae=_load(AutoencoderKLTemporalDecoder, folder / "vae", _vae_dtype(folder, ref, dtype)),
-            image_encoder=_load(CLIPVisionModelWithProjection, folder / "image_encoder", dtype),
-            unet=_load(UNetSpatioTemporalConditionModel, folder / "unet", dtype),
-            scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
-            feature_extractor=None,
-        )
-        settle(pipe, compute)
-        return cls(pipe, weights=f"{folder_identity(folder)} {dtype}")
+        pipe, weights = loaded(ref, compute, STILL, _still_parts)
+        return cls(pipe, weights=weights)
 
     def telling(self, habits: StillHabits) -> "StableVideo":
         """Gives the same model, told other numbers beside the picture."""
@@ -458,36 +466,30 @@ def guided(
     return away + weight * (toward - away)
 
 
-def _check_layout(folder: Path, ref: str) -> None:
-    """Sees that a folder is Stable Video Diffusion, before anything is loaded."""
-    kind = read_index(folder, ref).get("_class_name")
-    if kind != "StableVideoDiffusionPipeline":
-        raise ModelMismatch(
-            f"{ref} is a {kind}, not an image-to-video model of the Stable Video Diffusion kind",
-            hint="name Stable Video Diffusion (svd), or tiny:svd, which works without a download",
-        )
-    for part in ("unet", "vae", "image_encoder"):
+def loaded(
+    ref: str, compute: Compute | None, layout: Layout, parts: Callable[[Path, str, torch.dtype], P]
+) -> tuple[P, str]:
+    """Gives the stock pipeline under a reference, settled, with a hash of its weights and precision.
+
+    Args:
+        ref: what the user named.
+        compute: where and how exactly the networks run.
+        layout: what has to lie there.
+        parts: puts the pipeline together from its folder, the reference, and a precision.
+
+    Raises:
+        ModelNotFound: it is not on this machine.
+        ModelMismatch: another kind of model lies there, or a part of it is missing or a pickle.
+    """
+    compute, folder = compute or Compute(), resolve(ref)
+    if (kind := read_index(folder, ref).get("_class_name")) != layout.pipeline:
+        raise ModelMismatch(f"{ref} is a {kind}, not {layout.title}", hint=layout.hint)
+    for part in layout.networks:
         check_weights(folder / part, ref)
-    prediction = read_config(folder / "scheduler" / "scheduler_config.json", ref).get("prediction_type")
-    if prediction != "v_prediction":
-        raise ModelMismatch(
-            f"{ref} predicts {prediction}", hint="Stable Video Diffusion predicts v_prediction"
-        )
-
-
-def _load(kind: type[M], folder: Path, dtype: torch.dtype) -> M:
-    """One network from one folder: safetensors only, from this machine only, frozen."""
-    from_pretrained = kind.from_pretrained  # type: ignore[attr-defined]
-    network = from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, variant=weight_variant(folder), torch_dtype=dtype
-    )
-    return cast(M, network.eval().requires_grad_(False))
-
-
-def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
-    """Full precision where half would overflow in the encoder, as the VAE's own configuration warns."""
-    upcast = bool(read_config(folder / "vae" / "config.json", ref).get("force_upcast", True))
-    return torch.float32 if upcast and dtype == torch.float16 else dtype
+    dtype = compute.torch_dtype()
+    pipe = parts(folder, ref, dtype)
+    settle(pipe, compute)
+    return pipe, f"{folder_identity(folder)} {dtype}"
 
 
 def settle(pipe: DiffusionPipeline, compute: Compute) -> None:
@@ -499,6 +501,29 @@ def settle(pipe: DiffusionPipeline, compute: Compute) -> None:
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.enable_sequential_cpu_offload(device=device)
+
+
+def _still_parts(folder: Path, ref: str, dtype: torch.dtype) -> StableVideoDiffusionPipeline:
+    """Stable Video Diffusion's parts, each frozen; the pipeline asks for nothing more."""
+    prediction = read_config(folder / "scheduler" / "scheduler_config.json", ref).get("prediction_type")
+    if prediction != "v_prediction":
+        raise ModelMismatch(
+            f"{ref} predicts {prediction}", hint="Stable Video Diffusion predicts v_prediction"
+        )
+    here, vae_dtype = torch.device("cpu"), _vae_dtype(folder, ref, dtype)
+    return StableVideoDiffusionPipeline(
+        vae=load_network(AutoencoderKLTemporalDecoder, folder / "vae", here, vae_dtype),
+        image_encoder=load_network(CLIPVisionModelWithProjection, folder / "image_encoder", here, dtype),
+        unet=load_network(UNetSpatioTemporalConditionModel, folder / "unet", here, dtype),
+        scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        feature_extractor=None,
+    )
+
+
+def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
+    """Full precision where half would overflow in the encoder, as the VAE's own configuration warns."""
+    upcast = bool(read_config(folder / "vae" / "config.json", ref).get("force_upcast", True))
+    return torch.float32 if upcast and dtype == torch.float16 else dtype
 
 
 def still_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Traits:

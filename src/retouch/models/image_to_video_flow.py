@@ -8,7 +8,7 @@ clean latents and noise.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self, cast, final
+from typing import Final, Self, cast, final
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
@@ -18,14 +18,28 @@ from torch import Tensor
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
 from retouch.identity import identity
-from retouch.models.image import folder_identity, weights_identity
-from retouch.models.image_to_video import Condition, Level, Schedule, Traits, guided, settle, steps_back
-from retouch.models.refs import check_weights, read_index, resolve
+from retouch.models.image import weights_identity
+from retouch.models.image_to_video import (
+    Condition,
+    Layout,
+    Level,
+    Schedule,
+    Traits,
+    guided,
+    loaded,
+    steps_back,
+)
 
 # What Wan was trained on; its configuration does not say.
 NATIVE_FRAMES, NATIVE_PIXELS = 81, 480 * 832
 # The length to which Wan's prompts are padded.
 WORDS = 512
+FILM: Final = Layout(
+    "WanImageToVideoPipeline",
+    "an image-to-video Wan",
+    ("transformer", "vae", "text_encoder"),
+    "name a Wan I2V model",
+)
 
 
 @final
@@ -72,14 +86,8 @@ class WanVideo:
             ModelNotFound: it is not here; the hint says how to get it.
             ModelMismatch: it is another kind of model, or not in safetensors.
         """
-        compute, folder = compute or Compute(), resolve(ref)
-        if (kind := read_index(folder, ref).get("_class_name")) != "WanImageToVideoPipeline":
-            raise ModelMismatch(f"{ref} is a {kind}, not an image-to-video Wan", hint="name a Wan I2V model")
-        for part in ("transformer", "vae", "text_encoder"):
-            check_weights(folder / part, ref)
-        pipe = _loaded(folder, compute.torch_dtype())
-        settle(pipe, compute)
-        return cls(pipe, weights=f"{folder_identity(folder)} {compute.torch_dtype()}")
+        pipe, weights = loaded(ref, compute, FILM, _film_parts)
+        return cls(pipe, weights=weights)
 
     @cached_property
     def traits(self) -> Traits:
@@ -231,7 +239,7 @@ class WanVideo:
         return x
 
 
-def _loaded(folder: Path, dtype: torch.dtype) -> WanImageToVideoPipeline:
+def _film_parts(folder: Path, _ref: str, dtype: torch.dtype) -> WanImageToVideoPipeline:
     """The stock pipeline: safetensors only, from this machine only."""
     return WanImageToVideoPipeline.from_pretrained(
         folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
