@@ -79,7 +79,7 @@ def autoencoder(size: int) -> AutoencoderKL:
         block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
-        layers_per_block=1,
+        layers_per_block=2,
         latent_channels=4,
         norm_num_groups=8,
         mid_block_add_attention=False,

@@ -26,8 +26,8 @@ MEANINGFUL_LOSSES: Final = 200
 class Fit:
     """Trains `network` in place; `averaged` gives what to ship.
 
-    The rate rises over `warmup` steps and then stays: how long a training lasts need not be known when it
-    begins, and the running average does what a falling rate would.
+    The rate rises over `warmup` steps and then stays, so that a training may go on for as long as there is
+    time for it; `settle` lets it fall towards the planned end.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Fit:
         }
         self.average = {name: value.clone() for name, value in self.masters.items()}
         self.network = network.to(precision)
+        self.share = 1.0
         self.step = 0
         self.images = 0
         self.losses: list[float] = []
@@ -84,7 +85,7 @@ class Fit:
             live[name].grad = None
         torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * min(1.0, (self.step + 1) / self.warmup)
+            group["lr"] = self.share * self.rate * min(1.0, (self.step + 1) / self.warmup)
         self.optimizer.step()
         self.step += 1
         self.images += images
@@ -97,6 +98,11 @@ class Fit:
         self.losses.append(float(loss.detach()))
         if not math.isfinite(self.losses[-1]):
             raise FloatingPointError(f"the loss is {self.losses[-1]} at step {self.step}")
+
+    def settle(self, end: int, *, start: float = 0.6, last: float = 0.1) -> None:
+        """Let the rate fall to `last` of itself from the share `start` of the way to `end` images on."""
+        progress = (self.images / end - start) / (1 - start)
+        self.share = last ** min(1.0, max(0.0, progress))
 
     def loss(self) -> float:
         """The mean of the last losses."""

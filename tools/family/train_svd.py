@@ -27,8 +27,10 @@ CLIPS: Final = 4_000
 FRAMES: Final = architecture.VIDEO_FRAMES
 RATE: Final = 12
 BATCH: Final = 4
-SIGMA_MEAN, SIGMA_SPREAD = 0.7, 1.6
-"""Of the logarithm of the noise in training, as SVD has them."""
+SIGMA_MEAN, SIGMA_SPREAD = 0.0, 1.5
+"""Of the logarithm of the noise in training. SVD has 0.7 and 1.6; the fewer latents a clip has, the less
+noise hides it.
+"""
 
 
 def clip_pixels(seed: int, size: int) -> np.ndarray:
@@ -100,6 +102,7 @@ def train_unet(
         out = preconditioned(fit.network, noisy, sigma, first, seen * keep[:, None, None], ids)
         weight = (sigma.square() + 1) / sigma.square()
         loss = ((out - z).square().mean((1, 2, 3, 4)) * weight.clamp(max=100)).mean()
+        fit.settle(images)
         fit.descend(loss, count * FRAMES)
         if fit.step % 100 == 0:
             fit.note()
@@ -127,6 +130,7 @@ def train_autoencoder(
         out = fit.network.decoder(wanted.bfloat16(), num_frames=FRAMES, image_only_indicator=flag).float()
         loss = l1_loss(out, truth) + 3 * mse_loss(out, truth) + mse_loss(mean, wanted)
         loss = loss + 1e-3 * (logvar + 12).square().mean()  # the mode is what counts; the spread stays small
+        fit.settle(images)
         fit.descend(loss, FRAMES)
         if fit.step % 250 == 0:
             fit.note()
@@ -141,7 +145,7 @@ def main() -> None:
     parser.add_argument("part", choices=("unet", "autoencoder"))
     parser.add_argument("--work", type=Path, default=Path(".family"))
     parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=400_000, help="frames to see")
+    parser.add_argument("--images", type=int, default=300_000, help="frames to see")
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     part = train_unet if asked.part == "unet" else train_autoencoder

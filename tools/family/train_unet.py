@@ -30,7 +30,7 @@ COUNTS: Final = {"easy": 25_000, "middle": 40_000, "styled": 30_000, "full": 30_
 PLAN: Final[Sequence[tuple[int, Mapping[str, float]]]] = (
     (25_000, {"easy": 1.0}),
     (66_000, {"easy": 0.3, "middle": 0.7}),
-    (240_000, {"easy": 0.15, "middle": 0.45, "styled": 0.4}),
+    (190_000, {"easy": 0.15, "middle": 0.45, "styled": 0.4}),
     (10**12, {"easy": 0.05, "middle": 0.35, "styled": 0.3, "full": 0.3}),
 )
 """Until how many images have been seen, in which shares the lessons come."""
@@ -144,6 +144,7 @@ def train(
     while fit.images < images:
         generator = fit.generator()
         z, masks, tokens = batch(sets, fit.images, generator, count)
+        fit.settle(images)
         fit.descend(loss_of(fit.network, z, masks, tokens, wordless, generator), len(z))
         if fit.step % 500 == 0:
             fit.note(**word_swap(fit.network, probed, tokenizer))

@@ -132,7 +132,7 @@ def train(
     while fit.images < images:
         generator = fit.generator()
         pixels, weight = batch(sets, fit, generator)
-        smooth = fit.step % (2 if fit.images < COARSE_IMAGES else 4) == 0
+        smooth = fit.images < COARSE_IMAGES and fit.step % 2 == 0
         held = None
         if anchor is not None:
             with torch.no_grad():
