@@ -3,7 +3,7 @@
     python benchmarks/atlas.py                      the world clip and its gates
     python benchmarks/atlas.py --clips FOLDER       also real clips that lie there: car-turn, wolf,
     man-surfing
-    python benchmarks/atlas.py --clips FOLDER --long    also 700 frames, for memory (minutes)
+    python benchmarks/atlas.py --clips FOLDER --long    also memory at 70, 280 and 700 frames (ten minutes)
 
 All times are CPU seconds of one thread. With --clips, contact sheets are written to --sheets.
 """
@@ -12,10 +12,13 @@ import argparse
 import json
 import resource
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -25,7 +28,7 @@ from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte
 from retouch.atlas.decompose import refinements
 from retouch.atlas.edit import Key, painted_key, patches_from_frames, render
 from retouch.atlas.footage import AtlasSettings
-from retouch.atlas.prepare import objects_from_cutout
+from retouch.atlas.prepare import kept_objects, objects_from_cutout
 from retouch.atlas.report import examine
 from retouch.compute import Compute
 from retouch.media.io import read
@@ -187,7 +190,7 @@ def _pixels_of(surface: np.ndarray, known: np.ndarray, pixels: np.ndarray, wante
     from scipy.spatial import cKDTree
 
     distance, nearest = cKDTree(known).query(wanted)
-    at = pixels[nearest].astype(np.float64)
+    at: np.ndarray = pixels[nearest].astype(np.float64)
     slope = np.stack([np.gradient(surface[i], axis=(1, 0)) for i in (0, 1)])
     for _ in range(3):
         px, py = at.T.astype(np.float32)
@@ -288,36 +291,70 @@ def sheet(atlas: Atlas, video: Video, keys: Sequence[Key], path: Path) -> None:
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1])
 
 
-def benchmark_memory(folder: Path, figures: dict[str, float]) -> None:
-    """Peak memory on 70 frames and on 700 (the clip to and fro), each in a process of its own."""
+def benchmark_memory(folder: Path, lengths: Sequence[int], figures: dict[str, float]) -> None:
+    """Peak memory for several lengths of one clip, which goes to and fro, each in a process of its own."""
     import subprocess
     import sys
 
-    for frames in (70, 700):
+    for frames in lengths:
         command = [sys.executable, __file__, "--clips", str(folder), "--only-memory", str(frames)]
         made = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        figures[f"memory MB at {frames} frames"] = float(made)
+        figures |= {f"{frames} frames {name}": value for name, value in json.loads(made).items()}
 
 
-def memory_of(folder: Path, frames: int) -> float:
-    """Peak resident memory, in MB, of decomposing so many frames."""
+class PeakMemory:
+    """The most memory of this process, in MB, that no file stands behind, looked at a hundred times a second.
+
+    Pages of files, such as the clip and scratch space, are left out: the system takes them back at will.
+    """
+
+    def __enter__(self) -> Self:
+        """Begin to look."""
+        self.most, self.over = 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop looking."""
+        self.over.set()
+        self.thread.join()
+
+    def _look(self) -> None:
+        while not self.over.wait(0.01):
+            status = Path("/proc/self/status").read_text()
+            kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
+            self.most = max(self.most, int(kilobytes) / 1024)
+
+
+def memory_of(folder: Path, frames: int) -> dict[str, float]:
+    """Peak memory and CPU seconds of masks, decomposition and one painted clip, so many frames long."""
     with tempfile.TemporaryDirectory() as place:
-        source = read(folder / "car-turn.mp4")[:70]
+        whole = read(folder / "car-turn.mp4")
+        shape = (frames, *whole.frames.shape[1:])
+        pictures = np.memmap(Path(place) / "clip", np.uint8, "w+", shape=shape)
         order = [t if (k // 70) % 2 == 0 else 69 - t for k in range(frames) for t in [k % 70]]
-        pictures = np.memmap(Path(place) / "clip", np.uint8, "w+", shape=(frames, *source.frames.shape[1:]))
         for k, t in enumerate(order):
-            pictures[k] = source.frames[t]
+            pictures[k] = whole.frames[t]
         pictures.flush()
-        cutout = GrabCutSegmenter().segment(source, MARKS["car-turn"])
-        one = objects_from_cutout(cutout).mattes[0]
-        mattes = (Mattes.pack([one.packed_frame(t) for t in order], 480, 480),)
-        stored = np.memmap(Path(place) / "clip", np.uint8, "r", shape=pictures.shape)
-        del pictures, source
-        for _ in refinements(
-            Video(stored, Fraction(10)), mattes, NAMES, AtlasSettings(steps=2), run=run_in(place)
-        ):
-            pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        stored = np.memmap(Path(place) / "clip", np.uint8, "r", shape=shape)
+        del pictures, whole
+        video, run = Video(stored, Fraction(10)), run_in(place)
+        marked = [replace(m, frame=k) for k, t in enumerate(order) for m in MARKS["car-turn"] if m.frame == t]
+        began = time.process_time()
+        with PeakMemory() as memory:
+            mattes = kept_objects(video, tuple(marked), run=run).mattes
+            print("masks", round(time.process_time() - began), round(memory.most), flush=True)
+            for atlas in refinements(video, mattes, NAMES, AtlasSettings(), run=run):
+                print(atlas.stage, round(time.process_time() - began), round(memory.most), flush=True)
+            for _ in render(atlas, video, patches_from_frames(atlas, [sticker(video, 40)])):
+                pass
+        return {
+            "own memory MB": memory.most,
+            "with pages of files MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "seconds": time.process_time() - began,
+            "object dB": mean_db(errors(atlas, video)["object"]),
+        }
 
 
 def main() -> None:
@@ -328,14 +365,14 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="folder with car-turn.mp4, wolf.mp4, man-surfing.mp4")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--long", action="store_true", help="also memory at 70 and 700 frames")
+    parser.add_argument("--long", action="store_true", help="also memory at 70, 280 and 700 frames")
     parser.add_argument("--only", default="", help="one of: small, car-turn, wolf, man-surfing")
     parser.add_argument("--only-memory", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if given.only_memory:
-        print(memory_of(given.clips, given.only_memory))
+        print(json.dumps(memory_of(given.clips, given.only_memory)))
         return
     figures: dict[str, float] = {}
     if not given.only:
@@ -356,7 +393,7 @@ def main() -> None:
                 if given.sheets:
                     sheet(atlas, video, [sticker(video, t) for t in keys], given.sheets / f"{name}.png")
         if given.long:
-            benchmark_memory(given.clips, figures)
+            benchmark_memory(given.clips, (70, 280, 700), figures)
     for name, value in figures.items():
         print(f"{name:45} {value:10.3f}")
     if given.json:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
-from retouch.models.flow import ClipFlow, round_trip
+from retouch.models.flow import ClipFlow
 
 ENOUGH: Final = 0.75
 """Share of an object that a picture must show in each of its frames, or another picture is wanted."""
@@ -59,13 +59,15 @@ def candidates(frames: int) -> list[int]:
 def coverage(
     masks: UInt8[np.ndarray, "f h w"], flow: ClipFlow, references: Sequence[int]
 ) -> Float32[np.ndarray, "references f"]:
-    """Give the share of the object in every frame that can be followed there from each reference."""
+    """Give the share of the object in every frame that can be followed there from each reference.
+
+    `masks` may lie in a file: frames are read one at a time.
+    """
     frames, height, width = masks.shape
     cells = (-(-width // CELL), -(-height // CELL))
     filled = [
         cv2.resize((m > 127).astype(np.float32), cells, interpolation=cv2.INTER_AREA) > 0.4 for m in masks
     ]
-    misses: dict[tuple[int, int], Float32[np.ndarray, "h w"]] = {}
     shown = np.zeros((len(references), frames), np.float32)
     for index, reference in enumerate(references):
         y, x = np.nonzero(masks[reference] > 127)
@@ -75,9 +77,8 @@ def coverage(
         for turn in (1, -1):
             points, t = np.concatenate([start, start], 1), reference
             while 0 <= t + turn < frames and len(points):
-                if (t, turn) not in misses:
-                    misses[t, turn] = round_trip(flow.between(t, t + turn), flow.between(t + turn, t))
-                points = _followed(points, flow.between(t, t + turn), misses[t, turn], masks[t + turn])
+                there, back = flow.between(t, t + turn), flow.between(t + turn, t)
+                points = _followed(points, there, back, masks[t + turn])
                 t += turn
                 hit = np.zeros(cells[::-1], bool)
                 hit[tuple((points[:, 1::-1] / CELL).astype(int).T)] = True
@@ -88,16 +89,19 @@ def coverage(
 
 def _followed(
     points: Float32[np.ndarray, "n 4"],
-    flow: Float32[np.ndarray, "2 h w"],
-    miss: Float32[np.ndarray, "h w"],
+    there: Float32[np.ndarray, "2 h w"],
+    back: Float32[np.ndarray, "2 h w"],
     mask: UInt8[np.ndarray, "h w"],
 ) -> Float32[np.ndarray, "m 4"]:
     """Points (where they are now, where they began) one frame on, without those that get lost."""
     height, width = mask.shape
     now, began = points[:, :2], points[:, 2:]
     x, y = now.round().astype(int).T
-    now = now + flow[:, y, x].T
-    kept = (miss[y, x] < LOST) & ((now >= 0) & (now <= (width - 1, height - 1))).all(1)
+    step = there[:, y, x].T
+    inside = ((now + step >= 0) & (now + step <= (width - 1, height - 1))).all(1)
+    now, began, step = (now + step)[inside], began[inside], step[inside]
+    x, y = now.round().astype(int).T
+    kept = np.hypot(*(step + back[:, y, x].T).T) < LOST
     now, began = now[kept], began[kept]
     x, y = now.round().astype(int).T
     on = mask[y, x] > 127

@@ -191,7 +191,7 @@ def from_flow(
     pairs = pair_matrices(footage, clip_flow, size)
     charts = []
     for layer in range(len(names)):
-        for span in plan(footage, clip_flow, pairs[layer], layer, size, settings.charts):
+        for span in plan(footage, clip_flow, pairs[layer], layer, size, settings.charts, run):
             run.check()
             mapping = follow(footage, clip_flow, pairs[layer], layer, span, size, settings)
             charts.append(_bare(layer, span.reference, span.start, mapping, span.blend, footage))

@@ -67,16 +67,19 @@ class Footage:
             for i, matte in enumerate(self.mattes):
                 mattes[i, a:b] = shrunk(matte.frames(a, b), height, width)
             let_go(self.video.frames)
+            let_go(pictures)
+            let_go(mattes)
         self.kept[height, width] = (pictures, mattes)
 
     def pictures(self, start: int, stop: int, height: int, width: int) -> Float[Tensor, "f 3 h w"]:
         """Give frames, 0 to 1."""
         if (height, width) in self.kept:
             got = np.array(self.kept[height, width][0][start:stop])
+            let_go(self.kept[height, width][0])
         else:
             got = shrunk(self.video.frames[start:stop], height, width)
             let_go(self.video.frames)
-        return torch.from_numpy(got).to(self.device).float() / 255
+        return torch.tensor(got, device=self.device).float() / 255  # a copy: a file may not be written to
 
     def shares(self, start: int, stop: int, height: int, width: int) -> list[Float[Tensor, "f 1 h w"]]:
         """Give how much of each pixel each layer makes up."""
@@ -98,6 +101,7 @@ class Footage:
     def _alpha(self, which: int, start: int, stop: int, height: int, width: int) -> Float[Tensor, "f 1 h w"]:
         if (height, width) in self.kept:
             got: UInt8[np.ndarray, "f 1 h w"] = np.array(self.kept[height, width][1][which, start:stop])
+            let_go(self.kept[height, width][1])
         else:
             got = self.mattes[which].frames(start, stop)
             if got.shape[2:] != (height, width):

@@ -28,11 +28,16 @@ from retouch.atlas.mapping import Mapping, Window, compose, positions
 from retouch.atlas.solve import fit_field, gauss_newton, without_folds
 from retouch.atlas.textures import sample, splat
 from retouch.models.flow import ClipFlow, consistent
+from retouch.run import Run
 
 TRACKING_STEPS: Final = 3
 MEMORY: Final = 0.8
 """What a template keeps of a texel when a new frame shows it: a handful of frames, so that light may
 change."""
+ROOM: Final = 0.15
+"""Room around a template, in parts of the layer's side, for what its matrices do not foresee."""
+MOST_ROOM: Final = 4.0
+"""The furthest that a template reaches from its reference, in parts of the layer's side."""
 FEWEST: Final = 24
 """Flow vectors below which a pair's motion is unknown."""
 
@@ -88,13 +93,16 @@ def plan(
     layer: int,
     size: tuple[int, int],
     most: int,
+    run: Run,
 ) -> list[Span]:
     """Choose a layer's reference frames and the run of frames of each."""
     frames = len(footage.video)
     tried = candidates(frames)
     if layer < footage.layers - 1:
-        alpha = [footage.share(layer, a, b, *size)[:, 0] for a, b in blocks(0, frames)]
-        shown = coverage((torch.cat(alpha) * 255).byte().cpu().numpy(), flow, tried)
+        masks = run.scratch("shown", (frames, *size))
+        for a, b in blocks(0, frames):
+            masks[a:b] = (footage.share(layer, a, b, *size)[:, 0] * 255).byte().cpu().numpy()
+        shown = coverage(masks, flow, tried)
     else:
         shown = zoom_coverage(torch.stack([chain(pairs, r, 0, frames) for r in tried]), *size)
     # Between references that show as much, the one nearest the middle.
@@ -153,13 +161,15 @@ def follow(
     for steps in (range(span.reference + 1, span.stop), range(span.reference - 1, span.start - 1, -1)):
         known = span.reference
         before = mapping.part(known - span.start, known - span.start + 1)
-        template = Template.of(before, known, layer, footage)
+        ends = sorted([known, *steps[-1:]])
+        template = Template.of(
+            before, known, layer, footage, mapping.part(ends[0] - span.start, ends[-1] + 1 - span.start)
+        )
         for t in steps:
             i = t - span.start
             now = replace(mapping.part(i, i + 1), controls=before.controls)
             now = fit_to_flow(footage, flow, layer, (t, known), now, before, stiffness)
-            if layer < footage.layers - 1:
-                now, template = template.tracked(now, t, footage, stiffness)
+            now, template = template.tracked(now, t, footage, stiffness)
             controls[i] = now.controls[0]
             before, known = now, t
     return replace(mapping, controls=controls)
@@ -194,10 +204,19 @@ def fit_to_flow(
     return without_folds(now, window, weight, fitted.controls - now.controls)
 
 
+def _reach(mapping: Mapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
+    """The lowest and highest place that the matrices take any corner of a box to."""
+    sides = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]) * torch.tensor([*mapping.extent, 0])
+    corners = sides + torch.nn.functional.pad(mapping.origins.cpu(), (0, 1), value=1.0)[:, None]
+    lifted = corners @ mapping.matrices.cpu().float().transpose(1, 2)
+    found = (lifted[..., :2] / lifted[..., 2:].clamp(min=0.1)).flatten(0, 1)
+    return found.amin(0), found.amax(0)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Template:
-    """What an object looked like in the last frames, in the pixels of its reference frame."""
+    """What a layer looked like in the last frames, in the pixels of its reference frame."""
 
     layer: int
     offset: tuple[float, float]
@@ -205,12 +224,16 @@ class Template:
     """Weighted colours and weights."""
 
     @classmethod
-    def of(cls, mapping: Mapping, t: int, layer: int, footage: Footage) -> "Template":
-        """Begin with one frame; there is room around it for what comes into sight."""
-        pad = round(0.35 * max(mapping.extent)) + 8
-        x, y = mapping.origins[0].tolist()
-        sums = torch.zeros(4, int(mapping.extent[1]) + 2 * pad, int(mapping.extent[0]) + 2 * pad)
-        bare = cls(layer, (pad - x, pad - y), sums.to(footage.device))
+    def of(cls, mapping: Mapping, t: int, layer: int, footage: Footage, ahead: Mapping) -> "Template":
+        """Begin with one frame; there is room around it for what comes into sight in the frames ahead."""
+        low, high = _reach(ahead)
+        side = max(mapping.extent)
+        own = mapping.origins[0].cpu()
+        low = low.maximum(own - MOST_ROOM * side).minimum(own) - ROOM * side
+        high = high.minimum(own + MOST_ROOM * side).maximum(own + torch.tensor(mapping.extent)) + ROOM * side
+        columns, rows = (high - low).ceil().long().tolist()
+        offset = (-float(low[0]), -float(low[1]))
+        bare = cls(layer, offset, torch.zeros(4, rows, columns, device=footage.device))
         return bare.with_frame(mapping.retextured(1.0, bare.offset), t, footage)
 
     def with_frame(self, mapping: Mapping, t: int, footage: Footage) -> "Template":

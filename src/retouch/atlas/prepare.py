@@ -12,7 +12,7 @@ from retouch.atlas.file import load_atlas
 from retouch.atlas.footage import AtlasSettings, blocks
 from retouch.errors import ParamsError
 from retouch.events import Notice
-from retouch.media.masks import read_masks
+from retouch.media.masks import each_mask
 from retouch.models.segment import Cutout, GrabCutSegmenter, Mark, MarkKind, Segmenter, parse_mark
 from retouch.run import Run
 from retouch.video import Video
@@ -48,7 +48,7 @@ def atlas_for(
     if file is not None:
         return load_atlas(file, video).to(run.compute.torch_device())
     if masks:
-        objects = objects_from_files(video, masks)
+        objects = objects_from_files(video, masks, scratch=run.folder / "masks")
     elif marks:
         objects = kept_objects(video, tuple(marks), run=run)
         for warning in objects.warnings:
@@ -63,12 +63,11 @@ def atlas_for(
     return atlas.to(run.compute.torch_device())
 
 
-def objects_from_files(video: Video, masks: Sequence[Path]) -> Objects:
+def objects_from_files(video: Video, masks: Sequence[Path], *, scratch: Path | None = None) -> Objects:
     """Read one mask file or folder per object, front to back; each object goes by its file's name."""
     mattes = []
     for path in masks:
-        pictures = read_masks(path, video)
-        packed = [pack_matte(picture[0]) for picture in pictures]
+        packed = [pack_matte(picture[0]) for picture in each_mask(path, video, scratch=scratch)]
         mattes.append(Mattes.pack(packed, video.height, video.width))
     names = [Path(path).stem for path in masks]
     if len(names) == 1:
@@ -83,7 +82,7 @@ def kept_objects(
     video: Video, marks: tuple[Mark, ...], *, segmenter: Segmenter | None = None, run: Run
 ) -> Objects:
     """Follow marked objects through a clip, or take the result from the store."""
-    cutout = (segmenter or GrabCutSegmenter()).segment(video, marks, listen=run.listen)
+    cutout = (segmenter or GrabCutSegmenter()).segment(video, marks, listen=run.listen, shelf=run.scratch)
     return objects_from_cutout(cutout)
 
 

@@ -1,6 +1,7 @@
 """Masks: where an edit may happen. White (255) is edited, black (0) is kept; a picture of bytes a frame."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -27,24 +28,57 @@ def read_masks(path: Path | str, like: Video) -> UInt8[np.ndarray, "f 1 h w"]:
         VideoError: if their number or their size is not that of the frames, or they cannot be read.
     """
     path = Path(path)
-    if not pictures_at(path) and is_picture(path):
-        picture = read_picture(path)
-        _check_size(path, picture.shape[0], picture.shape[1], like)
-        single = _selected(*_planes(picture))
-        return np.broadcast_to(single[None], (len(like), 1, like.height, like.width))
-    video = read(path)
+    if _is_single(path):
+        return np.broadcast_to(_single(path, like)[None], (len(like), 1, like.height, like.width))
+    video = _masks(path, like)
+    masks = np.stack(list(_each_selected(video)))
+    return masks if len(masks) == len(like) else np.broadcast_to(masks, (len(like), *masks.shape[1:]))
+
+
+def each_mask(
+    path: Path | str, like: Video, *, scratch: Path | None = None
+) -> Iterator[UInt8[np.ndarray, "1 h w"]]:
+    """Gives what `read_masks` does one frame at a time, for long clips; frames lie in the folder `scratch`.
+
+    Raises:
+        VideoError: if their number or their size is not that of the frames, or they cannot be read.
+    """
+    path = Path(path)
+    if _is_single(path):
+        yield from itertools.repeat(_single(path, like), len(like))
+        return
+    video = _masks(path, like, scratch)
+    for _ in range(len(like) // len(video)):
+        yield from _each_selected(video)
+
+
+def _is_single(path: Path) -> bool:
+    return not pictures_at(path) and is_picture(path)
+
+
+def _single(path: Path, like: Video) -> UInt8[np.ndarray, "1 h w"]:
+    picture = read_picture(path)
+    _check_size(path, picture.shape[0], picture.shape[1], like)
+    return _selected(*_planes(picture))
+
+
+def _masks(path: Path, like: Video, scratch: Path | None = None) -> Video:
+    """A clip of masks, one for each frame or a single one."""
+    video = read(path, scratch=scratch)
     _check_size(path, video.height, video.width, like)
     if len(video) not in (1, len(like)):
         raise VideoError(
             f"{path} has {len(video)} masks; the clip has {len(like)} frames",
             hint="Give one mask for each frame, or a single one for all.",
         )
-    masks = np.empty((len(video), 1, video.height, video.width), np.uint8)
+    return video
+
+
+def _each_selected(video: Video) -> Iterator[UInt8[np.ndarray, "1 h w"]]:
     for i in range(len(video)):
-        masks[i] = _selected(video.frames[i], None if video.alpha is None else video.alpha[i])
+        yield _selected(video.frames[i], None if video.alpha is None else video.alpha[i])
         if i % FRAMES_AT_ONCE == 0:
             let_go(video.frames)
-    return masks if len(masks) == len(like) else np.broadcast_to(masks, (len(like), *masks.shape[1:]))
 
 
 def grow(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Num, UInt8
 
 from retouch.errors import ParamsError
+from retouch.video import let_go
 
 DIS_PRESETS: Final = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
@@ -138,4 +139,6 @@ class ClipFlow:
         if (early, direction) not in self._known:
             self.shelf[early, direction] = self.flow.pair(self.frame(a), self.frame(b))
             self._known.add((early, direction))
-        return np.asarray(self.shelf[early, direction], dtype=np.float32)
+        found = np.array(self.shelf[early, direction], dtype=np.float32)
+        let_go(self.shelf)
+        return found

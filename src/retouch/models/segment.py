@@ -9,9 +9,9 @@ marked one.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, final, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import cv2
 import numpy as np
@@ -20,9 +20,11 @@ from jaxtyping import Bool, Float32, UInt8
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Advanced, Ended, Listener, Notice, Started, ignore
 from retouch.models.flow import ClipFlow, DisFlow, Flow, consistent, warp
-from retouch.video import Video
+from retouch.video import Video, let_go
 
 MarkKind = Literal["box", "stroke", "polygon", "mask", "not"]
+Shelf: TypeAlias = Callable[[str, tuple[int, ...], type[np.generic]], np.ndarray]
+"""Gives an array of zeros of a name, shape and type: `Run.scratch` in a file, `in_memory` without a run."""
 DEFAULT_OBJECT: Final = "object"
 WORKING_SIDE: Final = 240
 """Long side, in pixels, that cutting works at: edges are refined later from the full picture."""
@@ -88,6 +90,12 @@ def parse_mark(kind: MarkKind, text: str) -> Mark:
         ) from None
 
 
+def in_memory(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Give an array of zeros, for clips that are short."""
+    del name
+    return np.zeros(shape, dtype)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Cutout:
@@ -116,8 +124,10 @@ class Segmenter(Protocol):
         """What decides the result besides clip and marks."""
         ...
 
-    def segment(self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore) -> Cutout:
-        """Find the marked objects in every frame."""
+    def segment(
+        self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore, shelf: Shelf = in_memory
+    ) -> Cutout:
+        """Find the marked objects in every frame; `shelf` gives the arrays that grow with the clip."""
         ...
 
 
@@ -135,7 +145,13 @@ class GrabCutSegmenter:
         return f"grabcut-{self.side}-{self.flow.identity}"
 
     def segment(
-        self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore, flow: ClipFlow | None = None
+        self,
+        video: Video,
+        marks: Sequence[Mark],
+        *,
+        listen: Listener = ignore,
+        shelf: Shelf = in_memory,
+        flow: ClipFlow | None = None,
     ) -> Cutout:
         """Find the marked objects in every frame.
 
@@ -143,6 +159,7 @@ class GrabCutSegmenter:
             video: The clip.
             marks: What the user said; the object named first is in front.
             listen: Told about progress and warnings.
+            shelf: Gives the arrays that grow with the clip: in files for a long one.
             flow: The clip's flow at the working size, when another step needs it as well.
 
         Raises:
@@ -151,12 +168,17 @@ class GrabCutSegmenter:
         """
         check_marks(video, marks)
         height, width = working_size(video.height, video.width, self.side)
-        pictures = np.stack([small(video, t, height, width) for t in range(len(video))])
+        pictures = shelf("segmented", (len(video), height, width, 3), np.uint8)
+        for t in range(len(video)):
+            pictures[t] = small(video, t, height, width)
+        let_go(video.frames)
         flow = flow or ClipFlow(
-            pictures.__getitem__, self.flow, np.zeros((len(video), 2, 2, height, width), np.float16)
+            pictures.__getitem__,
+            self.flow,
+            shelf("segment-flow", (len(video), 2, 2, height, width), np.float16),
         )
         names = tuple(dict.fromkeys(mark.name for mark in marks))
-        masks = np.zeros((len(names), len(video), height, width), np.uint8)
+        masks = shelf("masks", (len(names), len(video), height, width), np.uint8)
         warnings: list[str] = []
         listen(Started("masks", len(names) * len(video)))
         for index, name in enumerate(names):

@@ -23,7 +23,7 @@ from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
 from retouch.models.image import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
-from retouch.models.segment import Cutout, Mark, check_marks, working_size
+from retouch.models.segment import Cutout, Mark, Shelf, check_marks, in_memory, working_size
 from retouch.video import Video
 
 # The colours that the image encoder was trained on.
@@ -90,7 +90,9 @@ class Sam2Segmenter:
         return f"sam2-{self._identity}-{self.model.dtype}-{SIDE}"
 
     @torch.no_grad()
-    def segment(self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore) -> Cutout:
+    def segment(
+        self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore, shelf: Shelf = in_memory
+    ) -> Cutout:
         """Find the marked objects in every frame.
 
         Raises:
@@ -100,7 +102,7 @@ class Sam2Segmenter:
         check_marks(video, marks)
         names = tuple(dict.fromkeys(mark.name for mark in marks))
         size = working_size(video.height, video.width, SIDE)
-        masks = np.zeros((len(names), len(video), *size), np.uint8)
+        masks = shelf("masks", (len(names), len(video), *size), np.uint8)
         sessions = [self._session(video) for _ in names]
         for session in sessions:
             session.cache = sessions[0].cache  # what the encoder made of a frame serves every object

@@ -11,7 +11,7 @@ from PIL import Image
 
 from retouch.errors import ParamsError, VideoError
 from retouch.media.io import Encoding, write, write_picture
-from retouch.media.masks import boxes, feather, grow, inverted, read_masks, shrink
+from retouch.media.masks import boxes, each_mask, feather, grow, inverted, read_masks, shrink
 from retouch.video import Video
 
 
@@ -52,6 +52,18 @@ def test_masks_come_frame_by_frame_from_folders_and_videos(tmp_path: Path) -> No
     write(video, tmp_path / "masks.mkv", encoding=Encoding(lossless=True))
     for name in ("masks", "masks.mkv", "masks/*.png"):
         assert np.array_equal(read_masks(tmp_path / name, clip()), truth[:, :1])
+        one_by_one = list(each_mask(tmp_path / name, clip(), scratch=tmp_path))
+        assert np.array_equal(one_by_one, truth[:, :1])
+
+
+def test_a_single_mask_comes_once_for_every_frame(tmp_path: Path) -> None:
+    drawn = np.full((16, 24, 3), 77, np.uint8)
+    write_picture(drawn, tmp_path / "mask.png")
+    write(Video(drawn.transpose(2, 0, 1)[None].copy(), Fraction(25)), tmp_path / "one")
+    for name in ("mask.png", "one"):
+        masks = list(each_mask(tmp_path / name, clip()))
+        assert np.array_equal(masks, read_masks(tmp_path / name, clip()))
+        assert len(masks) == 3
 
 
 def test_masks_of_another_size_or_number_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Segmenting: marks are read, objects found, followed, and doubts said."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from retouch.models.segment import (
     parse_mark,
     working_size,
 )
+from retouch.run import Run
 from retouch.video import Video
 
 FOUND = 0.93  # overlap with the truth; the rest is the edge, which is a pixel or two wide
@@ -121,6 +123,16 @@ def test_the_same_marks_give_the_same_masks() -> None:
     marks = [parse_mark("box", "0:16,20 64,68")]
     first, second = (GrabCutSegmenter().segment(video, marks) for _ in range(2))
     np.testing.assert_array_equal(first.masks, second.masks)
+
+
+def test_what_grows_with_the_clip_lies_where_the_shelf_says(tmp_path: Path) -> None:
+    video, _ = scene(3)
+    marks = [parse_mark("box", "0:16,20 64,68")]
+    run = Run.alone(tmp_path)
+    cutout = GrabCutSegmenter().segment(video, marks, shelf=run.scratch)
+    assert isinstance(cutout.masks, np.memmap)
+    assert len(list((tmp_path / "scratch").iterdir())) == 3  # frames, flow, masks
+    np.testing.assert_array_equal(cutout.masks, GrabCutSegmenter().segment(video, marks).masks)
 
 
 def test_masks_come_at_the_size_of_the_clip() -> None:
