@@ -2,11 +2,14 @@
 
 Run:  python benchmarks/videoshop.py accuracy [--model REF]
       python benchmarks/videoshop.py length [--model REF] [--frames 8 25 50 100] [--size 64]
+      python benchmarks/videoshop.py gpu
 
 `accuracy`: a no-op edit, the first frame handed in as it is: how far the latents that come back are from
 the clip's own, in the authors' way and in ours. `length`: the same with windows over clips of growing
-length, each in a process of its
-own: processor time, peak memory, and how far the colours drift from window to window.
+length, each in a process of its own: processor time, peak memory, and how far the colours drift from window
+to window. `gpu`: a whole edit at the size of Stable Video Diffusion, 14 frames of 576 x 1024 in half
+precision with random weights: seconds and peak memory by where the networks wait and how many frames are
+decoded together; without a GPU it says so and measures nothing.
 
 The model may be one with random weights, whose autoencoder is no good: colours are compared with those
 that the autoencoder alone gives the clip.
@@ -23,24 +26,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    EulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+    UNetSpatioTemporalConditionModel,
+)
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from retouch.compute import Compute
 from retouch.events import Event, Kept
 from retouch.media.pictures import write_picture
 from retouch.methods.videoshop import released
-from retouch.methods.videoshop.edit import edit
+from retouch.methods.videoshop.edit import edit, edit_with
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.walk import drawn_then_same, invert, same_noise, same_sample, sample
 from retouch.methods.videoshop.windows import windows
 from retouch.metrics.colour import delta_e, lab_of
-from retouch.models.image_to_video import ImageToVideo, StableVideo
+from retouch.models.image_to_video import ImageToVideo, StableVideo, settle
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Run
 from retouch.video import Video
 from retouch.world import Scene, film
+
+Offload: TypeAlias = Literal["none", "model", "sequential"]
 
 OVERLAP = 1
 PARITY = Path(__file__).resolve().parents[1] / "tests" / "parity" / "data" / "videoshop" / "pipeline"
@@ -49,7 +63,7 @@ PARITY = Path(__file__).resolve().parents[1] / "tests" / "parity" / "data" / "vi
 def main() -> None:
     """Measures what was asked for and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("accuracy", "length", "one-length"))
+    parser.add_argument("what", choices=("accuracy", "length", "one-length", "gpu"))
     parser.add_argument("--model", default=str(PARITY))
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 25, 50, 100])
     parser.add_argument("--size", type=int, default=64)
@@ -59,6 +73,8 @@ def main() -> None:
         accuracy(asked.model, asked.size)
     elif asked.what == "length":
         length(asked.model, asked.frames, asked.size, asked.steps)
+    elif asked.what == "gpu":
+        gpu()
     else:
         print(json.dumps(one_length(asked.model, asked.frames[0], asked.size, asked.steps)))
 
@@ -143,6 +159,93 @@ def one_length(ref: str, frames: int, size: int, steps: int) -> dict[str, float]
         cpu = time.process_time() - started
         drift = _drift(model, clip, kept, run)
         return {"cpu": cpu, "anonymous": max(peak), "drift": drift, "windows": edited.figures["windows"]}
+
+
+def gpu() -> None:
+    """A whole edit at Stable Video Diffusion's size, for each way to save memory; says so without a GPU."""
+    if not torch.cuda.is_available():
+        print("Skipped: these rows need a GPU, and torch finds none on this machine.")
+        return
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, 14 frames of 576 x 1024, float16\n")
+    print("| way | networks wait | decoded together | seconds | peak GB on the GPU |\n|---|---|---|---|---|")
+    clip = film(Scene.sample(11), 14, (576, 1024), Fraction(7))
+    ways: list[tuple[bool, Offload, int | None]] = [
+        (False, "none", None),
+        (False, "none", 4),
+        (False, "model", None),
+        (False, "model", 4),
+        (False, "sequential", 4),
+        (True, "none", None),
+    ]
+    for faithful, offload, together in ways:
+        pipe = random_svd()
+        settle(pipe, Compute(device="cuda", dtype="float16", offload=offload))
+        model = StableVideo(pipe, weights="random")
+        seconds, peak = on_gpu(model, clip, faithful=faithful, together=together)
+        way = "as released" if faithful else "default"
+        print(f"| {way} | {offload} | {together or 14} | {seconds:.1f} | {peak / 2**30:.1f} |", flush=True)
+        del model, pipe
+        torch.cuda.empty_cache()
+
+
+def on_gpu(model: StableVideo, clip: Video, *, faithful: bool, together: int | None) -> tuple[float, int]:
+    """Seconds and peak bytes of one edit over the whole picture; a first short one warms everything up."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = write_picture(255 - clip.frames[0].transpose(1, 2, 0), folder / "first.png")
+        given = VideoshopParams(
+            first=first,
+            region="everywhere",
+            faithful=faithful,
+            guidance=4.0 if faithful else 1.5,
+            decode_at_once=together,
+            check_inversion=False,
+        )
+        edit_with(model, clip[:2], given.model_copy(update={"steps": 2}), Run.alone(folder / "warm"))
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter()
+        edit_with(model, clip, given, Run.alone(folder / "run"))
+        torch.cuda.synchronize()
+        return time.perf_counter() - begun, torch.cuda.max_memory_allocated()
+
+
+def random_svd() -> StableVideoDiffusionPipeline:
+    """Stable Video Diffusion for 14 frames as its folder describes it, with random weights."""
+    sees = CLIPVisionConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        projection_dim=1024,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    wide = (128, 256, 512, 512)
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        vae = AutoencoderKLTemporalDecoder(
+            block_out_channels=wide,
+            down_block_types=("DownEncoderBlock2D",) * len(wide),
+            layers_per_block=2,
+            sample_size=768,
+        )
+        unet = UNetSpatioTemporalConditionModel(num_frames=14).half()
+        tower = CLIPVisionModelWithProjection(sees).half()
+    levels = EulerDiscreteScheduler(
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    pipe = StableVideoDiffusionPipeline(vae, tower, unet, levels, None)
+    for network in (vae, unet, tower):
+        network.eval().requires_grad_(False)
+    return pipe.to("cpu")
 
 
 def memory() -> int:
