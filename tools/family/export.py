@@ -48,7 +48,7 @@ def training(folder: Path) -> Mapping[str, object]:
 
 def save_half(part: nn.Module, folder: Path) -> None:
     """The part in half precision; its config says float32, so that stock pipelines load all parts alike."""
-    part.half().save_pretrained(folder)
+    part.half().save_pretrained(folder)  # type: ignore[operator]
     config = json.loads((folder / "config.json").read_text("utf-8"))
     for key in ("dtype", "torch_dtype", "_name_or_path"):
         config.pop(key, None)

@@ -1,15 +1,18 @@
-"""One network's training: a bfloat16 working copy, float32 masters, a running average, and checkpoints.
+"""What every training of the family shares: the loop, its checkpoints, and its command line.
+
+A bfloat16 working copy, float32 masters, a running average.
 
 Checkpoints are written every few minutes to a draft and renamed, so a kill at any moment costs minutes.
 Batches are drawn by the step's number, so a resumed training sees the same pictures as an unbroken one.
 """
 
+import argparse
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Generic, Self, TypeVar, final
 
 import torch
 from safetensors import safe_open
@@ -17,13 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 
+N = TypeVar("N", bound=Module)
+Figures = Callable[[], Mapping[str, float]]
+
 CHECKPOINT_SECONDS: Final = 150.0
 MEANINGFUL_LOSSES: Final = 200
 """Over how many last steps the reported loss is averaged."""
 
 
 @final
-class Fit:
+class Fit(Generic[N]):
     """Trains `network` in place; `averaged` gives what to ship.
 
     The rate rises over `warmup` steps and then stays, so that a training may go on for as long as there is
@@ -32,7 +38,7 @@ class Fit:
 
     def __init__(
         self,
-        network: Module,
+        network: N,
         folder: Path,
         *,
         rate: float,
@@ -71,13 +77,38 @@ class Fit:
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
+    def until(
+        self,
+        images: int,
+        look: Callable[[torch.Generator], tuple[Tensor, int]],
+        *,
+        every: int,
+        figures: Figures = dict,
+    ) -> Self:
+        """Train until `images` have been seen, counting those of earlier calls, and save.
+
+        Args:
+            images: where to stop.
+            look: draws a batch with the step's random numbers and gives the loss, and how many images it saw.
+            every: after so many steps figures are noted.
+            figures: what to note beside the loss.
+        """
+        while self.images < images:
+            loss, seen = look(self.generator())
+            self.descend(loss, seen)
+            if self.step % every == 0:
+                self.note(**figures())
+            self.save_if_due()
+        self.save()
+        return self
+
     def generator(self) -> torch.Generator:
         """The random numbers of this step."""
         return torch.Generator().manual_seed(7_919 * self.step + 13)
 
     def descend(self, loss: Tensor, images: int) -> None:
         """One step down the gradient of `loss`, which saw so many images."""
-        loss.backward()
+        torch.autograd.backward(loss)
         live = dict(self.network.named_parameters())
         for name, master in self.masters.items():
             grad = live[name].grad
@@ -171,7 +202,19 @@ class Fit:
                     live.copy_(self.masters[name])
 
 
-def load_average(network: Module, folder: Path) -> Module:
+def options(description: str | None, images: int) -> argparse.ArgumentParser:
+    """The command line that every training has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path(".family"))
+    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
+    parser.add_argument("--images", type=int, default=images, help="stop when so many have been seen")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def load_average(network: N, folder: Path) -> N:
     """`network` with the averaged weights of the training in `folder`, float32, frozen."""
     network.float()
     live = dict(network.named_parameters())
@@ -179,4 +222,5 @@ def load_average(network: Module, folder: Path) -> Module:
         for name in file.keys():  # noqa: SIM118 - not a dict
             if name.startswith("average/"):
                 live[name.removeprefix("average/")].copy_(file.get_tensor(name))
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    return network

@@ -3,7 +3,6 @@
 It is trained on true renders alone, some of them blurred or noisy, and is not shipped.
 """
 
-import argparse
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from fit import Fit, load_average
+from fit import Fit, load_average, options
 from pictures import FACTORS, Pictures, held_out, prepared
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
@@ -76,14 +75,14 @@ def accuracy(judge: nn.Module, pictures: Pictures) -> dict[str, float]:
 
 def train(
     work: Path, *, size: int, images: int, device: str, seed: int = 1, counts: Mapping[str, int] | None = None
-) -> Fit:
+) -> Fit[Judge]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
     fit = Fit(Judge(), work / "judge", rate=2e-3, keep=0.995, device=device, decay=0.05)
     sets = [prepared(work, lesson, n, size) for lesson, n in (counts or COUNTS).items()]
     tested = held_out("middle", 300, size)
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
         chosen = sets[int(torch.randint(len(sets), (), generator=generator))]
         rows = np.sort(torch.randint(len(chosen), (BATCH,), generator=generator).numpy())
         pixels = torch.from_numpy(chosen.pixels[rows]).to(fit.device).float() / 127.5 - 1
@@ -94,27 +93,20 @@ def train(
         )
         truth = torch.from_numpy(chosen.labels[rows].astype(np.int64)).to(fit.device)
         scores = fit.network(pixels.bfloat16()).values()
-        fit.descend(sum(cross_entropy(s, truth[:, n]) for n, s in enumerate(scores)), BATCH)
-        if fit.step % 250 == 0:
-            fit.note(**accuracy(fit.network, tested))
-        fit.save_if_due()
-    fit.save()
-    return fit
+        losses = [cross_entropy(s, truth[:, n]) for n, s in enumerate(scores)]
+        return torch.stack(losses).sum(), BATCH
+
+    return fit.until(images, look, every=250, figures=lambda: accuracy(fit.network, tested))
 
 
-def finished_judge(work: Path) -> nn.Module:
+def finished_judge(work: Path) -> Judge:
     """The trained judge."""
     return load_average(Judge(), work / "judge")
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=250_000)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    asked = options(__doc__, images=250_000).parse_args()
     train(asked.work, size=asked.size, images=asked.images, device=asked.device)
 
 

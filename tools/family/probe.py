@@ -50,7 +50,7 @@ def _errors(pair: nn.Module, seen: Latents, tokens: Tensor) -> Tensor:
     t = torch.full((len(z),), TIMESTEP)
     parts = []
     with torch.no_grad():
-        for rows in torch.arange(len(z)).split(32):
+        for rows in torch.split(torch.arange(len(z)), 32):
             noisy = noised(z[rows], noise[rows], t[rows]).to(like.device, like.dtype)
             out = pair(noisy, t[rows].to(like.device), tokens[rows].to(like.device)).cpu()
             parts.append((out - velocity(z[rows], noise[rows], t[rows])).square().mean(1))

@@ -3,6 +3,7 @@
 from functools import cache
 
 import architecture
+import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from torch import Tensor
 def alphas() -> Tensor:
     """The share of signal at each of the thousand timesteps."""
     config = {key: value for key, value in architecture.SCHEDULER.items() if not key.startswith("_")}
-    return DDIMScheduler(**config).alphas_cumprod
+    return torch.as_tensor(DDIMScheduler(**config).alphas_cumprod)
 
 
 def noised(z: Tensor, noise: Tensor, t: Tensor) -> Tensor:

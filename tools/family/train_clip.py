@@ -1,6 +1,5 @@
 """Trains tiny:clip: pictures and captions of the world, contrastively."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -8,11 +7,12 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
-from fit import Fit
+from fit import Fit, options
 from latents import tokens_of
 from pictures import Pictures, held_out, prepared
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
+from transformers import CLIPModel
 
 BATCH: Final = 96
 COUNTS: Final = {"easy": 25_000, "middle": 40_000, "styled": 30_000, "full": 30_000}
@@ -44,7 +44,7 @@ def batch(
     return pixels, torch.from_numpy(tokens[rows].astype(np.int64))
 
 
-def contrast(model: nn.Module, pixels: Tensor, tokens: Tensor) -> Tensor:
+def contrast(model: CLIPModel, pixels: Tensor, tokens: Tensor) -> Tensor:
     """How badly pictures and captions find each other; equal captions are right for each other."""
     device, precision = model.logit_scale.device, model.logit_scale.dtype
     tokens = tokens.to(device)
@@ -56,7 +56,7 @@ def contrast(model: nn.Module, pixels: Tensor, tokens: Tensor) -> Tensor:
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
-def retrieval(model: nn.Module, pictures: Pictures, tokens: np.ndarray) -> float:
+def retrieval(model: CLIPModel, pictures: Pictures, tokens: np.ndarray) -> float:
     """How often a picture's own caption scores highest among those of a hundred different ones."""
     seen: dict[str, int] = {}
     for row, caption in enumerate(pictures.captions):
@@ -81,7 +81,7 @@ def train(
     seed: int = 0,
     counts: Mapping[str, int] | None = None,
     count: int = BATCH,
-) -> Fit:
+) -> Fit[CLIPModel]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
     tokenizer = architecture.tokenizer(work / "tokenizer")
@@ -94,25 +94,19 @@ def train(
         sets[lesson] = (pictures, tokens_of(tokenizer, pictures.captions))
     tested = held_out("styled", 230, size)
     tested_tokens = tokens_of(tokenizer, tested.captions)
-    while fit.images < images:
-        generator = fit.generator()
-        pixels, tokens = batch(sets, generator, count)
-        fit.descend(contrast(fit.network, pixels, tokens), count)
-        if fit.step % 100 == 0:
-            fit.note(retrieval=round(retrieval(fit.network, tested, tested_tokens), 3))
-        fit.save_if_due()
-    fit.save()
-    return fit
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
+        return contrast(fit.network, *batch(sets, generator, count)), count
+
+    def figures() -> dict[str, float]:
+        return {"retrieval": round(retrieval(fit.network, tested, tested_tokens), 3)}
+
+    return fit.until(images, look, every=100, figures=figures)
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=300_000)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    asked = options(__doc__, images=300_000).parse_args()
     train(asked.work, size=asked.size, images=asked.images, device=asked.device)
 
 

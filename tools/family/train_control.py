@@ -1,6 +1,5 @@
 """Trains tiny:sd-canny, which holds tiny:sd to canny edges; tiny:sd itself stays as it is."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, load_average
+from fit import Fit, load_average, options
 from latents import prepared_latents
 from pictures import prepared
 from schedule import noised, velocity
@@ -52,12 +51,11 @@ def train(
     seed: int = 0,
     counts: Mapping[str, int] | None = None,
     count: int = BATCH,
-) -> Fit:
+) -> Fit[Controlled]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
     tokenizer = architecture.tokenizer(work / "tokenizer")
     pair = load_average(Pair(len(tokenizer)), work / f"unet-{size}px")
-    assert isinstance(pair, Pair)
     model = Controlled(pair, size)
     if device == "cpu":
         model.pair.unet.set_attn_processor(AttnProcessor())
@@ -69,8 +67,8 @@ def train(
     wordless = torch.tensor(
         tokenizer("", padding="max_length", max_length=architecture.TEXT_LENGTH).input_ids
     )
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
         chosen = int(torch.randint(len(lessons), (), generator=generator))
         rows = np.sort(torch.randint(len(pictures[chosen]), (count,), generator=generator).numpy())
         z = torch.from_numpy(latents[chosen].z[rows]).float()
@@ -82,22 +80,14 @@ def train(
         noise = torch.randn(z.shape, generator=generator)
         noisy = noised(z, noise, t).to(fit.device, torch.bfloat16)
         out = fit.network(noisy, t.to(fit.device), tokens, edges)
-        fit.descend((out - velocity(z, noise, t).to(fit.device)).square().mean(), count)
-        if fit.step % 250 == 0:
-            fit.note()
-        fit.save_if_due()
-    fit.save()
-    return fit
+        return (out - velocity(z, noise, t).to(fit.device)).square().mean(), count
+
+    return fit.until(images, look, every=250)
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    asked = options(__doc__, images=200_000).parse_args()
     train(asked.work, size=asked.size, images=asked.images, device=asked.device)
 
 

@@ -4,7 +4,6 @@ The UNet depends on the latents, so the encoder is frozen when the UNet's traini
 free to become better at any time.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,9 +11,10 @@ from typing import Final
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from fit import Fit
+from fit import Fit, options
 from latents import Decoder, encoded, finished_autoencoder
 from pictures import held_out, prepared
+from torch import Tensor
 from train_vae import COUNTS, batch, reconstruction_loss
 
 NOISE: Final = 0.02
@@ -40,7 +40,7 @@ def train(
     device: str,
     seed: int = 0,
     counts: Mapping[str, int] | None = None,
-) -> Fit:
+) -> Fit[Decoder]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
     vae = finished_autoencoder(work, size)
@@ -49,29 +49,24 @@ def train(
     vae.to(fit.device, torch.bfloat16)
     sets = [prepared(work, lesson, count, size) for lesson, count in (counts or COUNTS).items()]
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
         pixels, weight = batch(sets, fit, generator)
         with torch.no_grad():
             z = vae.quant_conv(vae.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
         z = z + NOISE * torch.randn(z.shape, generator=generator).to(z.device)
         out = fit.network(z.bfloat16()).float()
-        fit.descend(reconstruction_loss(out, pixels, weight), len(pixels))
-        if fit.step % 500 == 0:
-            fit.note(plain=round(psnr(vae, plain), 2), every=round(psnr(vae, every), 2))
-        fit.save_if_due()
-    fit.save()
-    return fit
+        return reconstruction_loss(out, pixels, weight), len(pixels)
+
+    def figures() -> dict[str, float]:
+        return {"plain": round(psnr(vae, plain), 2), "every": round(psnr(vae, every), 2)}
+
+    return fit.until(images, look, every=500, figures=figures)
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    asked = options(__doc__, images=200_000).parse_args()
     train(asked.work, size=asked.size, images=asked.images, device=asked.device)
 
 

@@ -6,7 +6,6 @@ for them in each cross-attention. Captions lose their colour word half of the ti
 has something to say.
 """
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import architecture
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from fit import Fit, load_average
+from fit import Fit, load_average, options
 from latents import prepared_latents, tokens_of
 from pictures import prepared
 from safetensors.torch import save_file
@@ -114,12 +113,11 @@ def train(
     seed: int = 0,
     counts: Mapping[str, int] | None = None,
     count: int = BATCH,
-) -> Fit:
+) -> Fit[Prompted]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
     tokenizer = architecture.tokenizer(work / "tokenizer")
     pair = load_average(Pair(len(tokenizer)), work / f"unet-{size}px")
-    assert isinstance(pair, Pair)
     clip = load_average(architecture.clip(len(tokenizer)), work / "clip").to(device)
     fit = Fit(Prompted(pair), work / f"ip-{size}px", rate=1e-3, keep=0.998, device=device)
     lessons = list((counts or COUNTS).items())
@@ -129,8 +127,8 @@ def train(
     wordless = torch.tensor(
         tokenizer("", padding="max_length", max_length=architecture.TEXT_LENGTH).input_ids
     )
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
         chosen = int(torch.randint(len(lessons), (), generator=generator))
         rows = np.sort(torch.randint(len(pictures[chosen]), (count,), generator=generator).numpy())
         z = torch.from_numpy(latents[chosen].z[rows]).float()
@@ -145,18 +143,14 @@ def train(
         noise = torch.randn(z.shape, generator=generator)
         noisy = noised(z, noise, t).to(fit.device, torch.bfloat16)
         out = fit.network(noisy, t.to(fit.device), tokens, seen.to(torch.bfloat16))
-        fit.descend((out - velocity(z, noise, t).to(fit.device)).square().mean(), count)
-        if fit.step % 250 == 0:
-            fit.note()
-        fit.save_if_due()
-    fit.save()
-    return fit
+        return (out - velocity(z, noise, t).to(fit.device)).square().mean(), count
+
+    return fit.until(images, look, every=250)
 
 
 def save_adapter(work: Path, size: int, path: Path) -> None:
     """Write the trained adapter as one file that `load_ip_adapter` reads."""
     pair = load_average(Pair(len(architecture.tokenizer(work / "tokenizer"))), work / f"unet-{size}px")
-    assert isinstance(pair, Pair)
     model = load_average(Prompted(pair), work / f"ip-{size}px")
     values = {name.removeprefix("pair.unet."): value for name, value in model.state_dict().items()}
     tensors = adapter_of(pair.unet, values)
@@ -165,12 +159,7 @@ def save_adapter(work: Path, size: int, path: Path) -> None:
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
+    asked = options(__doc__, images=100_000).parse_args()
     train(asked.work, size=asked.size, images=asked.images, device=asked.device)
 
 

@@ -5,18 +5,18 @@ as SVD uses them, and an autoencoder whose decoder sees all frames at once. Its 
 tiny:sd's latents, so that both can be trained side by side.
 """
 
-import argparse
 from pathlib import Path
 from typing import Final
 
 import architecture
 import numpy as np
 import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, load_average
+from fit import Fit, load_average, options
 from latents import encoded, finished_autoencoder
 from pictures import HELD_OUT, LESSONS
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 from train_clip import normalised
 
@@ -61,7 +61,12 @@ def prepared_clips(work: Path, count: int, size: int) -> tuple[np.ndarray, np.nd
 
 
 def preconditioned(
-    unet: nn.Module, noisy: Tensor, sigma: Tensor, first: Tensor, seen: Tensor, ids: Tensor
+    unet: UNetSpatioTemporalConditionModel,
+    noisy: Tensor,
+    sigma: Tensor,
+    first: Tensor,
+    seen: Tensor,
+    ids: Tensor,
 ) -> Tensor:
     """The clean clip seen in a noisy one: eq. 7 of Karras et al., scaled for velocity as in SVD."""
     s = sigma[:, None, None, None, None]
@@ -70,12 +75,13 @@ def preconditioned(
     out = unet(
         stacked, (0.25 * sigma.log()).to(like.dtype), seen.to(like.dtype), added_time_ids=ids.to(like.dtype)
     )
-    return noisy / (s.square() + 1) - out.sample.float() * s / (s.square() + 1).sqrt()
+    clean = noisy / (s.square() + 1) - out.sample.float() * s / (s.square() + 1).sqrt()
+    return torch.as_tensor(clean)
 
 
 def train_unet(
     work: Path, *, size: int, images: int, device: str, seed: int = 0, clips: int = CLIPS, count: int = BATCH
-) -> Fit:
+) -> Fit[UNetSpatioTemporalConditionModel]:
     """Train the clip UNet until so many frames have been seen."""
     torch.manual_seed(seed)
     tokenizer = architecture.tokenizer(work / "tokenizer")
@@ -85,8 +91,9 @@ def train_unet(
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())
     fit = Fit(unet, work / f"svd-{size}px", rate=7e-4, keep=0.998, device=device)
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
+        fit.settle(images)
         rows = np.sort(torch.randint(len(latents), (count,), generator=generator).numpy())
         z = torch.from_numpy(latents[rows]).float().to(fit.device)
         with torch.no_grad():
@@ -102,25 +109,22 @@ def train_unet(
         out = preconditioned(fit.network, noisy, sigma, first, seen * keep[:, None, None], ids)
         weight = (sigma.square() + 1) / sigma.square()
         loss = ((out - z).square().mean((1, 2, 3, 4)) * weight.clamp(max=100)).mean()
-        fit.settle(images)
-        fit.descend(loss, count * FRAMES)
-        if fit.step % 100 == 0:
-            fit.note()
-        fit.save_if_due()
-    fit.save()
-    return fit
+        return loss, count * FRAMES
+
+    return fit.until(images, look, every=100)
 
 
 def train_autoencoder(
     work: Path, *, size: int, images: int, device: str, seed: int = 0, clips: int = CLIPS
-) -> Fit:
+) -> Fit[AutoencoderKLTemporalDecoder]:
     """Train the clip autoencoder until so many frames have been seen: encoder towards tiny:sd's latents."""
     torch.manual_seed(seed)
     pixels, latents = prepared_clips(work, clips, size)
     vae = architecture.temporal_autoencoder(size)
     fit = Fit(vae, work / f"svd-vae-{size}px", rate=1.5e-3, keep=0.997, device=device)
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
+        fit.settle(images)
         row = int(torch.randint(len(latents), (), generator=generator))
         truth = torch.tensor(pixels[row]).to(fit.device).float() / 127.5 - 1
         wanted = torch.from_numpy(latents[row].astype(np.float32)).to(fit.device)
@@ -130,23 +134,15 @@ def train_autoencoder(
         out = fit.network.decoder(wanted.bfloat16(), num_frames=FRAMES, image_only_indicator=flag).float()
         loss = l1_loss(out, truth) + 3 * mse_loss(out, truth) + mse_loss(mean, wanted)
         loss = loss + 1e-3 * (logvar + 12).square().mean()  # the mode is what counts; the spread stays small
-        fit.settle(images)
-        fit.descend(loss, FRAMES)
-        if fit.step % 250 == 0:
-            fit.note()
-        fit.save_if_due()
-    fit.save()
-    return fit
+        return loss, FRAMES
+
+    return fit.until(images, look, every=250)
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, images=300_000)
     parser.add_argument("part", choices=("unet", "autoencoder"))
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=300_000, help="frames to see")
-    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     part = train_unet if asked.part == "unet" else train_autoencoder
     part(asked.work, size=asked.size, images=asked.images, device=asked.device)

@@ -5,7 +5,6 @@ last and a small, turned, patterned object hides it. The loss weighs objects abo
 half of the noise levels are drawn from the noisy half of the schedule, where shape is decided.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import architecture
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, load_average
+from fit import Fit, load_average, options
 from latents import Latents, latents_of, prepared_latents
 from pictures import held_out
 from probe import word_swap
@@ -47,7 +46,7 @@ class Pair(nn.Module):
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """The velocity at noisy latents, timesteps and token numbers."""
         words = self.text(tokens).last_hidden_state
-        return self.unet(z, t, words).sample.float()
+        return torch.as_tensor(self.unet(z, t, words).sample.float())
 
 
 def shares_at(images: int, lessons: Sequence[str] = tuple(COUNTS)) -> Mapping[str, float]:
@@ -110,7 +109,7 @@ def loss_of(
     out = pair(noised(z, noise, t).to(device, precision), t.to(device), tokens.to(device))
     error = (out - velocity(z, noise, t).to(device)).square()
     weight = 1 + OBJECT_WEIGHT * masks[:, None].to(device)
-    return (error * weight / weight.mean()).mean()
+    return torch.as_tensor((error * weight / weight.mean()).mean())
 
 
 def train(
@@ -123,7 +122,7 @@ def train(
     counts: Mapping[str, int] | None = None,
     warm_text: bool = True,
     count: int = BATCH,
-) -> Fit:
+) -> Fit[Pair]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
     tokenizer = architecture.tokenizer(work / "tokenizer")
@@ -141,26 +140,19 @@ def train(
     wordless = torch.tensor(
         tokenizer("", padding="max_length", max_length=architecture.TEXT_LENGTH).input_ids
     )
-    while fit.images < images:
-        generator = fit.generator()
-        z, masks, tokens = batch(sets, fit.images, generator, count)
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
         fit.settle(images)
-        fit.descend(loss_of(fit.network, z, masks, tokens, wordless, generator), len(z))
-        if fit.step % 500 == 0:
-            fit.note(**word_swap(fit.network, probed, tokenizer))
-        fit.save_if_due()
-    fit.save()
-    return fit
+        drawn = batch(sets, fit.images, generator, count)
+        return loss_of(fit.network, *drawn, wordless, generator), count
+
+    return fit.until(images, look, every=500, figures=lambda: word_swap(fit.network, probed, tokenizer))
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=3_000_000)
+    parser = options(__doc__, images=3_000_000)
     parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     train(asked.work, size=asked.size, images=asked.images, device=asked.device, count=asked.batch)
 

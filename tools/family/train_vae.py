@@ -5,16 +5,17 @@ keeps the latents as smooth as pictures are (EQ-VAE, Kouzelis et al. 2025), and 
 and then: without that a small autoencoder scores well and still loses the colours of objects.
 """
 
-import argparse
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import architecture
 import numpy as np
 import torch
-from fit import Fit, load_average
-from pictures import held_out, prepared
+from diffusers import AutoencoderKL
+from fit import Fit, N, load_average, options
+from pictures import Pictures, held_out, prepared
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -40,11 +41,11 @@ def rate_at(images: int, end: int) -> float:
     if images < COARSE_IMAGES:
         return COARSE_RATE
     progress = min(1.0, (images - COARSE_IMAGES) / max(1, end - COARSE_IMAGES))
-    return FINE_RATE * (LAST_RATE / FINE_RATE) ** progress
+    return float(FINE_RATE * (LAST_RATE / FINE_RATE) ** progress)
 
 
 def autoencoder_loss(
-    vae: torch.nn.Module,
+    vae: AutoencoderKL,
     pixels: Tensor,
     weight: Tensor,
     generator: torch.Generator,
@@ -66,10 +67,10 @@ def autoencoder_loss(
     if smooth:
         half = vae.decoder(vae.post_quant_conv(avg_pool2d(z, 2).to(pixels.dtype))).float()
         loss = loss + 0.15 * reconstruction_loss(half, avg_pool2d(pixels.float(), 2), avg_pool2d(weight, 2))
-    return loss
+    return torch.as_tensor(loss)
 
 
-def batch(sets: list, fit: Fit, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def batch(sets: Sequence[Pictures], fit: Fit[N], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pixels in [-1, 1] and their weights, mirrored and recoloured at random."""
     chosen = sets[int(torch.multinomial(torch.tensor([0.3, 0.7][: len(sets)]), 1, generator=generator))]
     rows = torch.randint(len(chosen), (BATCH,), generator=generator).numpy()
@@ -84,7 +85,7 @@ def batch(sets: list, fit: Fit, generator: torch.Generator) -> tuple[Tensor, Ten
     return pixels, weight / weight.mean()
 
 
-def psnr(vae: torch.nn.Module, pixels: np.ndarray) -> float:
+def psnr(vae: AutoencoderKL, pixels: np.ndarray) -> float:
     """The mean over pictures of the reconstruction's PSNR, from the posterior's mode, rounded to bytes."""
     total = []
     like = next(vae.parameters())
@@ -99,7 +100,7 @@ def psnr(vae: torch.nn.Module, pixels: np.ndarray) -> float:
     return float(torch.cat(total).mean())
 
 
-def holder(folder: Path, size: int, device: torch.device) -> torch.nn.Module:
+def holder(folder: Path, size: int, device: torch.device) -> AutoencoderKL:
     """The autoencoder whose latents are to be kept: the checkpoint's own when this is first asked for."""
     kept = folder / "held"
     if not kept.exists():
@@ -115,9 +116,9 @@ def train(
     images: int,
     device: str,
     seed: int = 0,
-    counts: dict[str, int] | None = None,
+    counts: Mapping[str, int] | None = None,
     hold: bool = False,
-) -> Fit:
+) -> Fit[AutoencoderKL]:
     """Train until `images` have been seen, counting those of earlier calls.
 
     With `hold` the latents stay near those of the present checkpoint, for networks that stand on them.
@@ -129,31 +130,30 @@ def train(
     wanted = counts or COUNTS
     sets = [prepared(work, lesson, count, size) for lesson, count in wanted.items()]
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
-    while fit.images < images:
-        generator = fit.generator()
+
+    def look(generator: torch.Generator) -> tuple[Tensor, int]:
         pixels, weight = batch(sets, fit, generator)
         smooth = fit.images < COARSE_IMAGES and fit.step % 2 == 0
         held = None
         if anchor is not None:
             with torch.no_grad():
                 held = anchor.quant_conv(anchor.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
-        loss = autoencoder_loss(fit.network, pixels.bfloat16(), weight, generator, smooth=smooth, held=held)
         fit.rate = rate_at(fit.images, images)
-        fit.descend(loss, len(pixels))
-        if fit.step % 500 == 0:
-            fit.note(plain=round(psnr(fit.network, plain), 2), every=round(psnr(fit.network, every), 2))
-        fit.save_if_due()
-    fit.save()
-    return fit
+        loss = autoencoder_loss(fit.network, pixels.bfloat16(), weight, generator, smooth=smooth, held=held)
+        return loss, len(pixels)
+
+    def figures() -> dict[str, float]:
+        return {
+            "plain": round(psnr(fit.network, plain), 2),
+            "every": round(psnr(fit.network, every), 2),
+        }
+
+    return fit.until(images, look, every=500, figures=figures)
 
 
 def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=250_000)
-    parser.add_argument("--device", default="cpu")
+    parser = options(__doc__, images=250_000)
     parser.add_argument(
         "--hold", action="store_true", help="stay near the latents of the checkpoint as it is"
     )
