@@ -17,6 +17,14 @@ from torch import Tensor
 from retouch.errors import ParamsError
 from retouch.fields import near
 
+PHRASE_ENDS = frozenset(
+    {
+        *("a", "an", "the", "and", "or", "while"),
+        *("on", "in", "at", "of", "with", "to", "from", "into", "onto", "over", "under", "near", "by"),
+        *("beside", "behind", "between", "through", "against"),
+    }
+)
+"""Words between the names of things."""
 NEW = -1
 """Marks a target token that no source token belongs to."""
 
@@ -131,6 +139,21 @@ def required(tokens: Tokens, words: Sequence[str], find: Finder) -> tuple[int, .
                 hint=near(word, known) or "name words that the prompt has",
             )
     return tuple(sorted({number for word in words for number in find(tokens, word)}))
+
+
+def changed_things(source: Tokens, target: Tokens) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What changes, as the source's prompt names it and as the target's does.
+
+    English puts the name of a thing last: from a word that the other prompt lacks, what it belongs to is
+    the last word before the next preposition, article or comma. Pink becomes blue in "a pink striped car on
+    snow", and it is the car that changes. Where one prompt only says more, the thing goes by one name in
+    both.
+    """
+    old, new = _heads(source, target), _heads(target, source)
+    return (
+        old or tuple(word for word in new if word in _plain(source)),
+        new or tuple(word for word in old if word in _plain(target)),
+    )
 
 
 @final
@@ -292,6 +315,30 @@ def step_range(window: tuple[float, float], steps: int) -> range:
     """The steps in a window given as shares of all steps, rounded down."""
     start, end = (int(share * steps) for share in window)
     return range(start, end)
+
+
+def _plain(tokens: Tokens) -> list[str]:
+    """The words without what is written beside them."""
+    return [word.strip(",.;:!?").lower() for word, _ in tokens.words]
+
+
+def _heads(one: Tokens, other: Tokens) -> tuple[str, ...]:
+    """The names of the things that words belong to which the other prompt lacks."""
+    words, known = _plain(one), {*_plain(other), *PHRASE_ENDS}
+    found = []
+    for at, word in enumerate(words):
+        if word not in known:
+            found.append(words[_end_of_phrase(at, one, words)])
+    return tuple(dict.fromkeys(found))
+
+
+def _end_of_phrase(at: int, tokens: Tokens, words: Sequence[str]) -> int:
+    """The last word before one that begins another phrase, or at which something is written to close it."""
+    while (
+        at + 1 < len(words) and words[at + 1] not in PHRASE_ENDS and tokens.words[at][0].lower() == words[at]
+    ):
+        at += 1
+    return at
 
 
 def _rows(window: tuple[float, float], steps: int) -> slice:

@@ -8,6 +8,7 @@ from retouch.diffusion.words import (
     Alignment,
     CrossFusion,
     Tokens,
+    changed_things,
     emphasis_table,
     exact_word,
     phrase_finder,
@@ -53,6 +54,26 @@ words = st.lists(st.text("abcd", min_size=1, max_size=5), min_size=1, max_size=6
 
 def test_words_know_their_tokens() -> None:
     assert read("a silver jeep").words == (("a", (1,)), ("silver", (2, 3, 4)), ("jeep", (5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "things"),
+    [
+        ("a pink striped car on snow", "a blue striped car on snow", (("car",), ("car",))),
+        ("a red ball on grass", "an orange ball on grass", (("ball",), ("ball",))),
+        ("a red car on snow", "a red boat on snow", (("car",), ("boat",))),
+        ("a red ball on grass", "a red dotted ball on grass", (("ball",), ("ball",))),
+        ("a dotted ball, on grass", "a ball, on grass", (("ball",), ("ball",))),
+        ("a ball on grass", "a ball on sand", (("grass",), ("sand",))),
+        ("a Cat, asleep", "a Dog, asleep", (("cat",), ("dog",))),
+        ("a ball", "a ball", ((), ())),
+        ("a cat", "a cat with a hat", ((), ("hat",))),
+    ],
+)
+def test_what_changes_is_the_thing_that_the_changed_words_belong_to(
+    source: str, target: str, things: tuple[tuple[str, ...], tuple[str, ...]]
+) -> None:
+    assert changed_things(read(source), read(target)) == things
 
 
 def test_a_word_is_found_wherever_it_occurs() -> None:

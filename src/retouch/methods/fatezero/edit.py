@@ -21,7 +21,6 @@ and the network is asked again. `params.faithful` does what the released code do
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
@@ -33,7 +32,14 @@ from retouch.diffusion.ddim import Ladder, schedule
 from retouch.diffusion.framing import FRAMES_AT_ONCE, Framing, decode_clip, framing
 from retouch.diffusion.inversion import Inversion, inverted
 from retouch.diffusion.tune import Tuned, Tuning, load_tuned, tune, tuned
-from retouch.diffusion.words import Tokens, phrase_finder, read_prompt, same_word_count, step_range
+from retouch.diffusion.words import (
+    Tokens,
+    changed_things,
+    phrase_finder,
+    read_prompt,
+    same_word_count,
+    step_range,
+)
 from retouch.errors import EmptyMask
 from retouch.identity import identity
 from retouch.media.masks import feather, read_masks
@@ -48,8 +54,6 @@ SAVE_EVERY = 5
 """Steps between checkpoints."""
 HALF = 128
 """From here on a mask's pixel is selected."""
-
-ARTICLES: Final = ("a", "an", "the")
 
 
 @torch.no_grad()
@@ -198,11 +202,12 @@ def _plan(video: Video, params: FateZeroParams, sd: StableDiffusion, frame: Fram
 
 
 def _wish(params: FateZeroParams, source: Tokens, target: Tokens, run: Run) -> Wish:
-    """The parameters in the words of the recipe; objects without a name are what the prompts do not share."""
+    """The parameters in the words of the recipe; an object without a name is what the prompts differ in."""
     masked = (params.mask_self or params.blend) and params.mask is None
     old, new = params.object_words, params.new_words
     if masked and not params.faithful:
-        old, new = old or _only_in(source, target), new or _only_in(target, source)
+        found = changed_things(source, target)
+        old, new = old or found[0], new or found[1]
         run.notice(
             f"object found by: {', '.join(old) or 'nothing'}; in the edit by: {', '.join(new) or 'nothing'}"
         )
@@ -219,16 +224,6 @@ def _wish(params: FateZeroParams, source: Tokens, target: Tokens, run: Run) -> W
         threshold=params.threshold,
         smoothing=params.smooth_mask,
     )
-
-
-def _only_in(one: Tokens, other: Tokens) -> tuple[str, ...]:
-    """The words of one prompt that the other lacks; an article names nothing, though "a" may become "an"."""
-
-    def plain(word: str) -> str:
-        return word.strip(",.;:!?").lower()
-
-    known = {*ARTICLES, *(plain(word) for word, _ in other.words)}
-    return tuple(dict.fromkeys(plain(word) for word, _ in one.words if plain(word) not in known))
 
 
 def _notices(params: FateZeroParams, source: Tokens, target: Tokens, run: Run) -> None:

@@ -6,8 +6,9 @@ with the edit's values, and nothing need be kept: the source's queries and keys 
 network again at a kept latent.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -39,6 +40,11 @@ class Reading:
         heat = answer.reshape(*answer.shape[:2], *layer.grid)
         self.answers.append(heat.to(torch.promote_types(q.dtype, torch.float32)))
 
+    @property
+    def complete(self) -> bool:
+        """Whether every layer that is to be read was."""
+        return self.words is None or len(self.answers) == len(self.layers)
+
     def heat(self) -> Float[Tensor, "f columns h w"]:
         """The mean over the layers read and their heads."""
         return torch.stack(self.answers).mean(0)
@@ -54,6 +60,11 @@ class Seen:
 
 
 @final
+class SeenAll(Exception):
+    """Ends a call of the network from which nothing more is wanted."""
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Watch:
     """The rule of the source's call: plain attention, of which queries and keys of some layers are kept."""
@@ -62,6 +73,16 @@ class Watch:
     layers: frozenset[Layer]
     reading: Reading = Reading()
     seen: Seen = field(default_factory=Seen)
+    brief: bool = False
+    """Whether the call ends, by `SeenAll`, at the last layer that is looked at."""
+
+    def during(self, call: Callable[["Watch"], object]) -> None:
+        """Makes a call of the network as short as what is looked at allows.
+
+        The finest layers of the way up, which are the slowest, come last, and mostly are not looked at.
+        """
+        with suppress(SeenAll):
+            call(replace(self, brief=True))
 
     def __call__(
         self,
@@ -70,10 +91,16 @@ class Watch:
         k: Float[Tensor, "f heads k d"],
         v: Float[Tensor, "f heads k d"],
     ) -> Float[Tensor, "f heads q d"]:
-        """Answers plainly and remembers what was asked."""
+        """Answers plainly and remembers what was asked.
+
+        Raises:
+            SeenAll: the call is to be brief, and nothing more is wanted of it.
+        """
         if layer in self.layers:
             self.seen.queries[layer], self.seen.keys[layer] = q, k
         self.reading.read(layer, q, k)
+        if self.brief and self.reading.complete and len(self.seen.queries) == len(self.layers):
+            raise SeenAll
         return Attend(self.gather)(layer, q, k, v)
 
 

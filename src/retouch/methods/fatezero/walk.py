@@ -246,7 +246,9 @@ def _look(ladder: Ladder, scene: Scene, window: Window, gather: Gather, index: i
     if watch.layers or watch.reading.layers:
         rung = scene.schedule.steps - index - recipe.source_lag
         z = window.take(ladder.rungs[rung], scene.like)
-        scene.network.predict(z, hi.t, scene.texts.source, attention={"rule": watch})
+        watch.during(
+            lambda rule: scene.network.predict(z, hi.t, scene.texts.source, attention={"rule": rule})
+        )
     return watch
 
 

@@ -64,6 +64,28 @@ def test_layers_that_were_not_watched_stay_the_edits_own() -> None:
     assert torch.allclose(Fuse(GATHER, watch.seen)(SELF, q, k, v), own, atol=ROUNDING)
 
 
+def test_a_brief_call_ends_at_the_last_layer_that_is_looked_at_and_has_seen_the_same() -> None:
+    q, k, v = (random(3, 2, 6, 4, seed=n) for n in range(3))
+    late = Layer("up", "self", 1, 1, 8, (2, 3))
+    columns = torch.ones(6, 1, dtype=torch.float64)
+    ran = list[Layer]()
+
+    def network(rule: Watch) -> None:
+        for layer in (SELF, CROSS, late):
+            rule(layer, q, k, v)
+            ran.append(layer)
+
+    whole = Watch(GATHER, frozenset({SELF}), Reading(frozenset({CROSS}), columns))
+    network(whole)
+    assert ran == [SELF, CROSS, late]
+    ran.clear()
+    brief = Watch(GATHER, frozenset({SELF}), Reading(frozenset({CROSS}), columns))
+    brief.during(network)
+    assert ran == [SELF], "nothing is computed in the last layer beyond what was asked, nor after it"
+    assert brief.seen.queries[SELF] is q
+    assert torch.equal(brief.reading.heat(), whole.reading.heat())
+
+
 def test_reading_adds_up_the_map_over_words_and_means_over_heads_and_layers() -> None:
     columns = torch.tensor([[0.0, 1], [1, 0], [1, 0], [0, 0]], dtype=torch.float64)
     other = Layer("up", "cross", 1, 1, 8, (2, 3))
