@@ -14,8 +14,8 @@ After every stage the atlas is usable. Frames are taken in blocks, so memory doe
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, final
 
 import numpy as np
 import torch
@@ -52,7 +52,29 @@ TRUST: Final = 0.04
 """How much colours must speak against a matte before it moves: the weight of the mask's own word."""
 
 
-@artifact("atlas", version=1)
+@final
+@dataclass(frozen=True)
+class Deadline:
+    """Seconds after which no new stage is begun; 0 is never."""
+
+    seconds: float = 0.0
+
+    @property
+    def identity(self) -> str:
+        """The same for all: how long one waits does not decide what a finished atlas is."""
+        return "deadline"
+
+
+@final
+class OutOfTime(Exception):
+    """The deadline came before the last stage; what there is comes along, and a checkpoint of it is kept."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        super().__init__(atlas.stage)
+        self.atlas = atlas
+
+
+@artifact("atlas", version=2)
 def kept_atlas(
     video: Video,
     mattes: tuple[Mattes, ...],
@@ -60,10 +82,18 @@ def kept_atlas(
     settings: AtlasSettings,
     *,
     flow: Flow | None = None,
+    deadline: Deadline = Deadline(),
     run: Run,
 ) -> Atlas:
-    """Decompose a clip, or take the result from the store; a stopped run goes on after its last stage."""
-    return decompose(video, mattes, names, settings, flow=flow, run=run)
+    """Decompose a clip, or take the result from the store; a stopped run goes on after its last stage.
+
+    Raises:
+        OutOfTime: the deadline came before the last stage; nothing is kept but the checkpoint.
+    """
+    atlas = decompose(video, mattes, names, settings, flow=flow, deadline=deadline.seconds, run=run)
+    if atlas.stage != STAGES[-1]:
+        raise OutOfTime(atlas)
+    return atlas
 
 
 @torch.no_grad()
@@ -94,9 +124,9 @@ def decompose(
     """
     began = time.monotonic()
     atlas = None
-    for atlas in refinements(video, mattes, names, settings, flow=flow, run=run):
+    for better in refinements(video, mattes, names, settings, flow=flow, run=run):
+        atlas = better
         if deadline and time.monotonic() - began > deadline:
-            run.notice(f"stopped after the stage {atlas.stage!r}: {deadline:g} seconds are over")
             break
     assert atlas is not None
     return atlas

@@ -5,15 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import numpy as np
+
 from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte
-from retouch.atlas.decompose import kept_atlas
+from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
 from retouch.atlas.file import load_atlas
 from retouch.atlas.footage import AtlasSettings, blocks
 from retouch.errors import ParamsError
 from retouch.events import Notice
-from retouch.media.masks import each_mask
-from retouch.models.segment import Cutout, GrabCutSegmenter, Mark, MarkKind, Segmenter, parse_mark
+from retouch.media.masks import each_mask, read_masks
+from retouch.models.flow import Flow
+from retouch.models.segment import (
+    DEFAULT_OBJECT,
+    Cutout,
+    GrabCutSegmenter,
+    Mark,
+    MarkKind,
+    Segmenter,
+    parse_mark,
+)
 from retouch.run import Run
 from retouch.video import Video
 
@@ -37,9 +48,23 @@ def atlas_for(
     file: Path | None = None,
     masks: Sequence[Path] = (),
     marks: Sequence[Mark] = (),
+    segmenter: Segmenter | None = None,
+    flow: Flow | None = None,
     settings: AtlasSettings | None = None,
+    deadline: float = 0.0,
 ) -> Atlas:
     """Give the atlas of a clip: read it, or decompose the clip by masks or marks and keep the result.
+
+    Args:
+        video: The clip.
+        run: Progress, device, scratch space and the store.
+        file: An atlas that is there already; nothing else is looked at then.
+        masks: A mask file per object, front to back.
+        marks: What the objects are, if there are no masks.
+        segmenter: Who follows the marks; the default needs no weights.
+        flow: Where motion comes from; the default needs no weights.
+        settings: How to solve.
+        deadline: Seconds after which no new stage of solving is begun; the next attempt goes on. 0 is never.
 
     Raises:
         ArtifactError: the file is damaged or of another clip.
@@ -50,7 +75,7 @@ def atlas_for(
     if masks:
         objects = objects_from_files(video, masks, scratch=run.folder / "masks")
     elif marks:
-        objects = kept_objects(video, tuple(marks), run=run)
+        objects = kept_objects(video, tuple(marks), segmenter=segmenter, run=run)
         for warning in objects.warnings:
             run.emit(Notice(warning))
     else:
@@ -59,7 +84,14 @@ def atlas_for(
             hint="give an atlas file, a mask, or a box such as --box 40:120,80 400,300 with a stroke or two",
         )
     names = (*objects.names, BACKGROUND)
-    atlas = kept_atlas(video, objects.mattes, names, settings or AtlasSettings(), run=run)
+    settings = settings or AtlasSettings()
+    try:
+        atlas = kept_atlas(
+            video, objects.mattes, names, settings, flow=flow, deadline=Deadline(deadline), run=run
+        )
+    except OutOfTime as stopped:
+        run.notice(f"stopped after the stage {stopped.atlas.stage!r}: {deadline:g} seconds are over")
+        atlas = stopped.atlas
     return atlas.to(run.compute.torch_device())
 
 
@@ -95,6 +127,67 @@ def objects_from_cutout(cutout: Cutout) -> Objects:
             packed += [pack_matte(picture[0]) for picture in cutout.full(which, a, b)]
         mattes.append(Mattes.pack(packed, cutout.height, cutout.width))
     return Objects(cutout.names, tuple(mattes), cutout.warnings)
+
+
+def segmenter_named(name: str, run: Run) -> Segmenter | None:
+    """Give who follows objects: nothing for `grabcut`, which is the default, or `sam2:MODEL`.
+
+    Raises:
+        ParamsError: there is none of that name.
+        ModelNotFound: its model is not here.
+    """
+    kind, _, ref = name.partition(":")
+    if name == "grabcut":
+        return None
+    if kind != "sam2" or not ref:
+        raise ParamsError(
+            f"there is no segmenter {name!r}", hint="grabcut, or sam2:MODEL such as sam2:./folder"
+        )
+    from retouch.models.segment_sam2 import Sam2Segmenter
+
+    return run.load(ref, Sam2Segmenter)
+
+
+def flow_named(name: str, run: Run) -> Flow | None:
+    """Give where motion comes from: nothing for `dis`, which is the default, or `raft:MODEL`.
+
+    Raises:
+        ParamsError: there is none of that name.
+        ModelNotFound: its model is not here.
+    """
+    kind, _, ref = name.partition(":")
+    if name == "dis":
+        return None
+    if kind != "raft" or not ref:
+        raise ParamsError(f"there is no flow {name!r}", hint="dis, or raft:MODEL such as raft:./folder")
+    from retouch.models.flow_raft import RaftFlow
+
+    return run.load(ref, RaftFlow)
+
+
+def drawn_marks(texts: Sequence[str], video: Video) -> list[Mark]:
+    """Read whole masks drawn over single frames, each as `[NAME@]FRAME=PICTURE`; white is the object.
+
+    Raises:
+        ParamsError: a text is no such thing, or names no frame of the clip.
+        VideoError: a picture cannot be read, or is not as large as the clip.
+    """
+    marks = []
+    for text in texts:
+        head, equals, path = text.partition("=")
+        name, at, frame = head.rpartition("@")
+        if not (equals and path and frame.isdigit()) or (at and not name):
+            raise ParamsError(
+                f"the drawn mask {text!r} cannot be read", hint="write [NAME@]FRAME=PICTURE, as 40=mask.png"
+            )
+        if int(frame) >= len(video):
+            raise ParamsError(
+                f"a drawn mask is on frame {frame}; the clip has frames 0 to {len(video) - 1}",
+                hint="count frames from 0",
+            )
+        mask = np.array(read_masks(Path(path), video[int(frame) : int(frame) + 1])[0, 0])
+        marks.append(Mark("mask", int(frame), name=name or DEFAULT_OBJECT, drawn=mask))
+    return marks
 
 
 def marks_from(

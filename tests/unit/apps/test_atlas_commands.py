@@ -8,12 +8,16 @@ import click
 import cv2
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from retouch.apps.commands.atlas import atlas, mask
 from retouch.errors import ArtifactError, ModelNotFound, ParamsError, RetouchError
 from retouch.media.io import Encoding, read, write
 from retouch.media.masks import read_masks
+from retouch.media.pictures import write_picture
+from retouch.models.flow_raft import Raft, Widths
 from retouch.video import Video
 
 BOX = "2:18,14 64,58"
@@ -59,6 +63,48 @@ def test_a_mask_is_written_and_reads_back_as_one(clip: Path, tmp_path: Path) -> 
     assert masks[:, 0, :10].max() < 50
     assert len(read(tmp_path / "look.mp4")) == 5
     assert "exists" in str(refused(mask, clip, "--box", BOX, "-o", tmp_path / "mask.mkv"))
+
+
+def test_an_outline_and_a_drawn_mask_say_what_the_object_is(clip: Path, tmp_path: Path) -> None:
+    drawn = np.zeros((72, 96, 3), np.uint8)
+    cv2.circle(drawn, (41, 36), 18, (255, 255, 255), -1)  # as it lies in frame 3
+    write_picture(drawn, tmp_path / "drawn.png")
+    outline = "0:" + " ".join(
+        f"{32 + 18 * np.cos(a):.1f},{36 + 18 * np.sin(a):.1f}" for a in np.arange(0, 6.28, 0.3)
+    )
+    for name, marks in {
+        "outline": ("--polygon", outline),
+        "drawn": ("--drawn", f"disc@3={tmp_path / 'drawn.png'}"),
+        "both": ("--polygon", outline, "--drawn", f"3={tmp_path / 'drawn.png'}"),
+    }.items():
+        ran(mask, clip, *marks, "-o", tmp_path / f"{name}.mkv")
+        masks = read_masks(tmp_path / f"{name}.mkv", read(clip))
+        assert min(masks[t, 0, 36, 32 + 3 * t] for t in range(5)) > 200
+        assert masks[:, 0, :10].max() < 50
+    for text in (f"9={tmp_path / 'drawn.png'}", "drawn.png", "@3=drawn.png"):
+        assert isinstance(refused(mask, clip, "--drawn", text, "-o", tmp_path / "m.mkv"), ParamsError)
+
+
+def test_a_fit_within_a_deadline_is_an_atlas_that_the_next_fit_goes_on_from(
+    clip: Path, tmp_path: Path
+) -> None:
+    words = ("fit", clip, "--box", BOX, "--set", "steps=1", "--set", "gain=2")
+    ran(atlas, *words, "--deadline", "0.001", "-o", tmp_path / "soon.atlas")
+    assert "solved up to 'flow'" in ran(atlas, "show", tmp_path / "soon.atlas")
+    ran(atlas, *words, "-o", tmp_path / "whole.atlas")
+    assert "solved up to 'light'" in ran(atlas, "show", tmp_path / "whole.atlas")
+
+
+def test_a_fit_takes_its_flow_from_a_raft(clip: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = Raft(Widths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)).state_dict()
+    (tmp_path / "raft").mkdir()
+    save_file({name: 0.1 * value for name, value in weights.items()}, tmp_path / "raft" / "model.safetensors")
+    words = ("fit", clip, "--box", BOX, "--set", "steps=0", "--set", "gain=0", "--device", "cpu")
+    ran(atlas, *words, "--flow", f"raft:{tmp_path / 'raft'}", "-o", tmp_path / "raft.atlas")
+    ran(atlas, *words, "-o", tmp_path / "dis.atlas")
+    assert (tmp_path / "raft.atlas").read_bytes() != (tmp_path / "dis.atlas").read_bytes()
+    assert "no flow 'raftt:x'" in str(refused(atlas, *words, "--flow", "raftt:x", "-o", tmp_path / "a.atlas"))
 
 
 def test_fit_show_report_export(clip: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 
 from retouch.artifacts import Draft
 from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte, shares_of
-from retouch.atlas.decompose import STAGES, decompose, kept_atlas, refinements
+from retouch.atlas.decompose import STAGES, Deadline, OutOfTime, decompose, kept_atlas, refinements
 from retouch.atlas.footage import AtlasSettings, Footage, overlap
 from retouch.atlas.mapping import anisotropy, area
 from retouch.compute import Compute
 from retouch.errors import EmptyMask, VideoError
-from retouch.events import Event, Reused
+from retouch.events import Event, Reused, Started
 from retouch.run import Run
 from retouch.video import Video
 
@@ -115,6 +115,23 @@ def test_a_deadline_gives_the_atlas_of_the_last_stage_in_time(
 ) -> None:
     atlas = decompose(clip, mattes, NAMES, QUICK, deadline=1e-6, run=run)
     assert atlas.stage == "flow"
+
+
+def test_a_fit_that_ran_out_of_time_goes_on_the_next_time(
+    clip: Video, mattes: tuple[Mattes, ...], tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    run = Run.alone(tmp_path, compute=Compute(device="cpu"), listen=heard.append)
+    with pytest.raises(OutOfTime) as stopped:
+        kept_atlas(clip, mattes, NAMES, QUICK, deadline=Deadline(1e-6), run=run)
+    assert stopped.value.atlas.stage == "flow"
+    heard.clear()
+    whole = kept_atlas(clip, mattes, NAMES, QUICK, run=run)
+    assert whole.stage == STAGES[-1]
+    begun = [event.stage for event in heard if isinstance(event, Started)]
+    assert begun == [f"atlas: {stage}" for stage in STAGES[1:]]
+    again = kept_atlas(clip, mattes, NAMES, QUICK, deadline=Deadline(1e-6), run=run)
+    assert torch.equal(again.charts[0].texture, whole.charts[0].texture)
 
 
 def test_the_atlas_is_kept_for_the_next_time(clip: Video, mattes: tuple[Mattes, ...], tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from retouch.atlas.atlas import Atlas
     from retouch.media.encoding import Encoding
-    from retouch.models.segment import Segmenter
     from retouch.run import Run
 
 PATH = click.Path(path_type=Path)
@@ -35,6 +34,15 @@ def marking(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--stroke", multiple=True, help=f"A stroke over an object, {where} ..."),
         click.option("--polygon", multiple=True, help=f"An object's outline, {where} ..."),
         click.option("--outside", multiple=True, help=f"A stroke over what is not the object, {where} ..."),
+        click.option(
+            "--drawn", multiple=True, help="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is it."
+        ),
+        click.option(
+            "--segmenter",
+            default="grabcut",
+            show_default=True,
+            help="Who follows: grabcut, which needs no weights, or sam2:MODEL with a SAM 2 model.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -49,11 +57,6 @@ def marking(command: Callable[..., None]) -> Callable[..., None]:
     "--object", "name", default="", help="Which object, if several are marked; the first by default."
 )
 @click.option("--preview", type=PATH, help="Also write the clip with the object tinted, to look at.")
-@click.option(
-    "--segmenter",
-    default="grabcut",
-    help="grabcut, which needs no weights, or sam2:MODEL with a SAM 2 model.",
-)
 @FORCE
 def mask(
     clip: Path,
@@ -61,21 +64,22 @@ def mask(
     stroke: tuple[str, ...],
     polygon: tuple[str, ...],
     outside: tuple[str, ...],
+    drawn: tuple[str, ...],
+    segmenter: str,
     out: Path,
     name: str,
     preview: Path | None,
-    segmenter: str,
     *,
     force: bool,
 ) -> None:
-    """Follow an object from boxes and strokes on a few frames; write its mask.
+    """Follow an object from boxes, strokes, outlines or masks on a few frames; write its mask.
 
     \b
     retouch mask clip.mp4 --box "40:80,190 430,390" --stroke "40:200,350 210,356" -o mask.mkv
     """  # noqa: D301 - click reads the mark
     import numpy as np
 
-    from retouch.atlas.prepare import kept_objects, marks_from
+    from retouch.atlas.prepare import drawn_marks, kept_objects, marks_from, segmenter_named
     from retouch.media.drafts import check_free
     from retouch.media.io import read, write
     from retouch.models.segment import overlay
@@ -86,7 +90,8 @@ def mask(
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run() as run:
         video = read(clip, scratch=run.folder / "read")
-        objects = kept_objects(video, tuple(marks), segmenter=_segmenter(segmenter, run), run=run)
+        marks += drawn_marks(drawn, video)
+        objects = kept_objects(video, tuple(marks), segmenter=segmenter_named(segmenter, run), run=run)
         for warning in objects.warnings:
             run.notice(warning)
         if name and name not in objects.names:
@@ -105,20 +110,6 @@ def mask(
             click.echo(write(video.like(tinted), preview, force=force))
 
 
-def _segmenter(name: str, run: "Run") -> "Segmenter | None":
-    """Whoever follows the objects; nothing stands for the one that needs no weights."""
-    kind, _, ref = name.partition(":")
-    if name == "grabcut":
-        return None
-    if kind != "sam2" or not ref:
-        raise ParamsError(
-            f"there is no segmenter {name!r}", hint="grabcut, or sam2:MODEL such as sam2:./folder"
-        )
-    from retouch.models.segment_sam2 import Sam2Segmenter
-
-    return run.load(ref, Sam2Segmenter)
-
-
 @click.group()
 def atlas() -> None:
     """Fit, show, report, export and extend layered atlases."""
@@ -130,6 +121,18 @@ def atlas() -> None:
 @click.option("--mask", "masks", type=PATH, multiple=True, help="A mask a layer, front to back.")
 @click.option("-o", "--out", type=PATH, required=True, help="The atlas file.")
 @click.option("--set", "changes", multiple=True, help="A setting of the solver, as NAME=VALUE.")
+@click.option(
+    "--flow",
+    default="dis",
+    show_default=True,
+    help="Where motion comes from: dis, which needs no weights, or raft:MODEL with a RAFT model.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Seconds after which no new stage is begun; the same command goes on from there. 0 is never.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @FORCE
 def fit(
@@ -138,9 +141,13 @@ def fit(
     stroke: tuple[str, ...],
     polygon: tuple[str, ...],
     outside: tuple[str, ...],
+    drawn: tuple[str, ...],
+    segmenter: str,
     masks: tuple[Path, ...],
     out: Path,
     changes: tuple[str, ...],
+    flow: str,
+    deadline: float,
     device: str,
     *,
     force: bool,
@@ -148,7 +155,7 @@ def fit(
     """Decompose a clip into layers. Stopped and started again, it goes on where it was."""
     from retouch.atlas.file import save_atlas
     from retouch.atlas.footage import AtlasSettings
-    from retouch.atlas.prepare import atlas_for, marks_from
+    from retouch.atlas.prepare import atlas_for, drawn_marks, flow_named, marks_from, segmenter_named
     from retouch.fields import parse
     from retouch.media.drafts import check_free
     from retouch.media.io import read
@@ -158,7 +165,16 @@ def fit(
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run(device) as run:
         video = read(clip, scratch=run.folder / "read")
-        made = atlas_for(video, run, masks=masks, marks=marks, settings=settings)
+        made = atlas_for(
+            video,
+            run,
+            masks=masks,
+            marks=[*marks, *drawn_marks(drawn, video)],
+            segmenter=segmenter_named(segmenter, run),
+            flow=flow_named(flow, run),
+            settings=settings,
+            deadline=deadline,
+        )
         click.echo(save_atlas(made, out, force=force))
 
 

@@ -27,7 +27,7 @@ from retouch.atlas.edit import (
     render,
 )
 from retouch.atlas.file import texture_index
-from retouch.atlas.prepare import atlas_for, marks_from
+from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
 from retouch.errors import ParamsError
 from retouch.media.pictures import read_picture
 from retouch.methods.paint.spec import PaintParams
@@ -45,9 +45,12 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
             "nothing is painted",
             hint="take a frame out, paint on it, and give it: --keyframe 40=k40.png (or --texture)",
         )
-    marks = marks_from(box=params.box, stroke=params.stroke, outside=params.outside)
+    marks = marks_from(
+        box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside
+    ) + drawn_marks(params.drawn, video)
     masks = [params.mask] if params.mask else []
-    atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks)
+    segmenter = segmenter_named(params.segmenter, run) if marks else None
+    atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks, segmenter=segmenter)
 
     patches = painted(video, atlas, keys, pictures, params)
     frames = run.scratch("painted", video.frames.shape)

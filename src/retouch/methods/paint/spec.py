@@ -31,6 +31,17 @@ class PaintParams(Params):
     outside: tuple[str, ...] = Field(
         default=(), description="A stroke over what is not the object, as [NAME@]FRAME:x,y x,y ..."
     )
+    polygon: tuple[str, ...] = Field(
+        default=(), description="An object's outline, as [NAME@]FRAME:x,y x,y x,y ... Repeatable."
+    )
+    drawn: tuple[PictureAt, ...] = Field(
+        default=(),
+        description="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is the object. Repeatable.",
+    )
+    segmenter: str = Field(
+        default="grabcut",
+        description="Who follows the object: grabcut, which needs no weights, or sam2:MODEL.",
+    )
     atlas: Path | None = Field(default=None, description="An atlas made before, by `retouch atlas fit`.")
     mode: Literal["over", "delta", "replace"] = Field(
         default="over",

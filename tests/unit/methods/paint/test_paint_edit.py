@@ -63,6 +63,22 @@ def test_paint_on_one_frame_is_in_every_frame_and_nothing_else_changes(
     assert edited.figures["touched"] < 0.1
 
 
+def test_the_object_may_be_an_outline_or_a_drawn_mask(clip: Video, run: Run, tmp_path: Path) -> None:
+    drawn = np.zeros((72, 96, 3), np.uint8)
+    cv2.circle(drawn, (41, 36), 18, (255, 255, 255), -1)  # as it lies in frame 3
+    write_picture(drawn, tmp_path / "drawn.png")
+    shot = painted(clip, tmp_path)
+    square = "2:22,20 54,20 54,52 22,52"
+    for params in (
+        PaintParams(keyframe=(shot,), drawn=(f"disc@3={tmp_path / 'drawn.png'}",), layer="disc"),
+        PaintParams(keyframe=(shot,), polygon=(square,), layer="object"),
+    ):
+        edited = edit(clip, params, run)
+        assert np.abs(edited.video.frames[5, :, 36, 47].astype(int) - (20, 20, 250)).max() < 25
+    with pytest.raises(ParamsError, match="no segmenter 'sam'"):
+        edit(clip, PaintParams(keyframe=(shot,), polygon=(square,), segmenter="sam"), run)
+
+
 def test_a_second_edit_reuses_the_atlas(clip: Video, tmp_path: Path) -> None:
     heard: list[Event] = []
     run = Run.alone(tmp_path / "run", compute=Compute(device="cpu"), listen=heard.append)
