@@ -19,12 +19,15 @@ import numpy as np
 
 from retouch.errors import Cancelled, InputError, RetouchError
 from retouch.events import Listener, Notice, ignore
+from retouch.identity import identity
 from retouch.media.compare import sheet
 from retouch.media.io import read_picture, write_picture
 from retouch.metrics import Case, find, measure
 from retouch.metrics.alignment import Eyes
 from retouch.metrics.fidelity import Mask, changed
 from retouch.metrics.uncertainty import Interval, interval, paired
+from retouch.models.image import folder_identity
+from retouch.models.refs import resolve
 from retouch.registry import method
 from retouch.registry import methods as registered
 from retouch.run import Edited, Run
@@ -167,16 +170,17 @@ def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     rows = _kept(bench, folder)
     done = {(row.trial, row.contender) for row in rows}
-    clip = -1
+    clip, made = -1, dict[str, Edited]()
     for trial in trials(bench):
         if trial.number != clip:
             clip = trial.number
+            made.clear()
             shutil.rmtree(folder / "work", ignore_errors=True)  # what the runs of one clip shared
         missing = [name for name in contenders(bench) if (trial.name, name) not in done]
         if missing:
             listen(Notice(f"{trial.name}: {trial.clip.caption} -> {trial.target.caption}"))
         for name in missing:
-            row = _contend(bench, trial, name, folder, listen)
+            row = _contend(bench, trial, name, folder, made, listen)
             rows.append(row)
             with (folder / "rows.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(row)) + "\n")
@@ -267,9 +271,11 @@ TOLD = {"prompt", "first", "keyframe"}
 """Parameters that say what the clip should become; a method with one of them has a null edit."""
 
 
-def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Row:
+def _contend(
+    bench: Bench, trial: Trial, name: str, folder: Path, made: dict[str, Edited], listen: Listener
+) -> Row:
     try:
-        outcome = _outcome(bench, trial, name, folder, listen)
+        outcome = _outcome(bench, trial, name, folder, made, listen)
         figures = _figures(bench, trial, name, outcome)
     except Cancelled:
         raise
@@ -283,8 +289,14 @@ def _contend(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listen
     return Row(trial.name, trial.kind, name, figures, told=dict(outcome.figures))
 
 
-def _outcome(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listener) -> Edited:
-    """What a contender makes of a trial. Runs of one clip share a store, so that it is inverted once."""
+def _outcome(
+    bench: Bench, trial: Trial, name: str, folder: Path, made: dict[str, Edited], listen: Listener
+) -> Edited:
+    """What a contender makes of a trial.
+
+    Runs of one clip share a store, so that it is inverted once; a request that was made of it before, such
+    as a null edit under another kind of change, has its result in `made`.
+    """
     if name == SOURCE:
         return Edited(trial.clip.video)
     if name == TRUTH:
@@ -295,12 +307,18 @@ def _outcome(bench: Bench, trial: Trial, name: str, folder: Path, listen: Listen
     spec = method(name)
     with tempfile.TemporaryDirectory(prefix="retouch-bench-") as scratch:
         params = spec.fill(given(spec, told, Path(scratch), bench))
+        asked = identity((spec.name, params))
+        if asked in made:
+            return made[asked]
         run = Run.alone(folder / "work" / f"{trial.number:03}-{spec.name}", seed=bench.seed, listen=listen)
         run.folder.mkdir(parents=True, exist_ok=True)
         module, _, function = spec.edit.partition(":")
         edit = cast("Callable[[Video, object, Run], Edited]", getattr(import_module(module), function))
         with run.compute.settled():
-            return edit(trial.clip.video, params, run)
+            found = edit(trial.clip.video, params, run)
+        # A later run of the clip writes into the same files.
+        made[asked] = replace(found, video=found.video.like(np.array(found.video.frames)))
+        return made[asked]
 
 
 def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str, float]:
@@ -406,16 +424,41 @@ def settings_of(bench: Bench) -> dict[str, object]:
         "network": bench.network,
         "crop": bench.crop,
         "settings": {name: dict(values) for name, values in bench.settings.items()},
+        "weights": _weights(bench),
+        "methods": {name: _defaults(method(name)) for name in bench.methods},
     }
+
+
+def _weights(bench: Bench) -> str:
+    """The identity of the model, where a method is given it."""
+    told = any({"model", "prompt"} <= set(method(name).params.model_fields) for name in bench.methods)
+    return folder_identity(resolve(bench.model)) if told else ""
+
+
+def _defaults(spec: MethodSpec) -> str:
+    """What a method does when it is told nothing; rows from before a default changed are other rows."""
+    fields = spec.params.model_fields.items()
+    plain = {name: repr(info.get_default(call_default_factory=True)) for name, info in fields}
+    presets = {name: {key: repr(value) for key, value in sets.items()} for name, sets in spec.presets.items()}
+    return identity((plain, presets))
 
 
 def _kept(bench: Bench, folder: Path) -> list[Row]:
     path, lines = folder / "settings.json", folder / "rows.jsonl"
     settings = json.loads(json.dumps(settings_of(bench), default=str))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise InputError(
-            f"{folder} holds a bench with other settings", hint="choose another folder with --out"
-        )
+    now = settings["methods"]
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # A method that joins, or is left out this time, makes the rows of the others no worse.
+        known = before.get("methods", {})
+        settings["methods"] = {**settings["methods"], **known}
+        unlike = [key for key in settings if before.get(key) != settings[key] and key != "methods"]
+        unlike += [name for name in bench.methods if known.get(name, now[name]) != now[name]]
+        if unlike:
+            raise InputError(
+                f"{folder} holds a bench with other settings: {', '.join(unlike)}",
+                hint="choose another folder with --out",
+            )
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if not lines.exists():
         return []

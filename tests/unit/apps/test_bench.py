@@ -18,6 +18,7 @@ from retouch.apps.bench import (
     TRUTH,
     Bench,
     Row,
+    _kept,
     conclude,
     contact_sheet,
     differences,
@@ -28,6 +29,7 @@ from retouch.apps.bench import (
     trials,
 )
 from retouch.errors import InputError
+from retouch.events import Event, Started
 from retouch.media.io import read_picture
 from retouch.metrics.fidelity import CEILING_DB, Frames
 from retouch.params import Model, Params, Prompt, SourcePrompt
@@ -135,6 +137,36 @@ def test_rows_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     run_bench(SMALL, tmp_path)
     with pytest.raises(InputError, match="other settings"):
         run_bench(Bench(**{**SMALL.__dict__, "frames": 3}), tmp_path)
+
+
+def test_rows_from_before_a_default_changed_are_not_mixed_with_those_after(tmp_path: Path) -> None:
+    both = Bench(**{**SMALL.__dict__, "methods": (BASELINE, "paint"), "clips": 1, "kinds": ("colour",)})
+    _kept(both, tmp_path)
+    _kept(Bench(**{**both.__dict__, "methods": (BASELINE,)}), tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["methods"].keys() == {BASELINE, "paint"}
+    assert len(settings["weights"]) == 64
+    settings["methods"]["paint"] = "as it was last week"
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    _kept(Bench(**{**both.__dict__, "methods": (BASELINE,)}), tmp_path)
+    with pytest.raises(InputError, match="other settings: paint"):
+        _kept(both, tmp_path)
+    settings["weights"] = "of another training"
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="other settings: weights"):
+        _kept(Bench(**{**both.__dict__, "methods": (BASELINE,)}), tmp_path)
+
+
+def test_a_null_edit_is_made_once_a_clip_and_measured_for_every_kind(tmp_path: Path) -> None:
+    quick = {"steps": 1, "strength": 0.5}
+    bench = Bench(**{**SMALL.__dict__, "methods": (BASELINE,), "clips": 1, "settings": {BASELINE: quick}})
+    events: list[Event] = []
+    rows = run_bench(bench, tmp_path, listen=events.append)
+    nulls = [row for row in rows if row.contender == f"null edit: {BASELINE}"]
+    assert [row.kind for row in nulls] == ["colour", "object"]
+    key = "psnr-source@rgb8/32x32/2f"
+    assert nulls[0].figures[key] == nulls[1].figures[key] < CEILING_DB
+    assert sum(isinstance(event, Started) for event in events) == 3, "two edits and one null edit"
 
 
 def test_clip_direction_is_measured_where_there_are_eyes(tmp_path: Path) -> None:
