@@ -15,7 +15,7 @@ from fit import Fit, options
 from latents import Decoder, encoded, finished_autoencoder
 from pictures import held_out, prepared
 from torch import Tensor
-from train_vae import COUNTS, batch, reconstruction_loss
+from train_vae import COUNTS, SQUARED_AT_LAST, batch, reconstruction_loss
 
 NOISE: Final = 0.02
 """On the latents, so that the decoder forgives a sample's small errors."""
@@ -51,12 +51,13 @@ def train(
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
-        pixels, weight = batch(sets, fit, generator)
+        fit.settle(images)
+        pixels, weight = batch(sets, fit, generator, fine=True)
         with torch.no_grad():
             z = vae.quant_conv(vae.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
         z = z + NOISE * torch.randn(z.shape, generator=generator).to(z.device)
         out = fit.network(z.bfloat16()).float()
-        return reconstruction_loss(out, pixels, weight), len(pixels)
+        return reconstruction_loss(out, pixels, weight, squared=SQUARED_AT_LAST), len(pixels)
 
     def figures() -> dict[str, float]:
         return {"plain": round(psnr(vae, plain), 2), "every": round(psnr(vae, every), 2)}

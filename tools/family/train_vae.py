@@ -25,15 +25,17 @@ COUNTS: Final = {"middle": 40_000, "full": 30_000}
 COARSE_IMAGES: Final = 80_000
 """After so many images training turns from a good start to the finish."""
 COARSE_RATE, FINE_RATE, LAST_RATE = 2e-3, 1e-3, 3e-4
+SQUARED_AT_LAST: Final = 12.0
+"""Weight of the squared error in the finish, when what is left to win are edges."""
 HOLD_WEIGHT: Final = 0.3
 """Of the distance to the latents that other networks were trained on."""
 
 
-def reconstruction_loss(out: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+def reconstruction_loss(out: Tensor, truth: Tensor, weight: Tensor, *, squared: float = 3.0) -> Tensor:
     """Absolute and squared error, weighted, and the error of 4 x 4 means, which hold colours."""
     error = (out - truth).abs()
     coarse = avg_pool2d(out - truth, 4).abs().mean()
-    return (weight * (error + 3 * error.square())).mean() + coarse
+    return (weight * (error + squared * error.square())).mean() + coarse
 
 
 def rate_at(images: int, end: int) -> float:
@@ -51,6 +53,7 @@ def autoencoder_loss(
     generator: torch.Generator,
     *,
     smooth: bool,
+    squared: float = 3.0,
     held: Tensor | None = None,
 ) -> Tensor:
     """The loss of one batch, pixels in [-1, 1]; `held` are latents to stay near."""
@@ -61,7 +64,7 @@ def autoencoder_loss(
     z = mean + (0.5 * logvar).exp() * noise
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     out = vae.decoder(vae.post_quant_conv(z.to(pixels.dtype))).float()
-    loss = reconstruction_loss(out, pixels.float(), weight) + KL_WEIGHT * divergence
+    loss = reconstruction_loss(out, pixels.float(), weight, squared=squared) + KL_WEIGHT * divergence
     if held is not None:
         loss = loss + HOLD_WEIGHT * (mean - held).square().mean()
     if smooth:
@@ -70,9 +73,12 @@ def autoencoder_loss(
     return torch.as_tensor(loss)
 
 
-def batch(sets: Sequence[Pictures], fit: Fit[N], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def batch(
+    sets: Sequence[Pictures], fit: Fit[N], generator: torch.Generator, *, fine: bool
+) -> tuple[Tensor, Tensor]:
     """Pixels in [-1, 1] and their weights, mirrored and recoloured at random."""
-    chosen = sets[int(torch.multinomial(torch.tensor([0.3, 0.7][: len(sets)]), 1, generator=generator))]
+    shares = torch.tensor([0.6, 0.4] if fine else [0.3, 0.7])
+    chosen = sets[int(torch.multinomial(shares[: len(sets)], 1, generator=generator))]
     rows = torch.randint(len(chosen), (BATCH,), generator=generator).numpy()
     pixels = torch.from_numpy(chosen.pixels[np.sort(rows)]).to(fit.device).float() / 127.5 - 1
     masks = torch.from_numpy(chosen.masks[np.sort(rows)]).to(fit.device).float() / 255
@@ -80,6 +86,8 @@ def batch(sets: Sequence[Pictures], fit: Fit[N], generator: torch.Generator) -> 
         pixels, masks = pixels.flip(-1), masks.flip(-1)
     if torch.rand((), generator=generator) < 0.15:
         pixels = pixels[:, torch.randperm(3, generator=generator)]
+    if fine:
+        return pixels, torch.ones_like(pixels[:, :1])
     scale = pixels.shape[-1] // masks.shape[-1]
     weight = 1 + masks[:, None].repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     return pixels, weight / weight.mean()
@@ -132,14 +140,22 @@ def train(
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
-        pixels, weight = batch(sets, fit, generator)
-        smooth = fit.images < COARSE_IMAGES and fit.step % 2 == 0
+        fine = fit.images >= COARSE_IMAGES
+        pixels, weight = batch(sets, fit, generator, fine=fine)
         held = None
         if anchor is not None:
             with torch.no_grad():
                 held = anchor.quant_conv(anchor.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
         fit.rate = rate_at(fit.images, images)
-        loss = autoencoder_loss(fit.network, pixels.bfloat16(), weight, generator, smooth=smooth, held=held)
+        loss = autoencoder_loss(
+            fit.network,
+            pixels.bfloat16(),
+            weight,
+            generator,
+            smooth=not fine and fit.step % 2 == 0,
+            squared=SQUARED_AT_LAST if fine else 3.0,
+            held=held,
+        )
         return loss, len(pixels)
 
     def figures() -> dict[str, float]:
