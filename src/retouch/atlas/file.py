@@ -31,6 +31,7 @@ from retouch.atlas.atlas import Atlas, Chart, Mattes
 from retouch.atlas.mapping import Mapping
 from retouch.atlas.textures import as_picture
 from retouch.errors import ArtifactError, InputError
+from retouch.media.exr import write_exr
 from retouch.video import Video
 
 FORMAT: Final = "retouch-atlas"
@@ -244,14 +245,15 @@ def texture_index(atlas: Atlas, name: str) -> int:
     return names.index(name)
 
 
-def export(atlas: Atlas, folder: Path, *, force: bool = False) -> list[Path]:
+def export(atlas: Atlas, folder: Path, *, force: bool = False, exr: bool = False) -> list[Path]:
     """Write textures, mattes and ST-maps as pictures that a compositor reads.
 
     An ST-map holds, for every pixel of a frame, where it lies in the texture: red is (x + 1/2) / width,
     green is
     1 - (y + 1/2) / height, so that it counts from the lower left as compositors do; blue is how much the
     frame
-    takes from this texture. All are 16-bit PNG. Textures are 8 bit, to be painted on.
+    takes from this texture. Both are 16-bit PNG, or with `exr` OpenEXR with all that floats hold, which
+    textures of thousands of texels need. Textures are 8-bit PNG, to be painted on.
 
     Raises:
         InputError: the folder holds files and `force` is not given.
@@ -266,17 +268,26 @@ def export(atlas: Atlas, folder: Path, *, force: bool = False) -> list[Path]:
         known = (chart.seen > 0.05).float()
         written.append(_write(folder / f"{name}.seen.png", _png8(as_picture(known))))
         written += [
-            _write(folder / "st" / name / f"{t:05d}.png", _packed16(st_map(atlas, index, t)))
+            _written(folder / "st" / name / f"{t:05d}", st_map(atlas, index, t), exr=exr)
             for t in range(chart.start, chart.stop)
         ]
     for layer, name in enumerate(atlas.names):
         for t in range(atlas.frames):
             share = atlas.shares(t, t + 1)[layer][0]
-            written.append(_write(folder / "mattes" / name / f"{t:05d}.png", _png16(share)))
+            written.append(_written(folder / "mattes" / name / f"{t:05d}", share, exr=exr))
     return written
 
 
-def st_map(atlas: Atlas, index: int, t: int) -> UInt16[np.ndarray, "h w 3"]:
+def _written(stem: Path, picture: Float[Tensor, "c h w"], *, exr: bool) -> Path:
+    """A picture for compositors: grey or in three colours."""
+    if not exr:
+        return _write(stem.with_suffix(".png"), _png16(picture))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    names = "RGB" if len(picture) == 3 else "Y"
+    return write_exr(stem.with_suffix(".exr"), dict(zip(names, picture.numpy(), strict=True)))
+
+
+def st_map(atlas: Atlas, index: int, t: int) -> Float[Tensor, "3 h w"]:
     """Give where each pixel of a frame lies in a chart's texture, as `export` says it."""
     chart = atlas.charts[index]
     part = chart.part(t, t + 1)
@@ -284,8 +295,7 @@ def st_map(atlas: Atlas, index: int, t: int) -> UInt16[np.ndarray, "h w 3"]:
     size = chart.texture.new_tensor([chart.texture.shape[2], chart.texture.shape[1]])[:, None, None]
     at = (part.uv(window) + 0.5) / size
     taken = torch.full_like(at[:, :1], float(chart.blend[t - chart.start]))
-    whole = window.paste(torch.cat([at[:, :1], 1 - at[:, 1:], taken], 1), atlas.height, atlas.width)
-    return (whole[0].clamp(0, 1) * 65535).round().int().permute(1, 2, 0).numpy().astype(np.uint16)
+    return window.paste(torch.cat([at[:, :1], 1 - at[:, 1:], taken], 1), atlas.height, atlas.width)[0]
 
 
 def _png8(picture: np.ndarray) -> bytes:

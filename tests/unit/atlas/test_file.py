@@ -4,13 +4,14 @@ import json
 import zipfile
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from retouch.atlas.atlas import Atlas
-from retouch.atlas.file import export, load_atlas, save_atlas, texture_index, texture_name
+from retouch.atlas.file import export, load_atlas, save_atlas, st_map, texture_index, texture_name
 from retouch.errors import ArtifactError, InputError
 from retouch.video import Video
 
@@ -118,6 +119,20 @@ def test_names_of_textures_lead_back_to_their_charts(atlas: Atlas) -> None:
         assert texture_index(atlas, texture_name(atlas, index)) == index
     with pytest.raises(InputError, match="no texture 'roof'"):
         texture_index(atlas, "roof")
+
+
+def test_openexr_holds_what_the_maps_hold(atlas: Atlas, tmp_path: Path) -> None:
+    export(atlas, tmp_path / "out", exr=True)
+    with av.open(str(tmp_path / "out" / "st" / "background" / "00003.exr")) as container:
+        frame = next(container.decode(video=0))
+    green, blue, red = (
+        np.frombuffer(bytes(plane), np.float32).reshape(frame.height, -1) for plane in frame.planes
+    )
+    index = next(i for i, c in enumerate(atlas.charts) if texture_name(atlas, i) == "background")
+    wanted = st_map(atlas, index, 3).numpy()
+    for found, truth in zip((red, green, blue), wanted, strict=True):
+        np.testing.assert_array_equal(found[:, : frame.width], truth)
+    assert len(list((tmp_path / "out" / "mattes" / "object").glob("*.exr"))) == atlas.frames
 
 
 def test_a_compositor_can_rebuild_the_layers_from_the_export(atlas: Atlas, tmp_path: Path) -> None:

@@ -234,13 +234,14 @@ def report(file: Path, clip: Path, *, as_json: bool) -> None:
 @atlas.command()
 @FILE
 @click.option("-o", "--out", type=PATH, required=True, help="The folder.")
+@click.option("--exr", is_flag=True, help="Write ST-maps and mattes as OpenEXR with floats; PNG has 16 bits.")
 @FORCE
-def export(file: Path, out: Path, *, force: bool) -> None:
+def export(file: Path, out: Path, *, exr: bool, force: bool) -> None:
     """Write textures, mattes and ST-maps as pictures, for a paint program or a compositor."""
     from retouch.atlas.file import export as write_out
     from retouch.atlas.file import load_atlas
 
-    written = write_out(load_atlas(file), out, force=force)
+    written = write_out(load_atlas(file), out, force=force, exr=exr)
     click.echo(f"{out}: {len(written)} pictures")
 
 
