@@ -130,6 +130,8 @@ class Bench:
     size: int = 64
     seed: int = 0
     model: str = "tiny:sd"
+    steps: int = 10
+    """Of every method that goes in steps, so that time is what they have alike."""
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Parameters a method, over its preset."""
     eyes: Eyes | None = None
@@ -207,7 +209,11 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
         InputError: a field that must be given is none that the bench knows to fill.
     """
     fields = spec.params.model_fields
-    values: dict[str, object] = dict(spec.presets.get(PRESETS[trial.kind], {}))
+    # A null edit is of no kind: it shows what a method does by itself.
+    null = trial.target is trial.clip
+    values: dict[str, object] = {} if null else dict(spec.presets.get(PRESETS[trial.kind], {}))
+    if "steps" in fields:
+        values["steps"] = bench.steps
     if "model" in fields and "first" in fields:
         values["model"] = "tiny:svd"
     elif "model" in fields and "prompt" in fields:
@@ -421,6 +427,7 @@ def settings_of(bench: Bench) -> dict[str, object]:
         "size": bench.size,
         "seed": bench.seed,
         "model": bench.model,
+        "steps": bench.steps,
         "network": bench.network,
         "crop": bench.crop,
         "settings": {name: dict(values) for name, values in bench.settings.items()},
@@ -495,7 +502,8 @@ def _introduction(bench: Bench, rows: Sequence[Row], keys: Sequence[str]) -> lis
     idle = [_name(key) for key in keys if find(_name(key)).rewards_doing_nothing]
     return [
         f"{clips} held-out clips of {bench.frames} frames at {bench.size} px, world seeds from {HELD_OUT}.",
-        f"Model `{bench.model}`, seed {bench.seed}. Means with 95 % bootstrap intervals over clips.",
+        f"Model `{bench.model}`, {bench.steps} steps, seed {bench.seed}.",
+        "Means with 95 % bootstrap intervals over clips.",
         "",
         "Columns: " + ", ".join(f"`{key}`" for key in keys) + ".",
         f"Doing nothing wins {', '.join(idle)}; read them beside the others.",

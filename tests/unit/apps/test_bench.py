@@ -44,6 +44,7 @@ class Worded(Params):
     prompt: Prompt
     source_prompt: SourcePrompt
     model: Model = "sd15"
+    strength: float = 0.5
     steps: int = 50
 
 
@@ -81,7 +82,7 @@ WORDED = MethodSpec(
     "",
     Worded,
     "x:edit",
-    presets={"shape": {"steps": 7}, "style": {"steps": 8}, "attribute": {}},
+    presets={"shape": {"strength": 0.7}, "style": {"strength": 0.8}, "attribute": {}},
 )
 
 
@@ -205,9 +206,17 @@ def test_the_box_holds_the_object_in_the_middle_frame_and_nothing_more(tmp_path:
 
 def test_settings_go_over_the_preset_that_belongs_to_the_kind(tmp_path: Path) -> None:
     shape = next(trial for trial in trials(SMALL) if trial.kind == "object")
-    assert given(WORDED, shape, tmp_path, SMALL)["steps"] == 7
-    told = Bench(**{**SMALL.__dict__, "settings": {"worded": {"steps": 3}}})
+    assert given(WORDED, shape, tmp_path, SMALL)["strength"] == 0.7
+    assert given(WORDED, shape, tmp_path, SMALL)["steps"] == SMALL.steps
+    told = Bench(**{**SMALL.__dict__, "settings": {"worded": {"strength": 0.3, "steps": 3}}})
+    assert given(WORDED, shape, tmp_path, told)["strength"] == 0.3
     assert given(WORDED, shape, tmp_path, told)["steps"] == 3
+
+
+def test_a_null_edit_is_of_no_kind_and_takes_no_preset(tmp_path: Path) -> None:
+    shape = next(trial for trial in trials(SMALL) if trial.kind == "object")
+    null = given(WORDED, replace(shape, target=shape.clip), tmp_path, SMALL)
+    assert "strength" not in null
 
 
 def test_a_null_edit_says_the_same_twice_and_names_the_object(tmp_path: Path) -> None:

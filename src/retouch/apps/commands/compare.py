@@ -117,6 +117,9 @@ def bench() -> None:
 @click.option("--frames", default=8, show_default=True, type=click.IntRange(2), help="Frames a clip.")
 @click.option("--size", default=64, show_default=True, type=click.IntRange(16), help="Pixels a side.")
 @click.option("--model", default="tiny:sd", show_default=True, help="The model of methods that take words.")
+@click.option(
+    "--steps", default=10, show_default=True, type=click.IntRange(1), help="Steps of methods that have them."
+)
 @click.option("--eyes", default="tiny:clip", show_default=True, help="CLIP for the direction; none without.")
 @click.option("--set", "settings", multiple=True, metavar="METHOD.NAME=VALUE", help="A method's parameter.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The methods' seed.")
@@ -138,6 +141,7 @@ def truth(
     frames: int,
     size: int,
     model: str,
+    steps: int,
     eyes: str,
     settings: tuple[str, ...],
     seed: int,
@@ -162,6 +166,7 @@ def truth(
         size=size,
         seed=seed,
         model=model,
+        steps=steps,
         settings=_settings(settings),
         eyes=seeing,
         network="" if eyes == "none" else eyes.replace(":", "-"),

@@ -36,7 +36,7 @@ class FateZeroParams(Params):
     negative_prompt: NegativePrompt = ""
     model: Model = "tiny:sd"
     steps: Steps = 20
-    guidance: Guidance = 5.0
+    guidance: Guidance = 2.5
     guide_from: Annotated[
         Literal["source", "nothing"],
         Field(
@@ -208,14 +208,6 @@ def word_window(text: str) -> tuple[str, tuple[float, float]]:
     return word, window
 
 
-_SHAPE = {
-    "cross_until": 0.5,
-    "self_until": 0.5,
-    "mask_self": True,
-    "attend": ("-1", "first"),
-    "attend_level": 0,
-}
-
 SPEC = MethodSpec(
     name="fatezero",
     title="FateZero",
@@ -224,9 +216,16 @@ SPEC = MethodSpec(
     edit="retouch.methods.fatezero.edit:edit",
     needs=("image",),
     presets={
-        "style": {"cross_until": 0.8, "self_until": 0.8, "alignment": "refine"},
-        "attribute": {"cross_until": 0.6, "self_until": 0.6, "blend": True},
-        "shape": {**_SHAPE, "blend": True},
+        "style": {"cross_until": 0.5, "self_until": 0.5, "alignment": "refine"},
+        "attribute": {"cross_until": 0.6, "self_until": 0.6, "blend": True, "keep_outside": True},
+        "shape": {
+            "cross_until": 0.3,
+            "self_until": 0.5,
+            "mask_self": True,
+            "blend": True,
+            "threshold": 0.4,
+            "keep_outside": True,
+        },
         "paper": {
             "model": "sd15",
             "steps": 50,
