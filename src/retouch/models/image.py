@@ -43,16 +43,6 @@ LEAST_SIGNAL: Final = 1e-7
 
 @final
 @dataclass(frozen=True)
-class Level:
-    """One step of a sampling schedule: from noise level `alpha` at timestep `t` down to `alpha_next`."""
-
-    t: int
-    alpha: float
-    alpha_next: float
-
-
-@final
-@dataclass(frozen=True)
 class Residuals:
     """What a control network adds to the UNet: one tensor per skip connection, one for the middle block."""
 
@@ -213,7 +203,7 @@ class StableDiffusion:
 
         Args:
             z: latents, noised to the level of `t`.
-            t: the timestep, from `sampling` or `timesteps`.
+            t: the timestep, from `timesteps`.
             text: one prompt for all frames (n d), or one per frame (f n d).
             attention: goes to every attention processor of this call (`cross_attention_kwargs`).
             residuals: from `Control.residuals`; add two for two controls.
@@ -290,20 +280,11 @@ class StableDiffusion:
         self._schedule.set_timesteps(steps)
         return [int(t) for t in self._schedule.timesteps]
 
-    def sampling(self, steps: int) -> list[Level]:
-        """The noise levels of an n-step sampling, noisiest first; each ends where the next begins."""
-        ts = self.timesteps(steps)
-        alphas = [self._alpha(t) for t in ts] + [self.final_alpha]
-        return [Level(t, here, there) for t, here, there in zip(ts, alphas[:-1], alphas[1:], strict=True)]
-
     # ---------------------------------------------------------------- inside
 
     @cached_property
     def _alphas(self) -> Float[Tensor, " t"]:
         return torch.clamp(self._schedule.alphas_cumprod.double(), min=LEAST_SIGNAL)
-
-    def _alpha(self, t: int) -> float:
-        return float(self._alphas[t])
 
     @property
     def _shift(self) -> float:

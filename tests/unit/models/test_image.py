@@ -124,9 +124,7 @@ def test_timesteps_are_those_of_diffusers(small_sd: Path, tmp_path: Path, spacin
     scheduler = DDIMScheduler(**{**_schedule(folder), "timestep_spacing": spacing})
     scheduler.set_timesteps(steps)
     assert model.timesteps(steps) == scheduler.timesteps.tolist()
-    levels = model.sampling(steps)
-    assert [level.alpha_next for level in levels[:-1]] == [level.alpha for level in levels[1:]]
-    assert levels[-1].alpha_next == float(model.alphas_cumprod[0])
+    assert model.final_alpha == float(model.alphas_cumprod[0])
 
 
 def test_a_schedule_that_ends_in_pure_noise_keeps_clean_latents_within_reach(
