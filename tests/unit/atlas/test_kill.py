@@ -78,7 +78,7 @@ def test_the_command_killed_after_every_checkpoint_ends_with_the_same_bytes(
 
     source = write(clip, tmp_path / "clip.mkv", encoding=Encoding(lossless=True))
     box = "4:30,12 90,60"
-    command = [sys.executable, "-m", "retouch", "atlas", "fit", str(source), "--box", box]
+    command = [str(Path(sys.executable).with_name("retouch")), "atlas", "fit", str(source), "--box", box]
     command += ["--set", "steps=2", "--device", "cpu", "--force", "-o"]
 
     def environment(name: str) -> dict[str, str]:
