@@ -5,7 +5,7 @@ a time.
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -53,14 +53,36 @@ class Framing:
         return pixels[..., : self.height, : self.width]
 
 
-def framing(video: Video, sd: StableDiffusion, size: Literal["model", "clip"]) -> Framing:
+@runtime_checkable
+class Sized(Protocol):
+    """What framing asks of a model, or of its configuration alone."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a latent."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """What height and width must be multiples of."""
+        ...
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the model edits a picture of this size."""
+        ...
+
+
+def framing(video: Video, sd: Sized, size: Literal["model", "clip"]) -> Framing:
     """Works at the size that the model was trained at, or at the clip's own with borders repeated to fit."""
+    return framed(video.height, video.width, sd, size)
+
+
+def framed(height: int, width: int, sd: Sized, size: Literal["model", "clip"]) -> Framing:
+    """As `framing`, for a clip of which only the size is known."""
     if size == "model":
-        inner = sd.working_size(video.height, video.width)
-        return Framing(video.height, video.width, inner, sd.factor, padded=False)
-    fits = (-(-side // sd.multiple) * sd.multiple for side in (video.height, video.width))
-    height, width = fits
-    return Framing(video.height, video.width, (height, width), sd.factor, padded=True)
+        return Framing(height, width, sd.working_size(height, width), sd.factor, padded=False)
+    tall, wide = (-(-side // sd.multiple) * sd.multiple for side in (height, width))
+    return Framing(height, width, (tall, wide), sd.factor, padded=True)
 
 
 @torch.no_grad()

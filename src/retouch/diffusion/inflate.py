@@ -142,7 +142,7 @@ class _Behind:
         self.block = block
 
     def __call__(self, module: Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:  # noqa: ARG002
-        return cast(Tensor, self.block(output))
+        return cast(Tensor, self.block.to(output.device)(output))  # a network that waits runs elsewhere
 
 
 def _fitting(attn1: Module, draw: torch.Generator) -> TemporalAttention:

@@ -247,6 +247,11 @@ def _swapped(unet: Module, name: str, weight: Tensor) -> Iterator[None]:
     except AttributeError:
         raise ModelMismatch(f"the model has no {name}", hint="tune this model anew") from None
     own = parameter.data
+    if own.is_meta:
+        raise ModelMismatch(
+            "a network whose layers wait in main memory one by one cannot take tuned weights",
+            hint="use --offload model",
+        )
     if own.shape != weight.shape:
         raise ModelMismatch(
             f"{name} is {tuple(weight.shape)}; the model has {tuple(own.shape)}", hint="tune anew"

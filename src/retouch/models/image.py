@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Final, Self, TypeVar, cast, final
+from typing import Final, Literal, Self, TypeVar, cast, final
 
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -31,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from retouch.compute import Compute
 from retouch.errors import InputError, ModelMismatch
+from retouch.models.image_shapes import working_size
 from retouch.models.refs import check_weights, read_config, read_index, resolve, weight_variant
 
 M = TypeVar("M", bound=Module)
@@ -77,11 +79,14 @@ class StableDiffusion:
         self.vae = vae
         self.scheduler_config = dict(scheduler_config)
         self._identity = identity
+        self._device: torch.device | None = None
         self._schedule = _ddim(self.scheduler_config)
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
         """Load the model that `ref` names, from this machine only.
+
+        With `compute.offload` the networks wait in main memory, where that is another than the device's.
 
         Raises:
             ModelNotFound: it is not here; the hint says how to get it.
@@ -90,14 +95,19 @@ class StableDiffusion:
         folder = resolve(ref)
         _check_layout(folder, ref)
         device, dtype = placed(compute)
-        return cls(
+        offload = "none" if compute is None or device.type == "cpu" else compute.offload
+        here = device if offload == "none" else torch.device("cpu")
+        made = cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            text_encoder=load_network(CLIPTextModel, folder / "text_encoder", device, dtype),
-            unet=load_network(UNet2DConditionModel, folder / "unet", device, dtype),
-            vae=load_network(AutoencoderKL, folder / "vae", device, dtype),
+            text_encoder=load_network(CLIPTextModel, folder / "text_encoder", here, dtype),
+            unet=load_network(UNet2DConditionModel, folder / "unet", here, dtype),
+            vae=load_network(AutoencoderKL, folder / "vae", here, dtype),
             scheduler_config=read_config(folder / "scheduler" / "scheduler_config.json", ref),
             identity=folder_identity(folder),
         )
+        if offload != "none":
+            made.let_wait(offload, device)
+        return made
 
     @classmethod
     def wrap(cls, pipe: StableDiffusionPipeline) -> Self:
@@ -109,6 +119,16 @@ class StableDiffusion:
             vae=pipe.vae,
             scheduler_config=pipe.scheduler.config,
         )
+
+    def let_wait(self, offload: Literal["model", "sequential"], device: torch.device) -> None:
+        """Lets networks wait in main memory until they are called on `device`: whole, or layer by layer."""
+        before = None
+        for network in (self.text_encoder, self.unet, self.vae):
+            if offload == "sequential":
+                cpu_offload(network, device)
+            else:
+                _, before = cpu_offload_with_hook(network, device, before)
+        self._device = device
 
     @property
     def identity(self) -> str:
@@ -123,8 +143,8 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet lies, and so where latents belong."""
-        return cast(torch.device, self.unet.device)
+        """Where the UNet runs, and so where latents belong."""
+        return self._device or cast(torch.device, self.unet.device)
 
     @property
     def factor(self) -> int:
@@ -143,9 +163,7 @@ class StableDiffusion:
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which to edit a picture of this size: short side native, aspect kept, sides fitting."""
-        scale = self.native / min(height, width)
-        sides = (max(1, round(side * scale / self.multiple)) * self.multiple for side in (height, width))
-        return cast(tuple[int, int], tuple(sides))
+        return working_size(height, width, self.native, self.multiple)
 
     # ---------------------------------------------------------------- words and pictures
 
@@ -156,7 +174,10 @@ class StableDiffusion:
         ids = self.tokenizer(
             prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
-        return cast(Tensor, self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state[0].float())
+        return cast(
+            Tensor,
+            self.text_encoder(ids.to(self._device or self.text_encoder.device)).last_hidden_state[0].float(),
+        )
 
     @torch.no_grad()
     def encode(
@@ -170,7 +191,7 @@ class StableDiffusion:
         self._check_size(pixels)
         latents = []
         for part in torch.split(pixels, FRAMES_AT_ONCE):
-            posterior = self.vae.encode(part.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(part.to(self._device or self.vae.device, self.vae.dtype)).latent_dist
             latents.append(posterior.mode() if generator is None else posterior.sample(generator))
         return (torch.cat(latents).float() - self._shift) * float(self.vae.config.scaling_factor)
 
@@ -183,7 +204,7 @@ class StableDiffusion:
         """As `decode`, for losses on pixels that must reach the latents."""
         unscaled = z / float(self.vae.config.scaling_factor) + self._shift
         parts = [
-            self.vae.decode(part.to(self.vae.device, self.vae.dtype)).sample
+            self.vae.decode(part.to(self._device or self.vae.device, self.vae.dtype)).sample
             for part in torch.split(unscaled, FRAMES_AT_ONCE)
         ]
         return torch.cat(parts).float().clamp(-1, 1)

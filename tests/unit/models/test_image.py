@@ -304,3 +304,19 @@ print("done")
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.stdout.strip().endswith("done"), ended.stderr
     assert socket.socket is not None
+
+
+@pytest.mark.parametrize("how", ["model", "sequential"])
+def test_networks_that_wait_until_they_are_called_give_the_same_numbers(small_sd: Path, how: str) -> None:
+    plain = StableDiffusion.from_pretrained(str(small_sd), CPU)
+    waiting = StableDiffusion.from_pretrained(str(small_sd), CPU)
+    waiting.let_wait("model" if how == "model" else "sequential", torch.device("cpu"))
+    assert how == "model" or all(parameter.is_meta for parameter in waiting.unet.parameters())
+    assert waiting.device == torch.device("cpu")
+    assert waiting.identity == plain.identity
+    z, words = latents(), plain.embed("x")
+    assert torch.equal(waiting.embed("x"), words)
+    assert torch.equal(waiting.predict(z, 500, words), plain.predict(z, 500, words))
+    pixels = plain.decode(z)
+    assert torch.equal(waiting.decode(z), pixels)
+    assert torch.equal(waiting.encode(pixels), plain.encode(pixels))

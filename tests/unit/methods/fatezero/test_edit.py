@@ -12,7 +12,7 @@ from retouch.diffusion.framing import framing
 from retouch.errors import Cancelled, EmptyMask, MethodError, ModelMismatch, ParamsError
 from retouch.events import Advanced, Event, Notice, Reused
 from retouch.media.io import write_picture
-from retouch.methods.fatezero.edit import edit
+from retouch.methods.fatezero.edit import edit, edit_with
 from retouch.methods.fatezero.spec import SPEC, FateZeroParams
 from retouch.models.image import StableDiffusion
 from retouch.run import Edited, Run
@@ -278,3 +278,26 @@ def test_tuned_weights_of_another_model_are_an_error(tmp_path: Path) -> None:
     save_tuned(Tuned({"nowhere.to_q.weight": torch.zeros(2, 2)}), tmp_path / "weights")
     with pytest.raises(ModelMismatch, match="nowhere"):
         edited(tmp_path, tuned=tmp_path / "weights")
+
+
+def test_a_network_whose_layers_wait_in_main_memory_is_edited_to_the_same_bytes(tmp_path: Path) -> None:
+    compute = Compute(device="cpu")
+    waiting = StableDiffusion.from_pretrained("tiny:sd", compute)
+    waiting.let_wait("sequential", torch.device("cpu"))
+    plain = edited(tmp_path / "a", clip(1), preset="shape").video.frames.copy()
+    filled, run = params("shape"), Run.alone(tmp_path / "b", compute=compute)
+    assert np.array_equal(edit_with(waiting, clip(1), filled, run).video.frames, plain)
+    hooked = [name for name, module in waiting.unet.named_modules() if "_hf_hook" in vars(module)]
+    assert hooked, "the layers still wait when the edit is over"
+    assert all(parameter.is_meta for parameter in waiting.unet.parameters())
+
+
+def test_tuned_weights_are_refused_where_layers_wait_one_by_one(tmp_path: Path) -> None:
+    from retouch.diffusion.tune import Tuned, save_tuned
+
+    sd = StableDiffusion.from_pretrained("tiny:sd", Compute(device="cpu"))
+    name = next(name for name, _ in sd.unet.named_parameters() if name.endswith("to_q.weight"))
+    save_tuned(Tuned({name: sd.unet.get_parameter(name).clone()}), tmp_path / "weights")
+    sd.let_wait("sequential", torch.device("cpu"))
+    with pytest.raises(ModelMismatch, match="cannot take tuned weights"):
+        edit_with(sd, clip(1), params(tuned=tmp_path / "weights"), Run.alone(tmp_path / "run"))

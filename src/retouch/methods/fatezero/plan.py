@@ -1,0 +1,59 @@
+"""What an edit will need, worked out from shapes before any weight is loaded."""
+
+from typing import Final
+
+from retouch.compute import Compute, Plan, in_words
+from retouch.diffusion.attention import Neighbours
+from retouch.diffusion.framing import FRAMES_AT_ONCE, framed
+from retouch.diffusion.windows import windows
+from retouch.diffusion.words import step_range
+from retouch.methods.fatezero.spec import FateZeroParams, reach
+from retouch.models.image_shapes import ImageShapes
+from retouch.models.refs import resolve
+
+NETWORK_LAYERS: Final = 90
+"""How many times the network's finest layer is there at once, with the source's queries and keys of a step;
+from measured peaks, 60 to 83."""
+AT_REST: Final = 4
+"""Bytes of a number of the latents that are kept."""
+
+
+def plan(frames: int, height: int, width: int, params: FateZeroParams, compute: Compute) -> Plan:
+    """Memory, network calls and disk of an edit.
+
+    Of models that are not of Stable Diffusion's layout nothing is said.
+
+    Raises:
+        ModelNotFound: the model is not on this machine.
+    """
+    sizes = ImageShapes.read(params.model)
+    if sizes is None:
+        return Plan(sum(path.stat().st_size for path in resolve(params.model).rglob("*.safetensors")))
+    number = compute.torch_dtype().itemsize
+    inner = framed(height, width, sizes, params.size).inner
+    neighbours = Neighbours(tuple(reach(text) for text in params.attend))
+    size, overlap = (frames, 0) if params.faithful else (params.window, params.overlap)
+    laid = windows(frames, size=size, overlap=overlap, anchors=neighbours.anchors(frames))
+    longest = max(len(window.frames) for window in laid)
+    at_once = max(
+        sizes.layer(longest, inner) * NETWORK_LAYERS, sizes.decoding(min(frames, FRAMES_AT_ONCE), inner)
+    )
+    ladder = (params.steps + 1) * sizes.latents(frames, inner) * AT_REST
+    found, carried = params.steps * params.fixed_point * len(laid), _calls(params) * len(laid)
+    notes = (
+        f"{len(laid)} windows of up to {longest} frames at {inner[1]}x{inner[0]}",
+        f"{found} network calls find the noise, kept ({in_words(ladder)}), and {carried} carry the edit",
+    )
+    tuning = (f"{params.tune_steps} steps of tuning, kept too",) if params.tune_steps else ()
+    return Plan((sizes.numbers + at_once) * number, notes=notes + tuning)
+
+
+def _calls(params: FateZeroParams) -> int:
+    """Network calls a window of the way down: two a step, and one about the source where it is looked at."""
+    looked = {
+        *step_range((params.self_from, params.self_until), params.steps),
+        *step_range((params.cross_from, params.cross_until), params.steps),
+    }
+    if params.blend and params.mask is None:
+        looked |= {*step_range((params.blend_from, params.blend_until), params.steps)}
+    return params.steps * (1 if params.guidance == 1 else 2) + len(looked)
