@@ -113,7 +113,7 @@ def _find(run: Keeper, kind: str, key: str, hint: object) -> object | None:
 @final
 @dataclass(frozen=True)
 class Entry:
-    """One kept artefact as `retouch cache list` shows it."""
+    """One kept artefact, or a piece of one that is being made, as `retouch cache list` shows it."""
 
     kind: str
     key: str
@@ -250,11 +250,25 @@ class ArtifactStore:
                 _remove(entry.folder)
                 left -= entry.size
                 removed.append(entry)
-        for stale in self.folder.glob("*/.*"):
-            with contextlib.suppress(FileNotFoundError):  # another process removes it just now
-                if now - stale.stat().st_mtime >= max(older_than, _DRAFT_LIFETIME):
-                    _remove(stale)
+        for draft in self.unfinished():
+            if now - draft.used >= max(older_than, _DRAFT_LIFETIME):
+                _remove(draft.folder)
+                removed.append(draft)
         return removed
+
+    def unfinished(self) -> list[Entry]:
+        """Checkpoints, what lies beside them, and half-written artefacts: work going on, or stopped.
+
+        Whether it goes on cannot be told, so that `prune` lets them live for an hour after their last step.
+        """
+        found = []
+        for path in self.folder.glob("*/.*"):
+            with contextlib.suppress(FileNotFoundError):  # another process removes it just now
+                files = [file.stat() for file in (path, *path.glob("*"))]
+                used = max(file.st_mtime for file in files)
+                size = sum(file.st_size for file in files[path.is_dir() :])
+                found.append(Entry(path.parent.name, path.name, path, size, used, used))
+        return found
 
     def draft(self, kind: str, key: str) -> "Draft":
         """The checkpoints of an artefact that is being made."""

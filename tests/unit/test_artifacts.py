@@ -323,7 +323,8 @@ def test_prune_leaves_work_in_progress_alone_and_removes_what_is_long_dead(tmp_p
     os.utime(store.draft("tree", KEY).path, (time.time() - OLD,) * 2)
     (dead := tmp_path / "tree" / ".dead.draft").mkdir()
     os.utime(dead, (time.time() - OLD,) * 2)
-    assert store.prune() == []
+    removed = {entry.folder for entry in store.prune()}
+    assert removed == {dead, store.draft("tree", KEY).path}
     assert [path.name for path in (tmp_path / "tree").iterdir()] == [store.draft("tree", "1" * 64).path.name]
 
 
@@ -333,3 +334,21 @@ def test_only_a_full_disk_is_told_as_one() -> None:
     assert told is not None
     assert str(told) == "/there cannot be written: No space left on device"
     assert "retouch resume" in told.hint
+
+
+def test_prune_counts_what_unfinished_work_left_beside_its_checkpoint(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    draft = store.draft("ladder", KEY)
+    draft.save({"done": torch.tensor(3)})
+    rungs = draft.path.with_suffix(".rungs")
+    rungs.write_bytes(bytes(1000))
+    assert {entry.folder for entry in store.unfinished()} == {draft.path, rungs}
+    assert store.prune() == []
+    assert rungs.exists(), "it may be in the making"
+    for path in (draft.path, rungs):
+        os.utime(path, (0, 0))
+    removed = store.prune()
+    assert sum(entry.size for entry in removed) > 1000
+    assert not rungs.exists()
+    assert not draft.path.exists()
+    assert store.unfinished() == []

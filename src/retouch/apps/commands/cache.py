@@ -31,6 +31,8 @@ def list_(*, as_json: bool) -> None:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         click.echo(f"{entry.kind:16} {entry.key[:12]}  {in_words(entry.size):>10}  last used {used}")
     click.echo(f"{len(entries)} kept, {in_words(sum(entry.size for entry in entries))}", err=True)
+    if left := ArtifactStore(home() / "store").unfinished():
+        click.echo(f"unfinished work: {in_words(sum(entry.size for entry in left))}", err=True)
 
 
 @cache.command()
@@ -71,5 +73,9 @@ def prune(keep: str, older_than: float) -> None:
         bound = as_bytes(keep)
     except ValueError as error:
         raise ParamsError(f"--keep: {error}", hint="for example --keep 2GB") from None
-    removed = ArtifactStore(home() / "store").prune(keep_bytes=bound, older_than=older_than * 86400)
+    store = ArtifactStore(home() / "store")
+    removed = store.prune(keep_bytes=bound, older_than=older_than * 86400)
     click.echo(f"{len(removed)} removed, {in_words(sum(entry.size for entry in removed))} freed")
+    if left := store.unfinished():
+        size = in_words(sum(entry.size for entry in left))
+        click.echo(f"{size} of unfinished work stay; they go once it was left alone for an hour", err=True)
