@@ -10,14 +10,17 @@ The paper in four lines (Fan, Bhattad and Krishna 2024, https://arxiv.org/abs/24
 The rest is what clips need that are no 14 frames of 576 x 1024: `framing`, `windows`, and the `region`
 outside of which the source comes back untouched. `released` is what the authors' code does, to the letter.
 
-Two things are otherwise here, so that an edit that changes nothing gives the clip back: both conditions
-are made alike, and guidance leads away from the old first frame's condition instead of an empty one. And
-the inversion asks the network more than once a step, which makes it as exact as is wanted.
+Three things are otherwise here. An edit that changes nothing gives the clip back: both conditions are made
+alike, and guidance leads away from the old first frame's condition instead of an empty one. The inversion
+asks the network more than once a step, which makes it as exact as is wanted. And what optical flow can
+follow of the picture is held to it, pixel by pixel, so that the model draws what comes into view, and what
+is held leads it.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, final
 
 import cv2
@@ -33,7 +36,7 @@ from retouch.media.masks import read_masks
 from retouch.media.pictures import read_picture
 from retouch.methods.videoshop import released
 from retouch.methods.videoshop.framing import Framing, fitted
-from retouch.methods.videoshop.region import changed, follow, pasted
+from retouch.methods.videoshop.region import HALF, carried, changed, fetched, follow, pasted, trusted
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.statistics import (
     Normaliser,
@@ -45,7 +48,7 @@ from retouch.methods.videoshop.statistics import (
 )
 from retouch.methods.videoshop.walk import (
     Guess,
-    Lead,
+    Settled,
     drawn_then_same,
     invert,
     same_noise,
@@ -63,6 +66,8 @@ POOR_ROUND_TRIP: Final = 30.0
 """Decibels; below, the noise visibly does not hold the source, even before anything is edited."""
 FASTEST: Final = 30
 """Frames a second; faster clips were not among what Stable Video Diffusion was trained on."""
+SEAM: Final = 2.0
+"""Pixels over which what is held fades into what the model drew."""
 ENOUGH_OUTSIDE: Final = 0.1
 """The share of a window that must lie outside the region for its colours to be held by the source's."""
 
@@ -80,14 +85,15 @@ def edit_with(model: ImageToVideo, video: Video, params: VideoshopParams, run: R
     if params.faithful:
         return _as_released(video, params, model, run)
     pictures = _pictures(video, params)
-    mask = _mask(video, pictures, params, run)
+    followed = _followed(video, pictures, params, run)
+    mask = followed.region if params.mask is None else _given_mask(video, params.mask)
     if mask is not None and not mask.any():
         run.notice("the edited picture shows nothing new, so the clip stays as it is")
         return Edited(video, touched=mask.view(bool))
 
     framing = Framing.of(video.height, video.width, model.traits, params.short_side)
     laid = windows(len(video), sorted(pictures), model.traits, params.window, params.overlap)
-    task = Task(video, pictures, mask, framing, model, params, run)
+    task = Task(video, pictures, followed, mask, framing, model, params, run)
     result = run.scratch("edited", video.frames.shape)
     touched = None if mask is None else run.scratch("touched", mask.shape, np.bool_)
     shifts, round_trip, before = [], None, None
@@ -115,11 +121,26 @@ class Task:
 
     video: Video
     pictures: Mapping[int, UInt8[np.ndarray, "3 h w"]]
+    followed: "Followed"
     mask: UInt8[np.ndarray, "f 1 h w"] | None
     framing: Framing
     model: ImageToVideo
     params: VideoshopParams
     run: Run
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """What optical flow says of an edit, in files: nothing where it was not asked.
+
+    `region` is where the clip may change; `moved` are the source's frames with the edit moved along, and
+    `sure` where that is believed, 0 or 255.
+    """
+
+    region: UInt8[np.ndarray, "f 1 h w"] | None
+    moved: UInt8[np.ndarray, "f 3 h w"] | None
+    sure: UInt8[np.ndarray, "f 1 h w"] | None
 
 
 @final
@@ -165,6 +186,15 @@ class Noise:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Known:
+    """Edited latents of a window that are known before it is sampled, and where they are."""
+
+    latents: Float[Tensor, "g c h w"]
+    where: Bool[Tensor, "g 1 h w"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Carried:
     """A window's edited latents."""
 
@@ -191,10 +221,9 @@ def _carried(task: Task, window: Window, before: Left | None, *, check: bool) ->
         _say_round_trip(noise.round_trip, run)
     last = params.guidance if params.last_guidance is None else params.last_guidance
     down = Down(params.steps, params.strength, params.guidance, last, params.guide_from, params.normalise)
-    hands_over = before is not None and window.known > 0 and _alone(model)
-    known = before.latents[-window.known :] if before is not None and hands_over else None
-    carried = walked_down(noise, known, model, source, target, down, run=run)
-    coloured = _coloured(task, window, noise.latents, carried.latents)
+    known = _known(task, window, noise.latents.to(model.device), before) if _alone(model) else None
+    sampled = walked_down(noise, known, model, source, target, down, run=run)
+    coloured = _coloured(task, window, noise.latents, sampled.latents)
     return noise, Left(coloured, len(window.frames))
 
 
@@ -229,6 +258,20 @@ def _conditions(task: Task, window: Window, before: Left | None) -> tuple[Condit
     )
 
 
+def _known(task: Task, window: Window, source: Float[Tensor, "g c h w"], before: Left | None) -> Known | None:
+    """What the window before has edited, in front, and everywhere what flow can follow."""
+    latents, where = source, torch.zeros_like(source[:, :1], dtype=torch.bool)
+    if task.followed.moved is not None and task.followed.sure is not None:
+        moved = torch.tensor(task.followed.moved[window.slice], device=source.device).float() / 127.5 - 1
+        latents = task.model.encode(task.framing.there(moved)).to(source)
+        where = ~_reached(task, 255 - task.followed.sure[window.slice]).to(source.device)
+    if before is not None and window.known > 0:
+        ours = before.latents[-window.known :].to(source)
+        latents = torch.cat([ours, latents[window.known :]])
+        where = torch.cat([torch.ones_like(where[: window.known]), where[window.known :]])
+    return Known(latents, where) if where.any() else None
+
+
 @artifact("videoshop_noise", version=1)
 def walked_up(
     clip: Video, framing: Framing, model: ImageToVideo, source: Condition, up: Up, *, run: Run
@@ -249,10 +292,10 @@ def walked_up(
     return Noise(latents, ladder, _decibels(clean, back))
 
 
-@artifact("videoshop_latents", version=1)
+@artifact("videoshop_latents", version=2)
 def walked_down(
     noise: Noise,
-    known: Float[Tensor, "k c h w"] | None,
+    known: Known | None,
     model: ImageToVideo,
     source: Condition,
     target: Condition,
@@ -260,18 +303,20 @@ def walked_down(
     *,
     run: Run,
 ) -> Carried:
-    """Walks noise down to edited latents; the first `known` are given, and lead the rest."""
+    """Walks noise down to edited latents; what is `known` of them leads the rest."""
     latents, ladder = noise.latents.to(model.device), noise.ladder.to(model.device)
     taken = moments(latents, down.normalise)
     schedule = model.schedule(down.steps, down.strength, latents)
-    lead = None
+    settled = None
     if known is not None:
-        given = standardised(known.to(latents), taken.first(len(known)))
-        lead = Lead.of(ladder, ladder[0, : len(known)], given, schedule)
+        given = standardised(known.latents.to(latents), taken)
+        settled = Settled.of(ladder, given, known.where.to(latents.device), schedule)
     weights = torch.linspace(down.guidance, down.last_guidance, len(latents))
     away = source if down.guide_from == "source" else model.unconditional(target)
     against = away if bool((weights != 1).any()) else None
-    x = sample(model, ladder[-1], schedule, target, run=run, against=against, guidance=weights, lead=lead)
+    x = sample(
+        model, ladder[-1], schedule, target, run=run, against=against, guidance=weights, settled=settled
+    )
     return Carried(restored(x, taken))
 
 
@@ -294,15 +339,23 @@ def _outside(task: Task, window: Window) -> Bool[Tensor, "g 1 h w"] | None:
     """The latents that no pixel of the region reaches, for models that keep a latent a frame."""
     if task.mask is None or not _alone(task.model):
         return None
-    mask = torch.tensor(task.mask[window.slice]).float()
-    across = task.framing.there(mask.expand(-1, 3, -1, -1))[:, :1]
-    return max_pool2d(across, task.model.traits.latent_factor) <= 0
+    return ~_reached(task, task.mask[window.slice])
 
 
-def _shown(task: Task, window: Window, carried: Left) -> UInt8[np.ndarray, "f 3 h w"]:
-    """A window's edited frames, of the clip's size."""
-    decoded = task.model.decode(carried.latents.to(task.model.device), task.params.decode_at_once)
-    return task.video[window.slice].like(task.framing.back(decoded[: len(window.frames)])).frames
+def _reached(task: Task, mask: UInt8[np.ndarray, "g 1 h w"]) -> Bool[Tensor, "g 1 y x"]:
+    """The latents that a pixel of a mask reaches."""
+    across = task.framing.there(torch.tensor(mask).float().expand(-1, 3, -1, -1))[:, :1]
+    return max_pool2d(across, task.model.traits.latent_factor) > 0
+
+
+def _shown(task: Task, window: Window, left: Left) -> UInt8[np.ndarray, "f 3 h w"]:
+    """A window's edited frames, of the clip's size; what was held has the picture's own pixels."""
+    decoded = task.model.decode(left.latents.to(task.model.device), task.params.decode_at_once)
+    frames = task.video[window.slice].like(task.framing.back(decoded[: len(window.frames)])).frames
+    if task.followed.moved is None or task.followed.sure is None:
+        return frames
+    moved, sure = (np.asarray(part[window.slice]) for part in (task.followed.moved, task.followed.sure))
+    return pasted(moved, frames, sure, SEAM)
 
 
 def _lay(
@@ -331,25 +384,41 @@ def _pictures(video: Video, params: VideoshopParams) -> dict[int, UInt8[np.ndarr
     return {at: fitted(path, np.asarray(video.frames[at])) for at, path in given.items()}
 
 
-def _mask(
+def _given_mask(video: Video, path: Path) -> UInt8[np.ndarray, "f 1 h w"]:
+    """The user's own mask, 0 to 255."""
+    mask = read_masks(path, video)
+    if not mask.any():
+        raise EmptyMask(f"the mask {path.name} selects nothing", hint="paint white where the edit may reach")
+    return mask
+
+
+def _followed(
     video: Video, pictures: Mapping[int, UInt8[np.ndarray, "3 h w"]], params: VideoshopParams, run: Run
-) -> UInt8[np.ndarray, "f 1 h w"] | None:
-    """Where the clip may change, 0 to 255; nothing if everywhere."""
-    if params.mask is not None:
-        mask = read_masks(params.mask, video)
-        if not mask.any():
-            raise EmptyMask(
-                f"the mask {params.mask.name} selects nothing", hint="paint white where the edit may reach"
-            )
-        return mask
-    if params.region == "everywhere":
-        return None
+) -> Followed:
+    """Follows the pictures through the clip, for the region and for what is held, as far as either counts."""
+    finds, holds = params.mask is None and params.region == "found", params.hold == "flow"
+    if not finds and not holds:
+        return Followed(None, None, None)
+    alone = (len(video), 1, video.height, video.width)
+    region = run.scratch("region", alone) if finds else None
+    moved, sure = (
+        (run.scratch("moved", video.frames.shape), run.scratch("sure", alone)) if holds else (None,) * 2
+    )
     margin = round(min(video.height, video.width) * params.grow / 100)
     seeds = {at: changed(shown, np.asarray(video.frames[at]), margin) for at, shown in pictures.items()}
-    into = run.scratch("region", (len(video), 1, video.height, video.width))
-    if any(seed.any() for seed in seeds.values()):
-        follow(video, seeds, DisFlow(), into, run)
-    return into
+    if region is not None and not any(seed.any() for seed in seeds.values()):
+        return Followed(region, None, None)
+    for at, (start, place) in enumerate(follow(video, pictures, DisFlow(), run)):
+        if region is not None:
+            region[at, 0] = np.where(fetched(seeds[start].astype(np.float32), place) > HALF, 255, 0)
+        if moved is not None and sure is not None:
+            then, edited, now = (
+                np.ascontiguousarray(one.transpose(1, 2, 0))
+                for one in (video.frames[start], pictures[start], video.frames[at])
+            )
+            moved[at] = carried(then, edited, now, place).transpose(2, 0, 1)
+            sure[at, 0] = np.where(trusted(then, now, place), 255, 0)
+    return Followed(region, moved, sure)
 
 
 def _as_released(video: Video, params: VideoshopParams, model: ImageToVideo, run: Run) -> Edited:

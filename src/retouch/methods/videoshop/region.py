@@ -1,10 +1,14 @@
-"""Where an edit may reach: found from the two first frames, followed through the clip, softened."""
+"""Where an edit may reach, and what of it can be followed: found from the two first frames, by optical flow.
 
-from collections.abc import Mapping
+A pixel is followed by the place in the start's frame that it shows: so edges stay sharp however long the
+way, and whether the way is right can be seen from the source's own colours at both ends.
+"""
+
+from collections.abc import Collection, Iterator
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Num, UInt8
 
 from retouch.media.masks import grow
 from retouch.models.flow import Flow, warp
@@ -13,6 +17,9 @@ from retouch.video import Video
 
 # Less than a picture program's own compression changes, more than rounding does (levels of 255).
 NOTICEABLE = 10
+# The source's colours at both ends of a way that is believed, over 3 x 3 pixels (levels of 255).
+ALIKE = 40
+HALF = 0.5
 
 
 def changed(
@@ -25,28 +32,52 @@ def changed(
 
 
 def follow(
-    video: Video,
-    seeds: Mapping[int, Bool[np.ndarray, "h w"]],
-    flow: Flow,
-    into: UInt8[np.ndarray, "f 1 h w"],
-    run: Run,
-) -> None:
-    """Carries marked regions through a clip by its optical flow, each from its frame to the next seed.
+    video: Video, starts: Collection[int], flow: Flow, run: Run
+) -> Iterator[tuple[int, Float32[np.ndarray, "h w 2"]]]:
+    """Gives for every frame the start before it, and the place there that each pixel shows.
 
-    What is carried is, for every pixel, the place in the seed's frame that it shows: so the region's edge
-    stays sharp however long the way.
+    The way from frame to frame is put right at every step by the way from the start itself, so that nothing
+    drifts.
     """
-    height, width = into.shape[2:]
-    home = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
-    place, seed = home, np.zeros((height, width), np.uint8)
+    home = _home(video.height, video.width)
+    start, place = 0, home
     for step in run.steps("follow the region", range(len(video))):
         at = step.index
-        if at in seeds:
-            place, seed = home, seeds[at].astype(np.uint8) * 255
+        if at in starts:
+            start, place = at, home
         else:
             place = warp(place, flow.pair(_picture(video, at), _picture(video, at - 1)))
-        shown = cv2.remap(seed, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        into[at, 0] = np.where(shown > 127, 255, 0)
+            expected = fetched(_picture(video, start), place)
+            place = warp(place, flow.pair(_picture(video, at), expected))
+        yield start, place
+
+
+def fetched(
+    picture: Num[np.ndarray, "h w *c"], place: Float32[np.ndarray, "h w 2"]
+) -> Num[np.ndarray, "h w *c"]:
+    """Gives what a picture shows at each of the places."""
+    return np.asarray(cv2.remap(picture, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+
+def trusted(
+    then: UInt8[np.ndarray, "h w 3"], now: UInt8[np.ndarray, "h w 3"], place: Float32[np.ndarray, "h w 2"]
+) -> Bool[np.ndarray, "h w"]:
+    """Marks pixels that show now what their places showed then: neither uncovered, hidden nor lost."""
+    apart = np.abs(fetched(then, place).astype(np.float32) - now).max(axis=2)
+    height, width = place.shape[:2]
+    inside = (place >= 0).all(axis=2) & (place <= (width - 1, height - 1)).all(axis=2)
+    return np.asarray(inside & (cv2.blur(apart, (3, 3)) < ALIKE))
+
+
+def carried(
+    then: UInt8[np.ndarray, "h w 3"],
+    edited: UInt8[np.ndarray, "h w 3"],
+    now: UInt8[np.ndarray, "h w 3"],
+    place: Float32[np.ndarray, "h w 2"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Gives a frame with what was edited `then` in the place where it is `now`."""
+    new = (edited != then).any(axis=2).astype(np.float32)
+    return np.asarray(np.where(fetched(new, place)[..., None] > HALF, fetched(edited, place), now))
 
 
 def soft(mask: UInt8[np.ndarray, "h w"], feather: float) -> Float32[np.ndarray, "h w"]:
@@ -68,6 +99,10 @@ def pasted(
     weight = np.stack([soft(one[0], feather) for one in mask])[:, None]
     mixed = source + weight * (edited.astype(np.float32) - source)
     return np.asarray(np.round(mixed), np.uint8)
+
+
+def _home(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
 
 
 def _picture(video: Video, at: int) -> UInt8[np.ndarray, "h w 3"]:

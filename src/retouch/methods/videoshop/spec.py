@@ -67,6 +67,13 @@ class VideoshopParams(Params):
         Literal["none", "first_frame"],
         Field(description="Whether colours are matched, channel by channel, to the edited first frame."),
     ] = "first_frame"
+    hold: Annotated[
+        Literal["flow", "nothing"],
+        Field(
+            description="What of your picture is kept in later frames as you made it: what optical flow can "
+            "follow, so that the model draws only what comes into view, or nothing, as in the paper."
+        ),
+    ] = "flow"
     region: Annotated[
         Literal["found", "everywhere"],
         Field(

@@ -29,10 +29,6 @@ class Moments:
     mean: Float[Tensor, "#f #c 1 1"]
     std: Float[Tensor, "#f #c 1 1"]
 
-    def first(self, frames: int) -> "Moments":
-        """The same of the first frames alone."""
-        return Moments(self.mean[:frames], self.std[:frames])
-
 
 def moments(latents: Float[Tensor, "f c h w"], over: Normaliser) -> Moments:
     """Gives mean and deviation per clip, channel or frame; for "none" those that change nothing."""

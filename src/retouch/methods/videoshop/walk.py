@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retouch.artifacts import Draft
@@ -69,47 +69,47 @@ def sample(
     run: Run,
     against: Condition | None = None,
     guidance: float | Float[Tensor, " g"] = 1.0,
-    lead: "Lead | None" = None,
+    settled: "Settled | None" = None,
     stage: str = "sample",
 ) -> Latents:
-    """Walks down from noise; `lead` holds what the window before already knows of the first frames."""
-    x = model.held(x if lead is None else lead.put(x, 0), condition)
+    """Walks down from noise; what is `settled` already leads the rest."""
+    x = model.held(x if settled is None else settled.put(x, 0), condition)
     for at in run.steps(stage, schedule.down()):
         hi, lo = at.item
         velocity = model.predict(x, hi, condition, against=against, guidance=guidance)
         x = model.held(step(x, velocity, hi, lo), condition)
-        x = at.done(x if lead is None else lead.put(x, at.index + 1))
+        x = at.done(x if settled is None else settled.put(x, at.index + 1))
     return x
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Lead:
-    """Frames of a window that the one before has already edited, as samples at every level of the way down.
+class Settled:
+    """Latents that are known before a window is sampled, as samples at every level of the way down.
 
     They follow the source's own samples, moved by what the edit changed: so they carry the source's noise,
     and where nothing was edited they are the source's samples exactly.
     """
 
     samples: Float[Tensor, "n g c h w"]
+    where: Bool[Tensor, "g 1 h w"]
 
     @classmethod
     def of(
         cls,
         ladder: Float[Tensor, "n g c h w"],
-        source: Float[Tensor, "k c h w"],
-        edited: Float[Tensor, "k c h w"],
+        edited: Latents,
+        where: Bool[Tensor, "g 1 h w"],
         schedule: Schedule,
-    ) -> "Lead":
-        """Moves the first frames of a source's ladder by what the edit changed, at every level."""
+    ) -> "Settled":
+        """Moves a source's ladder to edited latents, at every level; they count where it says."""
         signal = torch.tensor([level.a for level in schedule.levels[schedule.start :]]).to(ladder)
-        change = signal[:, None, None, None, None] * (edited - source)
-        return cls(ladder.flip(0)[:, : len(edited)] + change)
+        change = signal[:, None, None, None, None] * (edited - ladder[0])
+        return cls(ladder.flip(0) + change, where)
 
     def put(self, x: Latents, index: int) -> Latents:
-        """Gives the sample after step `index` with the known frames in front."""
-        known = self.samples[index]
-        return torch.cat([known, x[len(known) :]])
+        """Gives the sample after step `index` with what is known in its place."""
+        return torch.where(self.where, self.samples[index], x)
 
 
 def same_noise(clean: Latents, x: Latents, lo: Level, hi: Level) -> Latents:

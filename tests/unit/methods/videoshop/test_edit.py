@@ -118,8 +118,9 @@ def test_the_clip_is_encoded_once_and_decoded_once(tmp_path: Path) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    # Beside the clip: either first frame as a condition, and the edited one for its colours.
-    assert seen == {"encoder": 5 + 3, "decoder": 5}
+    # Beside the clip: the clip with the edit moved along, either first frame as a condition, and the edited
+    # one for its colours.
+    assert seen == {"encoder": 5 + 5 + 3, "decoder": 5}
 
 
 def test_outside_the_region_the_source_comes_back_to_the_byte(tmp_path: Path) -> None:
@@ -198,6 +199,35 @@ def test_what_one_window_edits_the_next_starts_from(tmp_path: Path) -> None:
     assert relative(second[:2], source[len(first) - 2 : len(first)]) > 0.05
 
 
+def test_what_can_be_followed_keeps_the_pictures_own_pixels(tmp_path: Path) -> None:
+    video = clip()
+    held, free = (
+        edit(video, params(picture(video, tmp_path), hold=hold), alone(tmp_path / hold)).video.frames
+        for hold in ("flow", "nothing")
+    )
+    assert (held[0, :, 14:18, 22:26].transpose(1, 2, 0) == (250, 20, 60)).all()
+    for t in range(1, 5):  # the square moves up and to the left by a pixel a frame
+        seen = held[t, :, 14 - t : 18 - t, 22 - t : 26 - t].astype(int).mean(axis=(1, 2))
+        assert np.abs(seen - (250, 20, 60)).max() < 12
+        drawn = free[t, :, 14 - t : 18 - t, 22 - t : 26 - t].astype(int).mean(axis=(1, 2))
+        assert np.abs(drawn - (250, 20, 60)).max() > 40  # random weights cannot know
+
+
+def test_what_cannot_be_followed_is_left_to_the_model(tmp_path: Path) -> None:
+    video = clip()
+    frames = video.frames.copy()
+    frames[3:] = np.random.default_rng(1).permutation(frames[3:].ravel()).reshape(frames[3:].shape)
+    lost, results = Video(frames, video.fps), []
+    for hold in ("flow", "nothing"):
+        events: list[Event] = []
+        run = alone(tmp_path / hold, events)
+        edit(lost, params(picture(lost, tmp_path), region="everywhere", rescale="none", hold=hold), run)
+        results.append(latents_of(events, run)[0])
+    held, free = results
+    assert relative(held[1], free[1]) > 0.05
+    assert relative(held[4], free[4]) < 0.2 * relative(held[1], free[1])
+
+
 def test_a_later_picture_takes_over(tmp_path: Path) -> None:
     video = clip(8)
     later = f"4={picture(video, tmp_path, at=4, painted=False)}"
@@ -209,13 +239,13 @@ def test_a_later_picture_takes_over(tmp_path: Path) -> None:
 
 def test_a_given_mask_takes_the_place_of_the_found_one(tmp_path: Path) -> None:
     video, mask = clip(3), np.zeros((32, 48, 3), np.uint8)
-    mask[:, :8] = 255
+    mask[:, :24] = 255  # through the middle of the square
     write_picture(mask, tmp_path / "mask.png")
     edited = edit(
         video, params(picture(video, tmp_path), mask=tmp_path / "mask.png"), alone(tmp_path / "run")
     )
-    assert np.array_equal(edited.video.frames[..., 8:], video.frames[..., 8:])
-    assert (edited.video.frames[..., :8] != video.frames[..., :8]).any()
+    assert np.array_equal(edited.video.frames[..., 24:], video.frames[..., 24:])
+    assert (edited.video.frames[..., :24] != video.frames[..., :24]).any()
     write_picture(mask * 0, tmp_path / "mask.png", force=True)
     with pytest.raises(EmptyMask):
         edit(video, params(picture(video, tmp_path), mask=tmp_path / "mask.png"), alone(tmp_path / "run"))
@@ -308,7 +338,7 @@ def test_the_normalisers_and_guesses_are_choices_that_change_the_result(tmp_path
         {"picture_noise": 0.3},
     ]
     results = [
-        edit(video, params(first, region="everywhere", steps=3, **choice), run).video.frames
+        edit(video, params(first, region="everywhere", hold="nothing", steps=3, **choice), run).video.frames
         for choice in choices
     ]
     assert len({result.tobytes() for result in results}) == len(choices)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from retouch.methods.videoshop.region import changed, follow, pasted, soft
+from retouch.methods.videoshop.region import carried, changed, fetched, follow, pasted, soft, trusted
 from retouch.models.flow import DisFlow
 from retouch.run import Run
 from retouch.video import Video
@@ -45,19 +45,50 @@ def test_the_margin_is_in_pixels() -> None:
     assert changed(edited, source, 5).any(axis=0).sum() == changed(edited, source, 0).any(axis=0).sum() + 10
 
 
+def regions(video: Video, seeds: dict[int, np.ndarray], folder: Path) -> list[np.ndarray]:
+    ways = follow(video, seeds, DisFlow(), Run.alone(folder))
+    return [fetched(seeds[start].astype(np.float32), place) > 0.5 for start, place in ways]
+
+
 def test_a_region_follows_what_it_marks(tmp_path: Path) -> None:
-    video, into = moving(12), np.zeros((12, 1, 64, 96), np.uint8)
-    follow(video, {0: disc(60)}, DisFlow(), into, Run.alone(tmp_path))
+    shown = regions(moving(12), {0: disc(60)}, tmp_path)
     for t in (0, 5, 11):
-        true, got = disc(60 - 2 * t), into[t, 0] > 0
+        true, got = disc(60 - 2 * t), shown[t]
         assert (true & got).sum() / (true | got).sum() > OVERLAP
 
 
-def test_a_later_seed_takes_over(tmp_path: Path) -> None:
-    video, into = moving(6), np.zeros((6, 1, 64, 96), np.uint8)
-    follow(video, {0: disc(60), 3: np.zeros((64, 96), bool)}, DisFlow(), into, Run.alone(tmp_path))
-    assert into[2].any()
-    assert not into[3:].any()
+def test_a_later_start_takes_over(tmp_path: Path) -> None:
+    shown = regions(moving(6), {0: disc(60), 3: np.zeros((64, 96), bool)}, tmp_path)
+    assert shown[2].any()
+    assert not any(one.any() for one in shown[3:])
+
+
+def upright(video: Video, at: int) -> np.ndarray:
+    return np.ascontiguousarray(video.frames[at].transpose(1, 2, 0))
+
+
+def test_an_edit_is_carried_to_where_it_is_now(tmp_path: Path) -> None:
+    video = moving(8)
+    then, now = upright(video, 0), upright(video, 7)
+    edited = then.copy()
+    edited[disc(60)] = (255, 0, 0)
+    place = list(follow(video, {0}, DisFlow(), Run.alone(tmp_path)))[-1][1]
+    shown = carried(then, edited, now, place)
+    middle, far = cv2.erode(disc(46).astype(np.uint8), np.ones((5, 5))) > 0, ~disc(46)
+    assert (shown[middle] == (255, 0, 0)).all()
+    assert (shown[far] == now[far]).all(axis=1).mean() > 0.95
+
+
+def test_a_way_is_believed_where_the_source_shows_the_same_at_both_ends(tmp_path: Path) -> None:
+    video = moving(8)
+    hidden = video.frames.copy()
+    hidden[7, :, 20:40, 30:50] = 255 - hidden[7, :, 20:40, 30:50]  # something passes in front
+    seen = Video(hidden, video.fps)
+    place = list(follow(seen, {0}, DisFlow(), Run.alone(tmp_path)))[-1][1]
+    sure = trusted(upright(seen, 0), upright(seen, 7), place)
+    assert sure[:, :14].mean() > 0.95
+    assert sure[22:38, 32:48].mean() < 0.3
+    assert sure[:, -12:].mean() < 0.5  # this has come in over the edge since
 
 
 def test_softening_reaches_nothing_outside() -> None:

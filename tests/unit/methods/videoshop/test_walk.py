@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retouch.artifacts import Draft
 from retouch.diffusion.euler import renoise, velocity_of
-from retouch.methods.videoshop.walk import Lead, drawn_then_same, invert, same_noise, same_sample, sample
+from retouch.methods.videoshop.walk import Settled, drawn_then_same, invert, same_noise, same_sample, sample
 from retouch.models.image_to_video import Condition, Level, NoisePath, Schedule, StableVideo, Traits
 from retouch.run import Run
 
@@ -149,20 +149,22 @@ def test_a_held_frame_is_never_touched(tmp_path: Path) -> None:
     assert torch.equal(sample(model, ladder[-1], levels, held, run=run)[0], clean[0])
 
 
-def test_known_frames_lead_and_an_unchanged_lead_changes_nothing(tmp_path: Path) -> None:
+def test_what_is_settled_leads_and_what_is_unchanged_changes_nothing(tmp_path: Path) -> None:
     clean, run, model = drawn(0), Run.alone(tmp_path), Oracle()
     levels = schedule("edm")
     ladder = invert(
         model, clean, levels, Certain(clean), guess=drawn_then_same(drawn(1)), iterations=1, run=run
     )
-    same = Lead.of(ladder, clean[:2], clean[:2], levels)
-    assert relative(sample(model, ladder[-1], levels, Certain(clean), run=run, lead=same), clean) < EXACT
-    edited = clean[:2] + 1
-    led = sample(
-        model, ladder[-1], levels, Certain(clean), run=run, lead=Lead.of(ladder, clean[:2], edited, levels)
-    )
-    assert relative(led[:2], edited) < EXACT
-    assert relative(led[2:], clean[2:]) < EXACT
+    where = torch.zeros(3, 1, 5, 6, dtype=torch.bool)
+    where[:2] = where[2, :, :, 3:] = True
+    same = Settled.of(ladder, clean, where, levels)
+    back = sample(model, ladder[-1], levels, Certain(clean), run=run, settled=same)
+    assert relative(back, clean) < EXACT
+    edited = Settled.of(ladder, clean + 1, where, levels)
+    led = sample(model, ladder[-1], levels, Certain(clean), run=run, settled=edited)
+    everywhere = where.expand_as(clean)
+    assert relative(led[everywhere], clean[everywhere] + 1) < EXACT
+    assert relative(led[~everywhere], clean[~everywhere]) < EXACT
 
 
 def test_a_stopped_walk_goes_on_from_its_draft(tmp_path: Path) -> None:
