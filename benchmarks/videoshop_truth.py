@@ -52,6 +52,9 @@ PLAIN: Final = Variety(
 """What the embedded models know best."""
 SWINGS: Final = (0.15, 0.25)
 """How far to either side an object turns, in turns, where it does."""
+PICTURED: Final = (0, 5, 10)
+"""A colour on an object that hardly turns, a pattern on one that turns, another object behind one passing."""
+ROWS: Final = ("source", "true edit", "warped by flow", "videoshop, model alone", "videoshop")
 MODEL_ALONE: Final = {"region": "everywhere", "hold": "nothing"}
 FIGURES: Final = ("inside dB", "late dB", "unseen dB", "outside dB", "warp error x 1000")
 """Fidelity to the truth inside what it changed, in the second half of the clip, and where the first frame
@@ -68,14 +71,18 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--set", nargs="*", default=[], help="parameters of Videoshop, as name=value")
+    parser.add_argument("--sheet", type=Path, help="where to put a picture of some of the clips")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     model = AnyImageToVideo.from_pretrained(asked.model).model
     given = dict(pair.split("=", 1) for pair in asked.set)
-    found = [
-        (case, measured(case, model, given))
-        for case in cases(asked.clips, asked.first, asked.frames, asked.size)
-    ]
+    found, drawn = [], []
+    for number, case in enumerate(cases(asked.clips, asked.first, asked.frames, asked.size)):
+        shown = ways(case, model, given)
+        found.append((case, {way: figures(frames, case) for way, frames in shown.items()}))
+        drawn += [shown] if number in PICTURED else []
+    if asked.sheet:
+        write_sheet(drawn, asked.sheet)
     print(table(found))
     print()
     print(differences(found))
@@ -162,12 +169,12 @@ def unseen(clip: Clip) -> np.ndarray:
     return np.stack([~clip.flow(t, 0)[1] for t in range(len(clip.video))])
 
 
-def measured(case: Case, model: ImageToVideo, given: Mapping[str, object]) -> dict[str, Row]:
-    """The figures of one clip for each way."""
+def ways(case: Case, model: ImageToVideo, given: Mapping[str, object]) -> dict[str, Frames]:
+    """The result of each way on one clip."""
     source, truth = case.source.video.frames, case.truth.video.frames
     with tempfile.TemporaryDirectory() as name:  # one folder, so that the noise is found once for all ways
         run, first, same = Run.alone(Path(name)), truth[0], source[0]
-        shown = {
+        return {
             "source": source,
             "true edit": truth,
             "first frame repeated": np.repeat(truth[:1], len(truth), axis=0),
@@ -178,7 +185,13 @@ def measured(case: Case, model: ImageToVideo, given: Mapping[str, object]) -> di
             "videoshop, everywhere": carried(case, first, model, {**given, "region": "everywhere"}, run),
             "videoshop": carried(case, first, model, given, run),
         }
-    return {way: figures(frames, case) for way, frames in shown.items()}
+
+
+def write_sheet(drawn: Sequence[Mapping[str, Frames]], path: Path) -> None:
+    """Some clips, a row a way, every other frame a column, twice their size."""
+    rows = [shown[way][::2] for shown in drawn for way in ROWS]
+    sheet = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1)
+    write_picture(sheet.repeat(2, 1).repeat(2, 2).transpose(1, 2, 0).copy(), path, force=True)
 
 
 def warped(source: Frames, first: Frames) -> Frames:
