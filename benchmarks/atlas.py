@@ -381,17 +381,18 @@ def main() -> None:
         if given.only in ("", "small"):
             video, mattes, figures["small mask seconds"] = small_clip(given.clips)
             benchmark_clip("small", video, mattes, figures)
-        for name, frames, keys in (
-            ("car-turn", 70, (14, 40, 62)),
-            ("wolf", None, (20,)),
-            ("man-surfing", None, (37,)),
+        for name, frames, stickers in (
+            ("car-turn", 70, {14: (0.82, 0.545), 40: (0.71, 0.58), 62: (0.76, 0.57)}),
+            ("wolf", None, {20: (0.5, 0.65)}),
+            ("man-surfing", None, {37: (0.5, 0.65)}),
         ):
             if given.only in ("", name) and (given.clips / f"{name}.mp4").exists():
                 video, mattes, figures[f"{name} mask seconds"] = whole_clip(given.clips, name, frames)
                 atlas = benchmark_clip(name, video, mattes, figures)
                 figures[f"{name} peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 if given.sheets:
-                    sheet(atlas, video, [sticker(video, t) for t in keys], given.sheets / f"{name}.png")
+                    keys = [sticker(video, t, at) for t, at in stickers.items()]
+                    sheet(atlas, video, keys, given.sheets / f"{name}.png")
         if given.long:
             benchmark_memory(given.clips, (70, 280, 700), figures)
     for name, value in figures.items():

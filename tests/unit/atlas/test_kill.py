@@ -77,8 +77,15 @@ def test_the_command_killed_after_every_checkpoint_ends_with_the_same_bytes(
     from retouch.media.io import Encoding, write
 
     source = write(clip, tmp_path / "clip.mkv", encoding=Encoding(lossless=True))
-    box = "4:30,12 90,60"
-    command = [str(Path(sys.executable).with_name("retouch")), "atlas", "fit", str(source), "--box", box]
+    outline = "4:35,25 79,25 79,55 35,55"
+    command = [
+        str(Path(sys.executable).with_name("retouch")),
+        "atlas",
+        "fit",
+        str(source),
+        "--polygon",
+        outline,
+    ]
     command += ["--set", "steps=2", "--device", "cpu", "--force", "-o"]
 
     def environment(name: str) -> dict[str, str]:
