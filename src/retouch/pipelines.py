@@ -234,6 +234,7 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
             unet=self.unet,
             vae=self.vae,
             scheduler_config=self.scheduler.config,
+            device=torch.device(self._execution_device),
         )
         with TemporaryDirectory() as name:
             run = Run.alone(Path(name), seed=0 if generator is None else generator.initial_seed())

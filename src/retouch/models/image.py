@@ -71,15 +71,19 @@ class StableDiffusion:
         vae: AutoencoderKL,
         scheduler_config: Mapping[str, object],
         identity: str | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """Take the parts as they are; `from_pretrained` and `wrap` are the usual ways here."""
+        """Take the parts as they are; `from_pretrained` and `wrap` are the usual ways here.
+
+        `device` is where they run, if they lie elsewhere until they are called.
+        """
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.unet = unet
         self.vae = vae
         self.scheduler_config = dict(scheduler_config)
         self._identity = identity
-        self._device: torch.device | None = None
+        self._device = device
         self._schedule = _ddim(self.scheduler_config)
 
     @classmethod
@@ -118,6 +122,7 @@ class StableDiffusion:
             unet=pipe.unet,
             vae=pipe.vae,
             scheduler_config=pipe.scheduler.config,
+            device=torch.device(pipe._execution_device),
         )
 
     def let_wait(self, offload: Literal["model", "sequential"], device: torch.device) -> None:

@@ -41,7 +41,7 @@ class FateZeroParams(Params):
         Literal["source", "nothing"],
         Field(
             description="What guidance leads away from: the source prompt, so that what both prompts say "
-            "is left alone, or the negative prompt, as is common."
+            "is left alone, or the negative prompt, as is common, with a guidance near 7.5."
         ),
     ] = "source"
     fixed_point: FixedPoint = 3

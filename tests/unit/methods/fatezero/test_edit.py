@@ -81,7 +81,7 @@ def test_an_edit_to_the_same_prompt_is_the_inversions_round_trip_at_any_guidance
     tmp_path: Path, preset: str
 ) -> None:
     words = {"object_words": ["ball"], "new_words": ["ball"]} if preset != "style" else {}
-    same = {"prompt": SOURCE, "preset": preset, **words}
+    same = {"prompt": SOURCE, "preset": preset, "keep_outside": False, **words}
     weak = edited(tmp_path / "edit", **same, guidance=1.0).video.frames.astype(int)
     strong = edited(tmp_path / "edit", **same, guidance=7.5).video.frames.astype(int)
     loose = {"cross_until": 0.0, "self_until": 0.0, "blend": False, "mask_self": False}
