@@ -21,6 +21,8 @@ from retouch.video import Video
 POOR: Final = 22.0
 """dB below which a frame is not explained well enough for an edit to sit still on it."""
 STRETCHED: Final = 1.5
+FEWEST: Final = 100
+"""Pixels that a frame must show of a layer to have a stretch of its own."""
 LOOKED_AT: Final = 12
 """Frames, evenly over the clip, that one frame is propagated to."""
 
@@ -44,6 +46,9 @@ class LayerReport:
     """Share of the layer's pixels, over the clip, that this one frame reaches."""
     stretch: float
     """95th percentile of how many times longer than wide a painted disc becomes."""
+    stretched_frame: int
+    stretched: float
+    """The frame where the same figure is largest, and how large it is there."""
     folds: float
     """Share of visible pixels where the mapping folds."""
     seen: float
@@ -71,7 +76,8 @@ class Report:
                 f"{one.name}: {one.pictures} picture{'s' * (one.pictures > 1)}",
                 f"  explained   {one.explained:.1f} dB; worst frame {one.worst_frame} with {one.worst:.1f}",
                 f"  propagated  {one.propagated:.1f} dB, reaching {100 * one.reached:.0f} % of its pixels",
-                f"  stretch     {one.stretch:.2f} (95th percentile); folds {100 * one.folds:.2f} %",
+                f"  stretch     {one.stretch:.2f}; worst {one.stretched:.2f} in frame {one.stretched_frame}",
+                f"  folds       {100 * one.folds:.2f} %",
                 f"  seen        {100 * one.seen:.0f} % of its texels",
             ]
         return "\n".join([*lines, *self.sentences])
@@ -96,7 +102,7 @@ def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> Laye
     known = [t for t in range(atlas.frames) if np.isfinite(off[t])]
     worst = min(known, key=lambda t: off[t]) if known else 0
     found, reach = propagation(atlas, video, layer)
-    stretch, folds = _shape(atlas, layer)
+    stretch, stretched_frame, folds = _shape(atlas, layer)
     seen = sum(float((c.seen > 0.05).float().sum()) for c in charts) / sum(c.seen.numel() for c in charts)
     return LayerReport(
         name=atlas.names[layer],
@@ -108,6 +114,8 @@ def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> Laye
         propagated=found,
         reached=reach,
         stretch=stretch,
+        stretched_frame=stretched_frame[0],
+        stretched=stretched_frame[1],
         folds=folds,
         seen=seen,
     )
@@ -131,9 +139,9 @@ def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None
     return (psnr(squares / count) if count else float("nan")), count / max(whole, 1)
 
 
-def _shape(atlas: Atlas, layer: int) -> tuple[float, float]:
-    """The 95th percentile of the stretch of visible pixels, and the share of them that fold."""
-    stretches, folded, count = [], 0, 0
+def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
+    """The 95th percentile of the stretch of visible pixels, in all frames and in the worst one; the folds."""
+    stretches, worst, folded, count = [], (0, 1.0), 0, 0
     for chart in atlas.charts:
         if chart.layer != layer:
             continue
@@ -142,12 +150,18 @@ def _shape(atlas: Atlas, layer: int) -> tuple[float, float]:
             window = part.window()
             jacobian = part.jacobian(window)
             visible = window.cut(atlas.shares(a, b)[layer])[:, 0] > 0.05
-            values = anisotropy(jacobian)[visible]
+            stretch = anisotropy(jacobian)
+            values = stretch[visible]
             stretches.append(values[:: max(1, len(values) // 2000)].cpu())
+            for t, (one, seen) in enumerate(zip(stretch, visible, strict=True), a):
+                own = one[seen]
+                if len(own) >= FEWEST and chart.covers(t):
+                    found = float(own[:: max(1, len(own) // 2000)].quantile(0.95))
+                    worst = max(worst, (t, found), key=lambda pair: pair[1])
             folded += int((area(jacobian)[visible] <= 0).sum())
             count += int(visible.sum())
     together = torch.cat(stretches)
-    return (float(together.quantile(0.95)) if len(together) else 1.0), folded / max(count, 1)
+    return (float(together.quantile(0.95)) if len(together) else 1.0), worst, folded / max(count, 1)
 
 
 def _sentences(layers: Sequence[LayerReport], frames: int) -> list[str]:
@@ -168,9 +182,10 @@ def _sentences(layers: Sequence[LayerReport], frames: int) -> list[str]:
         elif one.reached < 0.7:
             share = f"{100 * one.reached:.0f} %"
             said.append(f"One frame shows only {share} of the {one.name}: paint several, or the texture.")
-        if one.stretch > STRETCHED:
+        if one.stretched > STRETCHED:
             said.append(
-                f"Parts of the {one.name} are stretched {one.stretch:.1f} times: fine detail blurs there."
+                f"Parts of the {one.name} are stretched {one.stretched:.1f} times around frame "
+                f"{one.stretched_frame}: paint there leans and fine detail blurs."
             )
         if one.folds > 0:
             said.append(f"The {one.name} folds in places: paint shows twice there.")

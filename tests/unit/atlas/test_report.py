@@ -42,3 +42,15 @@ def test_a_mapping_that_slides_propagates_worse(atlas: Atlas, clip: Video) -> No
         charts=(replace(chart, mapping=replace(chart.mapping, controls=sliding)), *atlas.charts[1:]),
     )
     assert propagation(worse, clip, 0, 4)[0] < propagation(atlas, clip, 0, 4)[0] - 2
+
+
+def test_the_frame_where_a_layer_is_stretched_most_is_named(atlas: Atlas, clip: Video) -> None:
+    index = next(i for i, c in enumerate(atlas.charts) if c.layer == 0 and c.covers(6))
+    chart = atlas.charts[index]
+    matrices = chart.mapping.matrices.clone()
+    matrices[6 - chart.start] @= torch.diag(torch.tensor([3.0, 1, 1])).to(matrices)
+    pulled = replace(chart, mapping=replace(chart.mapping, matrices=matrices))
+    report = examine(replace(atlas, charts=(*atlas.charts[:index], pulled, *atlas.charts[index + 1 :])), clip)
+    assert report.layers[0].stretched_frame == 6
+    assert 2 < report.layers[0].stretched < 6
+    assert any("times around frame 6" in sentence for sentence in report.sentences)
