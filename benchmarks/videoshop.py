@@ -147,6 +147,7 @@ def one_length(ref: str, frames: int, size: int, steps: int) -> dict[str, float]
             model=ref,
             first=first,
             region="everywhere",
+            hold="nothing",  # the walks alone: what is held cannot drift
             steps=steps,
             short_side=size,
             overlap=OVERLAP,

@@ -36,7 +36,7 @@ from retouch.media.masks import read_masks
 from retouch.media.pictures import read_picture
 from retouch.methods.videoshop import released
 from retouch.methods.videoshop.framing import Framing, fitted
-from retouch.methods.videoshop.region import HALF, carried, changed, fetched, follow, pasted, trusted
+from retouch.methods.videoshop.region import carried, changed, follow, followed, pasted, trusted
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.statistics import (
     Normaliser,
@@ -85,15 +85,15 @@ def edit_with(model: ImageToVideo, video: Video, params: VideoshopParams, run: R
     if params.faithful:
         return _as_released(video, params, model, run)
     pictures = _pictures(video, params)
-    followed = _followed(video, pictures, params, run)
-    mask = followed.region if params.mask is None else _given_mask(video, params.mask)
+    way = _followed(video, pictures, params, run)
+    mask = way.region if params.mask is None else _given_mask(video, params.mask)
     if mask is not None and not mask.any():
         run.notice("the edited picture shows nothing new, so the clip stays as it is")
         return Edited(video, touched=mask.view(bool))
 
     framing = Framing.of(video.height, video.width, model.traits, params.short_side)
     laid = windows(len(video), sorted(pictures), model.traits, params.window, params.overlap)
-    task = Task(video, pictures, followed, mask, framing, model, params, run)
+    task = Task(video, pictures, way, mask, framing, model, params, run)
     result = run.scratch("edited", video.frames.shape)
     touched = None if mask is None else run.scratch("touched", mask.shape, np.bool_)
     shifts, round_trip, before = [], None, None
@@ -410,7 +410,7 @@ def _followed(
         return Followed(region, None, None)
     for at, (start, place) in enumerate(follow(video, pictures, DisFlow(), run)):
         if region is not None:
-            region[at, 0] = np.where(fetched(seeds[start].astype(np.float32), place) > HALF, 255, 0)
+            region[at, 0] = np.where(followed(seeds[start], place), 255, 0)
         if moved is not None and sure is not None:
             then, edited, now = (
                 np.ascontiguousarray(one.transpose(1, 2, 0))

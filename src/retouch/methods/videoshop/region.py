@@ -46,9 +46,9 @@ def follow(
         if at in starts:
             start, place = at, home
         else:
-            place = warp(place, flow.pair(_picture(video, at), _picture(video, at - 1)))
+            place = _moved(place, flow.pair(_picture(video, at), _picture(video, at - 1)))
             expected = fetched(_picture(video, start), place)
-            place = warp(place, flow.pair(_picture(video, at), expected))
+            place = _moved(place, flow.pair(_picture(video, at), expected))
         yield start, place
 
 
@@ -59,14 +59,18 @@ def fetched(
     return np.asarray(cv2.remap(picture, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
+def followed(marked: Bool[np.ndarray, "h w"], place: Float32[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
+    """Marks the pixels whose places are marked; what has come in over the edge since is not."""
+    shown = fetched(marked.astype(np.float32), place) > HALF
+    return np.asarray(shown & _inside(place))
+
+
 def trusted(
     then: UInt8[np.ndarray, "h w 3"], now: UInt8[np.ndarray, "h w 3"], place: Float32[np.ndarray, "h w 2"]
 ) -> Bool[np.ndarray, "h w"]:
     """Marks pixels that show now what their places showed then: neither uncovered, hidden nor lost."""
     apart = np.abs(fetched(then, place).astype(np.float32) - now).max(axis=2)
-    height, width = place.shape[:2]
-    inside = (place >= 0).all(axis=2) & (place <= (width - 1, height - 1)).all(axis=2)
-    return np.asarray(inside & (cv2.blur(apart, (3, 3)) < ALIKE))
+    return np.asarray(_inside(place) & (cv2.blur(apart, (3, 3)) < ALIKE))
 
 
 def carried(
@@ -103,6 +107,21 @@ def pasted(
 
 def _home(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+
+
+def _moved(
+    place: Float32[np.ndarray, "h w 2"], flow: Float32[np.ndarray, "2 h w"]
+) -> Float32[np.ndarray, "h w 2"]:
+    """Fetches places from where the flow points; beyond the edge they go on as they are there."""
+    at = _home(*flow.shape[1:]) + flow.transpose(1, 2, 0)
+    most = np.array([flow.shape[2] - 1, flow.shape[1] - 1], np.float32)
+    return np.asarray(warp(place, flow) + at - np.clip(at, 0, most), np.float32)
+
+
+def _inside(place: Float32[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
+    height, width = place.shape[:2]
+    low, high = (place >= -HALF).all(axis=2), (place <= (width - HALF, height - HALF)).all(axis=2)
+    return np.asarray(low & high)
 
 
 def _picture(video: Video, at: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -155,7 +155,7 @@ def test_a_no_op_edit_comes_back_thirty_times_nearer_than_the_released_code_brin
     video, events = clip(), list[Event]()
     run = alone(tmp_path / "run", events)
     same = picture(video, tmp_path, painted=False)
-    edit(video, params(same, region="everywhere"), run)
+    edit(video, params(same, region="everywhere", hold="nothing"), run)
     model = loaded()
     source = model.encode(video.pixels())
     ours = relative(latents_of(events, run)[0], source)
@@ -178,7 +178,7 @@ def test_a_no_op_edit_survives_being_handed_from_window_to_window(tmp_path: Path
     video, events = clip(13), list[Event]()
     run = alone(tmp_path / "run", events)
     same = picture(video, tmp_path, painted=False)
-    edit(video, params(same, region="everywhere", window=6, overlap=2), run)
+    edit(video, params(same, region="everywhere", hold="nothing", window=6, overlap=2), run)
     source = loaded().encode(video.pixels())
     windows, start = latents_of(events, run), 0
     assert len(windows) == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from retouch.methods.videoshop.region import carried, changed, fetched, follow, pasted, soft, trusted
+from retouch.methods.videoshop.region import carried, changed, follow, followed, pasted, soft, trusted
 from retouch.models.flow import DisFlow
 from retouch.run import Run
 from retouch.video import Video
@@ -47,7 +47,7 @@ def test_the_margin_is_in_pixels() -> None:
 
 def regions(video: Video, seeds: dict[int, np.ndarray], folder: Path) -> list[np.ndarray]:
     ways = follow(video, seeds, DisFlow(), Run.alone(folder))
-    return [fetched(seeds[start].astype(np.float32), place) > 0.5 for start, place in ways]
+    return [followed(seeds[start], place) for start, place in ways]
 
 
 def test_a_region_follows_what_it_marks(tmp_path: Path) -> None:
@@ -61,6 +61,14 @@ def test_a_later_start_takes_over(tmp_path: Path) -> None:
     shown = regions(moving(6), {0: disc(60), 3: np.zeros((64, 96), bool)}, tmp_path)
     assert shown[2].any()
     assert not any(one.any() for one in shown[3:])
+
+
+def test_what_comes_in_over_the_edge_is_not_of_the_region(tmp_path: Path) -> None:
+    touching = np.zeros((64, 96), bool)
+    touching[20:44, 80:] = True
+    shown = regions(moving(8), {0: touching}, tmp_path)[7]  # it has moved by fourteen pixels
+    assert shown[24:40, 68:78].mean() > 0.9
+    assert shown[24:40, 86:].mean() < 0.5
 
 
 def upright(video: Video, at: int) -> np.ndarray:
