@@ -27,6 +27,10 @@ CLIPS: Final = 4_000
 FRAMES: Final = architecture.VIDEO_FRAMES
 RATE: Final = 12
 BATCH: Final = 4
+SPANS: Final = (2, 4, 8)
+"""Frames of a clip that the decoder sees together; shorter spans show it more clips."""
+DECODER_NOISE: Final = 0.05
+"""On the latents, so that the decoder forgives a sample's small errors."""
 SIGMA_MEAN, SIGMA_SPREAD = 0.0, 1.5
 """Of the logarithm of the noise in training. SVD has 0.7 and 1.6; the fewer latents a clip has, the less
 noise hides it.
@@ -125,13 +129,18 @@ def train_autoencoder(
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
         fit.settle(images)
-        row = int(torch.randint(len(latents), (), generator=generator))
-        truth = torch.tensor(pixels[row]).to(fit.device).float() / 127.5 - 1
-        wanted = torch.from_numpy(latents[row].astype(np.float32)).to(fit.device)
+        span = SPANS[fit.step % len(SPANS)]
+        rows = np.sort(torch.randint(len(latents), (FRAMES // span,), generator=generator).numpy())
+        start = int(torch.randint(FRAMES - span + 1, (), generator=generator))
+        truth = torch.tensor(pixels[rows, start : start + span]).flatten(0, 1).to(fit.device)
+        truth = truth.float() / 127.5 - 1
+        wanted = torch.tensor(latents[rows, start : start + span]).flatten(0, 1).to(fit.device).float()
         moments = fit.network.quant_conv(fit.network.encoder(truth.bfloat16())).float()
         mean, logvar = moments.chunk(2, 1)
-        flag = torch.zeros(1, FRAMES, device=fit.device, dtype=torch.bfloat16)
-        out = fit.network.decoder(wanted.bfloat16(), num_frames=FRAMES, image_only_indicator=flag).float()
+        given = mean if torch.rand((), generator=generator) < 0.5 else wanted
+        given = given + DECODER_NOISE * torch.randn(given.shape, generator=generator).to(given.device)
+        flag = torch.zeros(len(rows), span, device=fit.device, dtype=torch.bfloat16)
+        out = fit.network.decoder(given.bfloat16(), num_frames=span, image_only_indicator=flag).float()
         loss = l1_loss(out, truth) + 3 * mse_loss(out, truth) + mse_loss(mean, wanted)
         loss = loss + 1e-3 * (logvar + 12).square().mean()  # the mode is what counts; the spread stays small
         return loss, FRAMES

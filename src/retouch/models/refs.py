@@ -28,7 +28,7 @@ HUB = "hf:"
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 """What a download leaves out: files that run code when they are opened."""
 
-UNTRAINED = {"tiny:svd": "svd", "tiny:sd-canny": "sd15-canny", "tiny:ip": "sd15-ip"}
+UNTRAINED = {"tiny:sd-canny": "sd15-canny", "tiny:ip": "sd15-ip"}
 """Models of the embedded family that are not trained yet, with what stands for them in the catalogue."""
 
 

@@ -144,5 +144,5 @@ def test_a_member_of_the_family_without_weights_says_what_stands_for_it() -> Non
     assert set(UNTRAINED.values()) <= set(catalogue())
     assert not set(UNTRAINED) & set(embedded())
     with pytest.raises(ModelNotFound, match="no trained weights") as told:
-        resolve("tiny:svd")
-    assert "or svd" in told.value.hint
+        resolve("tiny:sd-canny")
+    assert "or sd15-canny" in told.value.hint
