@@ -218,7 +218,13 @@ SPEC = MethodSpec(
     needs=("image",),
     presets={
         "style": {"cross_until": 0.5, "self_until": 0.5, "alignment": "refine"},
-        "attribute": {"cross_until": 0.6, "self_until": 0.6, "blend": True, "keep_outside": True},
+        "attribute": {
+            "cross_until": 0.6,
+            "self_until": 0.6,
+            "blend": True,
+            "threshold": 0.15,
+            "keep_outside": True,
+        },
         "shape": {
             "cross_until": 0.3,
             "self_until": 0.5,
