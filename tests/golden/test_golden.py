@@ -51,6 +51,13 @@ def test_help_is_as_before_and_answers_at_once_without_torch(golden: Any) -> Non
     assert seconds < 2 * SECONDS
 
 
+def test_the_package_runs_as_a_module() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "retouch", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, f"retouch {retouch.__version__}\n"), ended.stderr
+
+
 def test_the_methods_are_listed_at_once_without_torch() -> None:
     ended, seconds = answer("methods")
     assert ended.returncode == 0, ended.stderr

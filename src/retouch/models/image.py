@@ -407,7 +407,7 @@ def weights_identity(parts: Mapping[str, Module], more: str) -> str:
     for part, module in sorted(parts.items()):
         for name, value in sorted(module.state_dict().items()):
             total.update(f"{part}.{name} {value.dtype} {tuple(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

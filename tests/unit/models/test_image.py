@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline
 
 from retouch.compute import Compute
 from retouch.errors import InputError, ModelMismatch
-from retouch.models.image import Control, StableDiffusion, resized
+from retouch.models.image import Control, StableDiffusion, resized, weights_identity
 
 SINGLE_PRECISION = 2e-5
 """A few units in the last place of float32 at values around 1, through a few layers."""
@@ -320,3 +320,10 @@ def test_networks_that_wait_until_they_are_called_give_the_same_numbers(small_sd
     pixels = plain.decode(z)
     assert torch.equal(waiting.decode(z), pixels)
     assert torch.equal(waiting.encode(pixels), plain.encode(pixels))
+
+
+def test_weights_are_told_apart_to_the_last_counter() -> None:
+    norm = torch.nn.BatchNorm2d(2)
+    before = weights_identity({"norm": norm}, "")
+    norm.register_buffer("num_batches_tracked", torch.tensor(1))
+    assert weights_identity({"norm": norm}, "") != before
