@@ -185,10 +185,9 @@ def ways(case: Case, model: ImageToVideo, given: Mapping[str, object]) -> dict[s
 
 
 def write_sheet(drawn: Sequence[Mapping[str, Frames]], path: Path) -> None:
-    """Some clips, a row a way, every other frame a column, twice their size."""
-    rows = [shown[way][::2] for shown in drawn for way in ROWS]
-    sheet = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1)
-    write_picture(sheet.repeat(2, 1).repeat(2, 2).transpose(1, 2, 0).copy(), path, force=True)
+    """Some clips side by side, a row a way, every other frame a column."""
+    rows = [np.concatenate([frame for shown in drawn for frame in shown[way][::2]], axis=2) for way in ROWS]
+    write_picture(np.concatenate(rows, axis=1).transpose(1, 2, 0).copy(), path, force=True)
 
 
 def warped(source: Frames, first: Frames) -> Frames:
