@@ -22,6 +22,7 @@ from typing import Final, TypeAlias, cast, final
 
 import numpy as np
 import torch
+from PIL import Image
 
 from retouch.errors import InputError
 from retouch.media.pictures import write_picture
@@ -54,6 +55,8 @@ SWINGS: Final = (0.15, 0.25)
 PICTURED: Final = (0, 5, 10)
 """A colour on an object that hardly turns, a pattern on one that turns, another object behind one passing."""
 ROWS: Final = ("source", "true edit", "warped by flow", "videoshop, model alone", "videoshop")
+SHADES: Final = 160
+"""Colours of the sheet: fewer bytes, and nothing that shows."""
 FIGURES: Final = ("inside dB", "late dB", "unseen dB", "outside dB", "warp error x 1000")
 """Fidelity to the truth inside what it changed, in the second half of the clip, and where the first frame
 does not show it (hidden then, or out of view); fidelity outside; and how far the result is from moving as
@@ -187,7 +190,8 @@ def ways(case: Case, model: ImageToVideo, given: Mapping[str, object]) -> dict[s
 def write_sheet(drawn: Sequence[Mapping[str, Frames]], path: Path) -> None:
     """Some clips side by side, a row a way, every other frame a column."""
     rows = [np.concatenate([frame for shown in drawn for frame in shown[way][::2]], axis=2) for way in ROWS]
-    write_picture(np.concatenate(rows, axis=1).transpose(1, 2, 0).copy(), path, force=True)
+    sheet = np.concatenate(rows, axis=1).transpose(1, 2, 0).copy()
+    Image.fromarray(sheet).quantize(SHADES, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def warped(source: Frames, first: Frames) -> Frames:
