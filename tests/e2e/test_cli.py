@@ -13,7 +13,7 @@ from command_line import Ended, Shell
 from retouch.media.io import read
 
 TINT = ("edit", "tint", "clip.mp4", "--steps", "3", "--quiet")
-SLOW = ("edit", "tint", "clip.mp4", "--steps", "40", "--pause", "0.05", "--quiet")
+SLOW = ("edit", "tint", "clip.mp4", "--steps", "40", "--pause", "0.1", "--quiet")
 
 
 def error_of(ended: Ended) -> tuple[str, str]:
@@ -231,7 +231,7 @@ def test_doctor_says_what_is_here(shell: Shell) -> None:
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(shell: Shell) -> None:
-    whole = shell(*(word if word != "0.05" else "0" for word in SLOW), "--json")
+    whole = shell(*(word if word != "0.1" else "0" for word in SLOW), "--json")
     assert whole.code == 0, whole.err
     shell("cache", "prune")
     child = shell.new(*SLOW)
