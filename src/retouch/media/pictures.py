@@ -109,6 +109,8 @@ def read_picture(path: Path | str) -> UInt8[np.ndarray, "h w channels"]:
     path = Path(path)
     check_file(path)
     with _picture(path) as picture:
+        if picture.mode == "F":
+            raise _in_floats(path)
         if _bits(path, picture) > 8:
             return _turned(_deep(path), picture.getexif().get(_ORIENTATION, 1))
         upright = ImageOps.exif_transpose(picture)
@@ -256,11 +258,13 @@ def _deep(path: Path) -> UInt8[np.ndarray, "h w channels"]:
         if frame is None:
             raise VideoError(f"{path} holds no picture", hint="The file is damaged; copy it again.")
         if "f16" in frame.format.name or "f32" in frame.format.name:
-            raise VideoError(
-                f"{path} holds floating-point numbers", hint="Save it with 8 or 16 bits a channel."
-            )
+            raise _in_floats(path)
         rgb, alpha = to_rgb(frame, matrix="rgb", full_range=True)
     return np.moveaxis(rgb if alpha is None else np.concatenate([rgb, alpha]), 0, -1).copy()
+
+
+def _in_floats(path: Path) -> VideoError:
+    return VideoError(f"{path} holds floating-point numbers", hint="Save it with 8 or 16 bits a channel.")
 
 
 def _turned(array: UInt8[np.ndarray, "h w channels"], orientation: int) -> UInt8[np.ndarray, "y x channels"]:

@@ -121,3 +121,9 @@ def test_damaged_pictures_are_refused_with_a_hint(content: bytes, tmp_path: Path
     with pytest.raises(VideoError) as caught:
         read_picture(tmp_path / "a.png")
     assert caught.value.hint
+
+
+def test_floats_are_refused_for_what_they_are(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 5), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(VideoError, match="floating-point"):
+        read_picture(tmp_path / "a.tif")
