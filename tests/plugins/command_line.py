@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import resource
 import subprocess
 import sys
@@ -72,7 +73,12 @@ class Shell:
         return Ended(os.waitstatus_to_exitcode(status), *words)
 
     def new(self, *arguments: object) -> "subprocess.Popen[str]":
-        """The installed command in a process that shares nothing with this one."""
+        """The installed command in a process that shares nothing with this one.
+
+        It hears an interrupt even where the tests themselves were started in the background, deaf to it.
+        """
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         plugins = str(Path(__file__).parent)
         return subprocess.Popen(
             [SCRIPT, *map(str, arguments)],
