@@ -3,8 +3,8 @@
 import gc
 import json
 import os
-import signal
 import resource
+import signal
 import subprocess
 import sys
 import traceback
