@@ -1,5 +1,6 @@
 """A run that is killed at any moment goes on to the same bytes as one that never was."""
 
+import json
 import os
 import random
 import signal
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Shell
+
+from retouch.media.io import read
 
 EDIT = ("edit", "tint", "clip.mp4", "--steps", "8", "--pause", "0.01", "--out", "out.mp4", "--quiet")
 
@@ -74,3 +77,45 @@ def test_a_process_of_its_own_killed_in_a_step_goes_on(shell: Shell, home: Path)
     (folder,) = shell.runs
     assert shell("resume", folder.name, "--quiet").code == 0
     assert (shell.folder / "out.mp4").read_bytes() == whole
+
+
+WORDS = (
+    "edit",
+    "fatezero",
+    "clip.mp4",
+    "--source-prompt",
+    "a red ball on grass",
+    "--prompt",
+    "a blue ball on grass",
+)
+TEXT = (*WORDS, "--preset", "style", "--steps", "8", "--out", "out.mkv", "--lossless", "--quiet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["invert", "edit"])
+def test_an_edit_by_words_killed_on_the_way_ends_with_the_same_frames(
+    shell: Shell, home: Path, stage: str
+) -> None:
+    assert shell(*TEXT).code == 0
+    whole = read(shell.folder / "out.mkv").digest
+    os.environ["RETOUCH_HOME"] = str(home / "second")
+    (shell.folder / "out.mkv").unlink()
+    child = shell.new(*TEXT)
+    while not reached(shell, stage, step=3):
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    (folder,) = shell.runs
+    assert shell("resume", folder.name, "--quiet").code == 0
+    assert read(shell.folder / "out.mkv").digest == whole  # a Matroska file carries a random number
+
+
+def reached(shell: Shell, stage: str, step: int) -> bool:
+    """Whether the one run that there is has come so far in a stage."""
+    told = [folder / "events.jsonl" for folder in shell.runs]
+    events = [
+        json.loads(line) for path in told if path.exists() for line in path.read_text().splitlines()[:-1]
+    ]
+    return any(e["event"] == "advanced" and stage in e["stage"] and e["done"] >= step for e in events)
