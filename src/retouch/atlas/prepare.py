@@ -136,13 +136,9 @@ def segmenter_named(name: str, run: Run) -> Segmenter | None:
         ParamsError: there is none of that name.
         ModelNotFound: its model is not here.
     """
-    kind, _, ref = name.partition(":")
-    if name == "grabcut":
+    ref = _model_named("segmenter", name, "grabcut", "sam2")
+    if ref is None:
         return None
-    if kind != "sam2" or not ref:
-        raise ParamsError(
-            f"there is no segmenter {name!r}", hint="grabcut, or sam2:MODEL such as sam2:./folder"
-        )
     from retouch.models.segment_sam2 import Sam2Segmenter
 
     return run.load(ref, Sam2Segmenter)
@@ -155,14 +151,24 @@ def flow_named(name: str, run: Run) -> Flow | None:
         ParamsError: there is none of that name.
         ModelNotFound: its model is not here.
     """
-    kind, _, ref = name.partition(":")
-    if name == "dis":
+    ref = _model_named("flow", name, "dis", "raft")
+    if ref is None:
         return None
-    if kind != "raft" or not ref:
-        raise ParamsError(f"there is no flow {name!r}", hint="dis, or raft:MODEL such as raft:./folder")
     from retouch.models.flow_raft import RaftFlow
 
     return run.load(ref, RaftFlow)
+
+
+def _model_named(what: str, name: str, without: str, kind: str) -> str | None:
+    """The model in `KIND:MODEL`; nothing for the one that goes without."""
+    if name == without:
+        return None
+    given, _, ref = name.partition(":")
+    if given != kind or not ref:
+        raise ParamsError(
+            f"there is no {what} {name!r}", hint=f"{without}, or {kind}:MODEL such as {kind}:./folder"
+        )
+    return ref
 
 
 def drawn_marks(texts: Sequence[str], video: Video) -> list[Mark]:

@@ -1,14 +1,12 @@
 """What a Stable Diffusion's configuration says of its sizes, before any weight is loaded."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast, final
 
-from safetensors import safe_open
-
-from retouch.models.refs import read_config, read_index, resolve, weight_variant
+from retouch.models.refs import numbers_in, read_config, read_index, resolve, weight_variant
 
 DECODER_LAYERS: Final = 16
 """How many times the decoder's narrowest layer, at full size, is there at once; from measured peaks."""
@@ -45,7 +43,7 @@ class ImageShapes:
         vae = cast("Mapping[str, Any]", read_config(folder / "vae" / "config.json", ref))
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         return cls(
-            numbers=sum(map(_count, _weight_files(folder))),
+            numbers=sum(map(numbers_in, _weight_files(folder))),
             factor=factor,
             multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
             native=int(unet["sample_size"]) * factor,
@@ -87,14 +85,3 @@ def _weight_files(folder: Path) -> list[Path]:
         for path in part.glob("*.safetensors")
         if (".fp16." in path.name) == (weight_variant(part) == "fp16")
     ]
-
-
-def _count(path: Path) -> int:
-    """How many numbers a file of weights holds, by its header alone."""
-    return sum(math.prod(shape) for shape in _shapes(path))
-
-
-def _shapes(path: Path) -> Iterator[list[int]]:
-    with safe_open(path, framework="pt") as stored:
-        for name in stored.keys():  # noqa: SIM118 - it is no mapping
-            yield stored.get_slice(name).get_shape()

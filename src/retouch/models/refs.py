@@ -8,6 +8,7 @@ only because somebody asked for it by name.
 
 import difflib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import final
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import safe_open
 
 from retouch.errors import DownloadRefused, ModelMismatch, ModelNotFound
 from retouch.places import home, offline
@@ -183,6 +185,21 @@ def weight_variant(folder: Path) -> str | None:
     """The variant (`fp16`) that a component's weight files carry in their name, if only that one is there."""
     names = [f.name for f in folder.glob("*.safetensors")]
     return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def numbers_in(path: Path) -> int:
+    """How many numbers a file of weights holds, by its header alone."""
+    with safe_open(path, framework="pt") as stored:
+        return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118 - it is no mapping
+
+
+def stored_bytes(ref: str) -> int:
+    """How many bytes the weights of the model that `ref` names take on disk.
+
+    Raises:
+        ModelNotFound: it is not on this machine.
+    """
+    return sum(path.stat().st_size for path in resolve(ref).rglob("*.safetensors"))
 
 
 def _is_path(ref: str) -> bool:

@@ -9,7 +9,7 @@ from retouch.diffusion.windows import windows
 from retouch.diffusion.words import step_range
 from retouch.methods.fatezero.spec import FateZeroParams, reach
 from retouch.models.image_shapes import ImageShapes
-from retouch.models.refs import resolve
+from retouch.models.refs import stored_bytes
 
 NETWORK_LAYERS: Final = 90
 """How many times the network's finest layer is there at once, with the source's queries and keys of a step;
@@ -28,7 +28,7 @@ def plan(frames: int, height: int, width: int, params: FateZeroParams, compute: 
     """
     sizes = ImageShapes.read(params.model)
     if sizes is None:
-        return Plan(sum(path.stat().st_size for path in resolve(params.model).rglob("*.safetensors")))
+        return Plan(stored_bytes(params.model))
     number = compute.torch_dtype().itemsize
     inner = framed(height, width, sizes, params.size).inner
     neighbours = Neighbours(tuple(reach(text) for text in params.attend))

@@ -6,7 +6,7 @@ from retouch.compute import Compute, Plan, in_words
 from retouch.diffusion.framing import FRAMES_AT_ONCE, framed
 from retouch.methods.tune_a_video.spec import TuneAVideoParams
 from retouch.models.image_shapes import ImageShapes
-from retouch.models.refs import resolve
+from retouch.models.refs import stored_bytes
 
 NETWORK_LAYERS: Final = 40
 """How many times the network's finest layer is there at once when it is asked."""
@@ -26,7 +26,7 @@ def plan(frames: int, height: int, width: int, params: TuneAVideoParams, compute
     """
     sizes = ImageShapes.read(params.model)
     if sizes is None:
-        return Plan(sum(path.stat().st_size for path in resolve(params.model).rglob("*.safetensors")))
+        return Plan(stored_bytes(params.model))
     number = compute.torch_dtype().itemsize
     inner = framed(height, width, sizes, params.size).inner
     learned = 0 if params.tuned else params.tune_steps

@@ -1,18 +1,15 @@
 """What an edit will need, worked out from shapes before any weight is loaded."""
 
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Final, cast
-
-from safetensors import safe_open
 
 from retouch.compute import Compute, Plan
 from retouch.methods.videoshop.framing import Framing
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.windows import windows
 from retouch.models.image_to_video import DECODED_BESIDE, steps_back, still_traits
-from retouch.models.refs import read_config, read_index, resolve
+from retouch.models.refs import numbers_in, read_config, read_index, resolve
 
 DECODER_LAYERS: Final = 11
 """How many times the decoder's narrowest layer, at full size, is there at once; from measured peaks."""
@@ -31,7 +28,7 @@ def plan(frames: int, height: int, width: int, params: VideoshopParams, compute:
     """
     folder = resolve(params.model)
     number = 4 if compute.torch_dtype().itemsize == 4 else 2
-    weights = sum(map(_count, folder.rglob("*.safetensors"))) * number
+    weights = sum(map(numbers_in, folder.rglob("*.safetensors"))) * number
     if read_index(folder, params.model).get("_class_name") != "StableVideoDiffusionPipeline":
         return Plan(weights)
     unet = read_config(folder / "unet" / "config.json", params.model)
@@ -57,14 +54,3 @@ def plan(frames: int, height: int, width: int, params: VideoshopParams, compute:
 
 def _widths(config: Mapping[str, object]) -> list[int]:
     return cast("list[int]", config["block_out_channels"])
-
-
-def _count(path: Path) -> int:
-    """How many numbers a file of weights holds, by its header alone."""
-    return sum(math.prod(shape) for shape in _shapes(path))
-
-
-def _shapes(path: Path) -> Iterator[list[int]]:
-    with safe_open(path, framework="pt") as stored:
-        for name in stored.keys():  # noqa: SIM118 - it is no mapping
-            yield stored.get_slice(name).get_shape()
