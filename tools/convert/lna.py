@@ -213,6 +213,7 @@ def read_checkpoint(path: Path) -> Trained:
     if not path.is_file():
         raise ModelNotFound(f"there is no {path}", hint="name the checkpoint or its folder")
     try:
+        # The authors ship pickles; of these only tensors are taken, and nothing in them is run.
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelMismatch(

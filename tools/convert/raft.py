@@ -31,6 +31,7 @@ def convert(checkpoint: Path, folder: Path, *, force: bool = False) -> Path:
     if goal.exists() and not force:
         raise InputError(f"{goal} exists", hint="choose another folder, or --force")
     try:
+        # The authors ship pickles; of these only tensors are taken, and nothing in them is run.
         read = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights = {name.removeprefix("module."): value.contiguous().clone() for name, value in read.items()}
         Raft(Widths.of(weights)).load_state_dict(weights)

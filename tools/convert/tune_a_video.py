@@ -70,6 +70,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
+        # The authors ship pickles; of these only tensors are taken, and nothing in them is run.
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelMismatch(
