@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import time
 import types
 import typing
@@ -137,18 +138,18 @@ class ArtifactStore:
             ArtifactError: it is there, but damaged or of another program.
         """
         folder = self._place(kind, key)
-        if not folder.is_dir():
-            return None
-        try:
-            manifest = self.check(folder)
-            tensors = _read_tensors(folder / _TENSORS)
-        except ArtifactError:
-            if not folder.is_dir():  # another process removed it just now
-                return None
-            raise
-        with contextlib.suppress(OSError):  # a store that may only be read serves as well
-            os.utime(folder)
-        return manifest["tree"], tensors
+        while (lies := _state(folder)) is not None:
+            try:
+                manifest = self.check(folder)
+                tensors = _read_tensors(folder / _TENSORS)
+            except ArtifactError:
+                if _state(folder) == lies:
+                    raise
+                continue  # another process removed or replaced it just now
+            with contextlib.suppress(OSError):  # a store that may only be read serves as well
+                os.utime(folder)
+            return manifest["tree"], tensors
+        return None
 
     def keep(self, kind: str, key: str, tree: object, tensors: Mapping[str, Tensor], *, version: int) -> Path:
         """Writes an artefact in one piece and says where it lies; a sound one that is there already stays.
@@ -184,8 +185,8 @@ class ArtifactStore:
         """Whether the artefact is in its place now, by our hands or those of another process."""
         try:
             draft.rename(folder)
-        except OSError:
-            if not folder.exists():
+        except OSError as error:
+            if error.errno not in _OCCUPIED and not folder.exists():
                 raise
             try:
                 self.check(folder)
@@ -437,7 +438,7 @@ def _read_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - it is no mapping
             seal = (stored.metadata() or {}).get("seal", "")
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:  # torch raises its own for no file
         raise ArtifactError(f"{path.name} cannot be read ({error})") from None
     if sealed and seal != identity(tensors):
         raise ArtifactError(f"{path.name} was changed")
@@ -455,6 +456,9 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, *, seal: str = "")
         raise OSError(code, os.strerror(code), str(path)) from None
 
 
+_OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""What a rename onto something that is there fails with, even if that is gone a moment later."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -471,6 +475,15 @@ def full_disk(error: OSError) -> ResourceError | None:
 def _aside(path: Path) -> Path:
     """A hidden name beside a path, for what is not whole yet or not whole any more."""
     return path.with_name(f".{path.name}.{os.getpid()}.{next(_COUNTER)}.draft")
+
+
+def _state(folder: Path) -> tuple[int, int] | None:
+    """Which folder lies there and since which change, or nothing."""
+    try:
+        about = folder.stat()
+    except OSError:
+        return None
+    return (about.st_ino, about.st_ctime_ns) if stat.S_ISDIR(about.st_mode) else None
 
 
 def _remove(path: Path) -> None:
