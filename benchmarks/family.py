@@ -41,6 +41,8 @@ import pictures as family_pictures  # noqa: E402
 
 CPU: Final = Compute(device="cpu", dtype="float32")
 GRID: Final = ROOT / "docs" / "images" / "family-samples.png"
+CLIPS_SHEET: Final = ROOT / "docs" / "images" / "family-clips.png"
+SHOWN_CLIPS: Final = 5
 SAMPLED_AT_ONCE: Final = 20
 HELD_FAST: Final = 5
 """Clips that are also inverted with three rounds a step, which costs as much as fifteen without."""
@@ -235,7 +237,7 @@ def ip_figures(count: int, work: Path) -> Figures:
         "image_encoder_folder": "image_encoder",
     }
     pipe.load_ip_adapter(str(embedded()["tiny:ip"]), **names)
-    rng = np.random.default_rng(12)
+    rng = np.random.default_rng(13)
     wanted = rng.integers(0, len(COLOURS), count)
     drawn = []
     for n, colour in enumerate(wanted.tolist()):
@@ -252,31 +254,47 @@ def ip_figures(count: int, work: Path) -> Figures:
     return {"colour_of_reference": round(float((seen == wanted).mean()), 3)}
 
 
-def svd_figures(count: int) -> Figures:
-    """Held-out clips continued from their first frame, on moving pixels, beside that frame repeated."""
+def svd_figures(count: int, work: Path) -> Figures:
+    """Held-out clips continued from their first frame, on moving pixels, beside that frame repeated.
+
+    Steps and guidance are the stock pipeline's own. Whether frames dissolve is said by the judge: does it
+    still see the object and its colour in the last?
+    """
     pipe = StableVideoDiffusionPipeline.from_pretrained(embedded()["tiny:svd"])
     pipe.set_progress_bar_config(disable=True)
     rows: list[tuple[float, float, float]] = []
+    last: list[np.ndarray] = []
+    sheet: list[np.ndarray] = []
     for n in range(count):
         scene = Scene.sample(40_000 + n, family_pictures.LESSONS["middle"])
         truth = np.stack([planes(scene, k / 12, 64) for k in range(8)])
         first = Image.fromarray(truth[0].transpose(1, 2, 0))
         seed = torch.Generator().manual_seed(n)
-        size = {"height": 64, "width": 64, "num_frames": 8, "num_inference_steps": 20, "fps": 12}
-        film = pipe(first, **size, max_guidance_scale=1.5, generator=seed).frames[0]
+        size = {"height": 64, "width": 64, "num_frames": 8, "fps": 12}
+        film = pipe(first, **size, generator=seed).frames[0]
         seen = np.stack([np.asarray(frame).transpose(2, 0, 1) for frame in film])
         with torch.no_grad():
             z = pipe.vae.encode(to_pixels(truth)).latent_dist.mode()
             bound = to_bytes(pipe.vae.decode(z, num_frames=8).sample)
+        last += [seen[-1], bound[-1]]
+        sheet += [np.concatenate(list(frames), 2) for frames in (truth, seen)] if n < SHOWN_CLIPS else []
         moves = (np.abs(truth.astype(int) - truth[:1]) > 12).any(1)
         if moves.sum() < 50:
             continue
         others = (seen, truth[:1].repeat(8, 0), bound)
         errors = [np.square(other.astype(float) - truth).mean(1)[moves].mean() for other in others]
         rows.append(tuple(float(10 * np.log10(255**2 / max(e, 1e-3))) for e in errors))  # type: ignore[arg-type]
+    save_sheet(np.concatenate(sheet, 1), CLIPS_SHEET)
     means = np.mean(rows, 0)
     names_of = ("psnr_moving_predicted", "psnr_moving_first_repeated", "psnr_moving_autoencoder")
-    return {name: round(float(value), 2) for name, value in zip(names_of, means, strict=True)}
+    out = {name: round(float(value), 2) for name, value in zip(names_of, means, strict=True)}
+    scenes = [Scene.sample(40_000 + n, family_pictures.LESSONS["middle"]) for n in range(count)]
+    named = np.array([family_pictures.labels(scene)[:2] for scene in scenes])
+    said = family_judge.verdicts(family_judge.finished_judge(work), np.stack(last))[:, :2]
+    for name, right in (("", said[::2] == named), ("_ceiling", said[1::2] == named)):
+        out[f"object_seen_in_last_frame{name}"] = round(float(right[:, 0].mean()), 3)
+        out[f"colour_seen_in_last_frame{name}"] = round(float(right[:, 1].mean()), 3)
+    return out
 
 
 def _shown(lesson: str, seed: int) -> np.ndarray:
@@ -333,11 +351,15 @@ def write_grid(sd: StableDiffusion, path: Path = GRID) -> None:
         truth = np.stack([planes(Scene.of(p, 3, Variety.easy()), 0.0, sd.native) for p in half])
         drawn = [sampled(sd, half, guidance=5, steps=30, seed=seed) for seed in (1, 2, 3)]
         rows += [np.concatenate(list(row), 2) for row in (truth, *drawn)]
-    sheet = np.concatenate(rows, 1).transpose(1, 2, 0)
+    save_sheet(np.concatenate(rows, 1), path)
+
+
+def save_sheet(sheet: np.ndarray, path: Path) -> None:
+    """A picture at twice its size."""
+    sheet = sheet.transpose(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST).save(
-        path, optimize=True
-    )
+    large = Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST)
+    large.quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes
 
 
 GOALS: Final[Mapping[str, str]] = {
@@ -416,7 +438,7 @@ def main() -> None:
         "clip": ("clip", lambda: clip_figures(TextImage.from_pretrained("tiny:clip", CPU))),
         "edges": ("sd-canny", lambda: canny_figures(sd, few(50))),
         "reference": ("ip", lambda: ip_figures(few(60), asked.work)),
-        "clips": ("svd", lambda: svd_figures(few(50))),
+        "clips": ("svd", lambda: svd_figures(few(50), asked.work)),
         "speed": ("", speed_figures),
         "size": ("", size_figures),
     }

@@ -40,6 +40,30 @@ Guidance: TypeAlias = Annotated[
 Strength: TypeAlias = Annotated[
     float, Field(gt=0, le=1, description="How far back into noise the source goes; 1 keeps nothing of it.")
 ]
+Control: TypeAlias = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="The model that holds the edit to the source's edges; it belongs to one base model.",
+    ),
+]
+EdgeScale: TypeAlias = Annotated[
+    float,
+    Field(ge=0, le=2, description="How firmly the source's edges hold the edit; 0 lets it go free."),
+]
+Reference: TypeAlias = Annotated[
+    Path, Field(description="A picture that speaks beside the prompt; its middle square is seen.")
+]
+ReferenceScale: TypeAlias = Annotated[
+    float, Field(ge=0, le=2, description="How loud the reference picture is beside the prompt.")
+]
+Adapter: TypeAlias = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="The model that shows the reference to the base model; it belongs to one base model.",
+    ),
+]
 MaskFile: TypeAlias = Annotated[
     Path,
     Field(

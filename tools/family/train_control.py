@@ -60,7 +60,7 @@ def train(
     if device == "cpu":
         model.pair.unet.set_attn_processor(AttnProcessor())
         model.net.set_attn_processor(AttnProcessor())
-    fit = Fit(model, work / f"canny-{size}px", rate=5e-4, keep=0.998, device=device)
+    fit = Fit(model, work / f"canny-{size}px", rate=8e-4, keep=0.998, device=device)
     lessons = list((counts or COUNTS).items())
     pictures = [prepared(work, lesson, n, size) for lesson, n in lessons]
     latents = [prepared_latents(work, lesson, n, size, tokenizer, device) for lesson, n in lessons]
@@ -69,6 +69,7 @@ def train(
     )
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
+        fit.settle(images)
         chosen = int(torch.randint(len(lessons), (), generator=generator))
         rows = np.sort(torch.randint(len(pictures[chosen]), (count,), generator=generator).numpy())
         z = torch.from_numpy(latents[chosen].z[rows]).float()

@@ -31,7 +31,7 @@ SPANS: Final = (2, 4, 8)
 """Frames of a clip that the decoder sees together; shorter spans show it more clips."""
 DECODER_NOISE: Final = 0.05
 """On the latents, so that the decoder forgives a sample's small errors."""
-SIGMA_MEAN, SIGMA_SPREAD = 0.0, 1.5
+SIGMA_MEAN, SIGMA_SPREAD = 0.5, 1.5
 """Of the logarithm of the noise in training. SVD has 0.7 and 1.6; the fewer latents a clip has, the less
 noise hides it.
 """

@@ -30,6 +30,7 @@ class Denoiser(Protocol):
         text: Float[Tensor, "*f n d"],
         *,
         residuals: Residuals | None = None,
+        seen: Float[Tensor, " e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
         """The network's output."""
         ...
@@ -37,12 +38,14 @@ class Denoiser(Protocol):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Wish:
+class Goal:
     """What to show, what to keep away from, and how strongly."""
 
     text: Float[Tensor, "*f n d"]
     against: Float[Tensor, "*f n d"]
     guidance: float
+    seen: Float[Tensor, " e"] | None = None
+    """A reference picture's embedding, to show beside the words; what is kept away from has none."""
 
 
 def descent(schedule: Schedule, strength: float) -> list[Descent]:
@@ -62,15 +65,17 @@ def noised(
 def denoised(
     z: Float[Tensor, "f 4 y x"],
     step: Descent,
-    wish: Wish,
+    goal: Goal,
     model: Denoiser,
     schedule: Schedule,
     *,
     residuals: Residuals | None = None,
 ) -> Float[Tensor, "f 4 y x"]:
-    """One step down towards what is wished; at guidance 1 the network is asked once."""
+    """One step down towards the goal; at guidance 1 the network is asked once."""
     hi, lo = step
-    out = model.predict(z, hi.t, wish.text, residuals=residuals)
-    if wish.guidance != 1:
-        out = guided(model.predict(z, hi.t, wish.against, residuals=residuals), out, wish.guidance)
+    out = model.predict(z, hi.t, goal.text, residuals=residuals, seen=goal.seen)
+    if goal.guidance != 1:
+        nothing = None if goal.seen is None else torch.zeros_like(goal.seen)
+        away = model.predict(z, hi.t, goal.against, residuals=residuals, seen=nothing)
+        out = guided(away, out, goal.guidance)
     return move(z, out, hi, lo, schedule.prediction)

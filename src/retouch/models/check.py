@@ -8,6 +8,7 @@ from typing import Final, final
 from safetensors import SafetensorError, safe_open
 
 from retouch.errors import ModelMismatch
+from retouch.models.adapter_file import ENCODER, adapter_file, is_adapter
 from retouch.models.refs import check_weights, read_config
 
 SINGLE: Final = {
@@ -34,6 +35,8 @@ def inspect(folder: Path) -> Inspection:
         return _pipeline(folder)
     if (folder / "config.json").is_file():
         return _single(folder)
+    if is_adapter(folder):
+        return _adapter(folder)
     if any(folder.glob("*.ckpt")) or any(folder.glob("*.safetensors")):
         return Inspection("a single-file checkpoint", ("it is not in the layout of diffusers",), ())
     return Inspection("no model", ("there is neither model_index.json nor config.json",), ())
@@ -66,6 +69,17 @@ def _single(folder: Path) -> Inspection:
     name = str(config.get("_class_name") or config.get("model_type"))
     faults, remarks = _weights(folder, name)
     return Inspection(SINGLE.get(name, f"a {name} model"), tuple(faults), tuple(remarks))
+
+
+def _adapter(folder: Path) -> Inspection:
+    kind = "an image prompt (IP-Adapter)"
+    try:
+        file = adapter_file(folder, str(folder))
+    except (ModelMismatch, SafetensorError) as problem:
+        return Inspection(kind, (str(problem),), ())
+    faults, remarks = _weights(file.parent, file.name)
+    more, others = _weights(file.parent / ENCODER, ENCODER)
+    return Inspection(kind, (*faults, *more), (*remarks, *others))
 
 
 def _weights(folder: Path, name: str) -> tuple[list[str], list[str]]:

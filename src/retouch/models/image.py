@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
@@ -224,6 +225,7 @@ class StableDiffusion:
         *,
         attention: Mapping[str, object] | None = None,
         residuals: Residuals | None = None,
+        seen: Float[Tensor, " e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
         """The noise in `z` at timestep `t`, whatever the network itself predicts.
 
@@ -233,8 +235,10 @@ class StableDiffusion:
             text: one prompt for all frames (n d), or one per frame (f n d).
             attention: goes to every attention processor of this call (`cross_attention_kwargs`).
             residuals: from `Control.residuals`; add two for two controls.
+            seen: from `ImagePrompt.seen`, within `ImagePrompt.heard_by`; zeros show no picture.
         """
-        return self.noise_of(self.predict(z, t, text, attention=attention, residuals=residuals), z, t)
+        out = self.predict(z, t, text, attention=attention, residuals=residuals, seen=seen)
+        return self.noise_of(out, z, t)
 
     def predict(
         self,
@@ -244,6 +248,7 @@ class StableDiffusion:
         *,
         attention: Mapping[str, object] | None = None,
         residuals: Residuals | None = None,
+        seen: Float[Tensor, " e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
         """The network's own output: noise, velocity or the clean latents, as `prediction` says."""
         dtype = self.unet.dtype
@@ -255,6 +260,7 @@ class StableDiffusion:
             cross_attention_kwargs=dict(attention) if attention else None,
             down_block_additional_residuals=residuals.down if residuals else None,
             mid_block_additional_residual=residuals.middle if residuals else None,
+            added_cond_kwargs=None if seen is None else {"image_embeds": _each(seen, z, dtype)},
         )
         return cast(Tensor, out.sample.to(z.dtype))
 
@@ -355,6 +361,20 @@ class Control:
             self._identity = weights_identity({"control": self.net}, "")
         return self._identity
 
+    def check_fit(self, sd: StableDiffusion) -> None:
+        """See that this control was made for a base model of the same build.
+
+        Raises:
+            ModelMismatch: it was not.
+        """
+        for name in ("block_out_channels", "cross_attention_dim"):
+            ours, theirs = self.net.config[name], sd.unet.config[name]
+            if ours != theirs:
+                raise ModelMismatch(
+                    f"this ControlNet was made for another base model: {name} {ours}, not {theirs}",
+                    hint="tiny:sd-canny goes with tiny:sd, sd15-canny with sd15",
+                )
+
     def residuals(
         self,
         picture: Float[Tensor, "f 3 h w"],
@@ -376,6 +396,11 @@ class Control:
             return_dict=False,
         )
         return Residuals(tuple(down), middle)
+
+
+def _each(seen: Float[Tensor, " e"], z: Float[Tensor, "f 4 y x"], dtype: torch.dtype) -> list[Tensor]:
+    """One picture's embedding for every frame, as diffusers takes the pictures of one adapter."""
+    return [seen.to(z.device, dtype).expand(len(z), 1, -1)]
 
 
 def resized(pixels: Float[Tensor, "f c h w"], height: int, width: int) -> Float[Tensor, "f c y x"]:
@@ -460,12 +485,14 @@ def load_network(kind: type[M], folder: Path, device: torch.device, dtype: torch
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars of its own; progress is told through events."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers from progress bars and diffusers from remarks; what matters comes as events."""
+    shown, level = transformers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
 

@@ -30,9 +30,6 @@ HUB = "hf:"
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 """What a download leaves out: files that run code when they are opened."""
 
-UNTRAINED = {"tiny:sd-canny": "sd15-canny", "tiny:ip": "sd15-ip"}
-"""Models of the embedded family that are not trained yet, with what stands for them in the catalogue."""
-
 
 @final
 @dataclass(frozen=True)
@@ -223,11 +220,6 @@ def _folder(ref: str) -> Path:
 
 def _embedded(ref: str) -> Path:
     found = embedded()
-    if ref in UNTRAINED:
-        raise ModelNotFound(
-            f"{ref} has a recipe, but no trained weights come with this version yet",
-            hint=f"give another model with --model: a folder, or {UNTRAINED[ref]} (retouch models get)",
-        )
     if ref not in found:
         raise ModelNotFound(
             f"no embedded model is called {ref!r}", hint=_near(ref, found) or f"there are {', '.join(found)}"

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from retouch.diffusion.ddim import Level, Schedule
-from retouch.diffusion.image_edit import Wish, denoised, descent, noised
+from retouch.diffusion.image_edit import Goal, denoised, descent, noised
 
 ROUNDING = 1e-5
 
@@ -13,10 +13,14 @@ class Oracle:
 
     def __init__(self, schedule: Schedule, clean: Tensor) -> None:
         self.schedule, self.clean, self.asked = schedule, clean, 0
+        self.seen: list[Tensor | None] = []
 
-    def predict(self, z: Tensor, t: int, text: Tensor, *, residuals: object = None) -> Tensor:
+    def predict(
+        self, z: Tensor, t: int, text: Tensor, *, residuals: object = None, seen: Tensor | None = None
+    ) -> Tensor:
         del residuals
         self.asked += 1
+        self.seen.append(seen)
         level = next(level for level in self.schedule.levels if level.t == t)
         clean = self.clean + text.mean()
         eps = (z - level.signal * clean) / level.noise
@@ -40,7 +44,7 @@ def test_denoising_with_the_exact_noise_arrives_at_the_clean_latents(prediction:
     steps = descent(levels, 0.75)
     z = noised(some(1), some(2), steps[0][0])
     for step in steps:
-        z = denoised(z, step, Wish(torch.zeros(1, 1), torch.zeros(1, 1), 1.0), model, levels)
+        z = denoised(z, step, Goal(torch.zeros(1, 1), torch.zeros(1, 1), 1.0), model, levels)
     torch.testing.assert_close(z, truth, atol=ROUNDING, rtol=0)
 
 
@@ -54,8 +58,8 @@ def test_guidance_goes_past_the_prompt_away_from_the_other() -> None:
     levels, truth = schedule(), some(3)
     model = Oracle(levels, truth)
     hi, lo = levels.descending[-1]
-    wish = Wish(torch.full((1, 1), 0.5), torch.full((1, 1), -0.5), 3.0)
-    z = denoised(noised(truth, some(4), hi), (hi, lo), wish, model, levels)
+    goal = Goal(torch.full((1, 1), 0.5), torch.full((1, 1), -0.5), 3.0)
+    z = denoised(noised(truth, some(4), hi), (hi, lo), goal, model, levels)
     # From -0.5 three times the way to 0.5: the clean latents that the guided noise means lie at 2.5.
     torch.testing.assert_close(z, truth + 2.5, atol=ROUNDING, rtol=0)
 
@@ -64,10 +68,21 @@ def test_guidance_of_one_asks_the_network_once() -> None:
     levels, truth = schedule(), some(5)
     model = Oracle(levels, truth)
     step = levels.descending[0]
-    denoised(some(6), step, Wish(torch.zeros(1, 1), torch.ones(1, 1), 1.0), model, levels)
+    denoised(some(6), step, Goal(torch.zeros(1, 1), torch.ones(1, 1), 1.0), model, levels)
     assert model.asked == 1
-    denoised(some(6), step, Wish(torch.zeros(1, 1), torch.ones(1, 1), 2.0), model, levels)
+    denoised(some(6), step, Goal(torch.zeros(1, 1), torch.ones(1, 1), 2.0), model, levels)
     assert model.asked == 3
+
+
+def test_a_reference_is_shown_with_what_is_wanted_and_nothing_with_what_is_not() -> None:
+    levels, seen = schedule(), torch.ones(5)
+    model = Oracle(levels, some(5))
+    goal = Goal(torch.zeros(1, 1), torch.ones(1, 1), 2.0, seen)
+    denoised(some(6), levels.descending[0], goal, model, levels)
+    shown, against = model.seen
+    assert shown is seen
+    assert against is not None
+    assert torch.equal(against, torch.zeros(5))
 
 
 def test_noising_keeps_signal_and_noise_in_the_level_shares() -> None:

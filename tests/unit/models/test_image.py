@@ -193,6 +193,14 @@ def test_a_control_holds_the_prediction_as_in_diffusers(small_control: Path, sd:
     torch.testing.assert_close(twice.middle, 2 * residuals.middle)
 
 
+def test_a_control_of_another_base_model_is_refused(small_control: Path, sd: StableDiffusion) -> None:
+    control = Control.from_pretrained(str(small_control), CPU)
+    control.check_fit(sd)
+    with pytest.raises(ModelMismatch, match="block_out_channels") as caught:
+        control.check_fit(StableDiffusion.from_pretrained("tiny:sd", CPU))
+    assert caught.value.hint
+
+
 def test_identity_follows_the_content_and_not_the_place(
     small_sd: Path, tmp_path: Path, sd: StableDiffusion
 ) -> None:

@@ -6,7 +6,6 @@ import pytest
 from retouch.errors import DownloadRefused, ModelMismatch, ModelNotFound
 from retouch.models.licences import LICENCES, meaning
 from retouch.models.refs import (
-    UNTRAINED,
     catalogue,
     check_weights,
     embedded,
@@ -140,9 +139,5 @@ def test_embedded_models_are_named_by_their_folders() -> None:
     assert all(resolve(ref) == folder for ref, folder in embedded().items())
 
 
-def test_a_member_of_the_family_without_weights_says_what_stands_for_it() -> None:
-    assert set(UNTRAINED.values()) <= set(catalogue())
-    assert not set(UNTRAINED) & set(embedded())
-    with pytest.raises(ModelNotFound, match="no trained weights") as told:
-        resolve("tiny:sd-canny")
-    assert "or sd15-canny" in told.value.hint
+def test_what_stands_for_a_model_of_the_catalogue_comes_with_the_package() -> None:
+    assert {entry.tiny for entry in catalogue().values() if entry.tiny} <= set(embedded())

@@ -126,7 +126,6 @@ def _title(folder: Path) -> str:
         "svd": "first frame to clip, in the layout of Stable Video Diffusion",
         "sd-canny": "edges for tiny:sd, in the layout of ControlNet",
         "ip": "reference pictures for tiny:sd, in the layout of IP-Adapter",
-        "face": "faces, for the face method",
     }
     return titles.get(folder.name, folder.name)
 

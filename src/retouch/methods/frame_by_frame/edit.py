@@ -7,17 +7,24 @@ The paper in three lines, and where to find them:
 
 With a noise of its own per frame, each frame decides anew what the prompt means, and the clip flickers. With
 one noise for all, equal frames come out equal; what moves still changes its face, and texture sticks to the
-screen.
+screen. The source's edges hold the shapes (ControlNet, Zhang et al. 2023), and a reference picture may speak
+beside the prompt (IP-Adapter, Ye et al. 2023); neither makes two frames agree.
 """
 
+import contextlib
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from retouch.diffusion.ddim import schedule
-from retouch.diffusion.image_edit import Wish, denoised, descent, noised
+from retouch.diffusion.image_edit import Goal, denoised, descent, noised
+from retouch.media.io import read_picture
 from retouch.methods.frame_by_frame.spec import FrameByFrameParams
-from retouch.models.image import StableDiffusion, resized
+from retouch.models.annotate import canny
+from retouch.models.image import Control, StableDiffusion, resized
+from retouch.models.image_prompt import ImagePrompt
 from retouch.run import Edited, Run
 from retouch.video import Video
 
@@ -29,21 +36,52 @@ FRAMES_AT_ONCE = 16
 def edit(video: Video, params: FrameByFrameParams, run: Run) -> Edited:
     """Show `params.prompt` in every frame, each for itself."""
     sd = run.load(params.model, StableDiffusion)
-    wish = Wish(sd.embed(params.prompt), sd.embed(params.negative_prompt), params.guidance)
     levels = schedule(sd, params.steps)
     steps = descent(levels, params.strength)
     result = run.scratch("edited", (len(video), 3, video.height, video.width))
 
-    for span, part in video.windows(FRAMES_AT_ONCE, 0):
-        pixels = resized(part.pixels(), *sd.working_size(video.height, video.width))
-        z = sd.encode(pixels)
-        z = noised(z, starting_noise(span, z, run, shared=params.shared_noise), steps[0][0])
-        for step in run.steps(f"frames {span.start + 1} to {span.stop}", steps):
-            z = step.done(denoised(z, step.item, wish, sd, levels))
-        edited = part.like(resized(sd.decode(z), video.height, video.width))
-        result[span.start : span.stop] = edited.frames
+    with contextlib.ExitStack() as stack:
+        goal, control = goal_of(sd, params, run, stack), control_of(sd, params, run)
+        for span, part in video.windows(FRAMES_AT_ONCE, 0):
+            pixels = resized(part.pixels(), *sd.working_size(video.height, video.width))
+            edges = canny(part.like(pixels).frames)
+            z = sd.encode(pixels)
+            z = noised(z, starting_noise(span, z, run, shared=params.shared_noise), steps[0][0])
+            for step in run.steps(f"frames {span.start + 1} to {span.stop}", steps):
+                at = step.item[0].t
+                residuals = control and control.residuals(edges, z, at, goal.text, scale=params.edges)
+                z = step.done(denoised(z, step.item, goal, sd, levels, residuals=residuals))
+            edited = part.like(resized(sd.decode(z), video.height, video.width))
+            result[span.start : span.stop] = edited.frames
 
     return Edited(video.like(result))
+
+
+def goal_of(sd: StableDiffusion, params: FrameByFrameParams, run: Run, stack: contextlib.ExitStack) -> Goal:
+    """What every frame should show; a reference picture is heard until `stack` closes."""
+    words = sd.embed(params.prompt), sd.embed(params.negative_prompt), params.guidance
+    if params.reference is None or params.reference_scale == 0:
+        return Goal(*words)
+    adapter = run.load(params.adapter, ImagePrompt)
+    stack.enter_context(adapter.heard_by(sd, scale=params.reference_scale))
+    return Goal(*words, seen=adapter.seen(on_white(read_picture(params.reference))))
+
+
+def on_white(picture: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "3 h w"]:
+    """A picture without its alpha, as it looks on paper."""
+    if picture.shape[2] == 4:
+        share = picture[..., 3:] / 255.0
+        picture = np.rint(picture[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
+def control_of(sd: StableDiffusion, params: FrameByFrameParams, run: Run) -> Control | None:
+    """The network that holds frames to their edges, if it is asked for."""
+    if params.edges == 0:
+        return None
+    control = run.load(params.control, Control)
+    control.check_fit(sd)
+    return control
 
 
 def starting_noise(

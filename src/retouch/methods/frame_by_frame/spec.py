@@ -4,7 +4,20 @@ from typing import final
 
 from pydantic import Field
 
-from retouch.params import Guidance, Model, NegativePrompt, Params, Prompt, Steps, Strength
+from retouch.params import (
+    Adapter,
+    Control,
+    EdgeScale,
+    Guidance,
+    Model,
+    NegativePrompt,
+    Params,
+    Prompt,
+    Reference,
+    ReferenceScale,
+    Steps,
+    Strength,
+)
 from retouch.spec import MethodSpec, Paper
 
 
@@ -22,6 +35,11 @@ class FrameByFrameParams(Params):
         default=False,
         description="Start every frame from the same noise, which flickers less and sticks to the screen.",
     )
+    edges: EdgeScale = 0.0
+    control: Control = "tiny:sd-canny"
+    reference: Reference | None = None
+    reference_scale: ReferenceScale = 1.0
+    adapter: Adapter = "tiny:ip"
 
 
 SPEC = MethodSpec(
@@ -32,7 +50,14 @@ SPEC = MethodSpec(
     edit="retouch.methods.frame_by_frame.edit:edit",
     needs=("image",),
     presets={
-        "paper": {"steps": 50, "guidance": 7.5, "strength": 0.8, "model": "sd15"},
+        "paper": {
+            "steps": 50,
+            "guidance": 7.5,
+            "strength": 0.8,
+            "model": "sd15",
+            "control": "sd15-canny",
+            "adapter": "sd15-ip",
+        },
         "laptop": {"steps": 20, "guidance": 5.0},
     },
     paper=Paper(
