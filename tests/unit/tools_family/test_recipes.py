@@ -170,6 +170,18 @@ def test_lessons_come_in_order_and_end_with_the_whole_world(recipes: Recipes) ->
 
 
 @pytest.mark.slow
+def test_a_reference_shows_the_same_thing_in_any_of_its_pictures(recipes: Recipes) -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, (200, 5), dtype=np.uint8)
+    rows = rng.integers(0, 200, 500)
+    found = recipes.train_ip.Alike(labels).one_for_each(rows, torch.Generator().manual_seed(1))
+    ground = list(recipes.pictures.FACTORS).index("background")
+    same = labels[rows] == labels[found]
+    assert np.delete(same, ground, 1).all()
+    assert 0.3 < same[:, ground].mean() < 0.7
+    assert len(set(found.tolist())) > 150
+
+
 def test_the_siblings_train_and_the_adapter_loads(recipes: Recipes, work: Path, tmp_path: Path) -> None:
     canny = recipes.train_control.train(work, size=64, images=16, device="cpu", counts=FEW, count=8)
     prompt = recipes.train_ip.train(work, size=64, images=16, device="cpu", counts=FEW, count=8)
