@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def test_a_run_killed_at_fifty_moments_ends_with_the_same_bytes(shell: Shell, tm
     killed_often(shell, 34, seed=2, homes=tmp_path / "homes")  # every other one is killed twice: 51 in all
 
 
+def kill_and_resume(shell: Shell, child: subprocess.Popen[str]) -> None:
+    """Ends the one run that there is by force, and goes on with it."""
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    (folder,) = shell.runs
+    assert shell("resume", folder.name, "--quiet").code == 0
+
+
 def test_a_process_of_its_own_killed_in_a_step_goes_on(shell: Shell, home: Path) -> None:
     assert shell(*LONG).code == 0
     whole = (shell.folder / "out.mp4").read_bytes()
@@ -71,11 +81,7 @@ def test_a_process_of_its_own_killed_in_a_step_goes_on(shell: Shell, home: Path)
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
     time.sleep(0.5)
-    child.kill()
-    child.communicate()
-    assert child.returncode == -signal.SIGKILL
-    (folder,) = shell.runs
-    assert shell("resume", folder.name, "--quiet").code == 0
+    kill_and_resume(shell, child)
     assert (shell.folder / "out.mp4").read_bytes() == whole
 
 
@@ -104,11 +110,7 @@ def test_an_edit_by_words_killed_on_the_way_ends_with_the_same_frames(
     while not reached(shell, stage, step=3):
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
-    child.kill()
-    child.communicate()
-    assert child.returncode == -signal.SIGKILL
-    (folder,) = shell.runs
-    assert shell("resume", folder.name, "--quiet").code == 0
+    kill_and_resume(shell, child)
     assert read(shell.folder / "out.mkv").digest == whole  # a Matroska file carries a random number
 
 
