@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import torch
+
 from retouch.apps import runner  # so that no child has to import it
 from retouch.apps.cli import run
 
@@ -52,6 +54,7 @@ class Shell:
         gc.freeze()
         code = 70
         try:
+            torch.set_num_threads(1)  # renews torch's pool before threads race to do it
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             os.chdir(self.folder)
