@@ -49,7 +49,7 @@ class VideoshopParams(Params):
             "nothing gives the source back, or an empty condition, as is common."
         ),
     ] = "source"
-    fixed_point: FixedPoint = 2
+    fixed_point: FixedPoint = 3
     guess: Annotated[
         Literal["same_noise", "drawn", "same_sample"],
         Field(

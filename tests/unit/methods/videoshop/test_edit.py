@@ -93,7 +93,7 @@ def test_no_network_call_is_wasted_and_a_second_edit_only_samples(tmp_path: Path
     video = clip()
     with counted() as calls:
         edit(video, params(picture(video, tmp_path)), alone(tmp_path / "run"))
-    up, check, down = 2 * WALKED, WALKED, WALKED
+    up, check, down = 3 * WALKED, WALKED, WALKED
     assert calls == [1] * (up + check) + [2] * down
     events: list[Event] = []
     with counted() as calls:
@@ -265,7 +265,7 @@ def test_a_cancelled_edit_goes_on_where_it_was_and_ends_the_same(tmp_path: Path)
     video, request = clip(4), params(picture(clip(4), tmp_path), steps=10, check_inversion=False)
     whole = edit(video, request, alone(tmp_path / "whole")).video.frames
     calls: list[int] = []
-    run = replace(alone(tmp_path / "run"), stopped=lambda: len(calls) > 8)
+    run = replace(alone(tmp_path / "run"), stopped=lambda: len(calls) > 9)
     hook = loaded().pipe.unet.register_forward_hook(lambda *_: calls.append(1))
     try:
         with pytest.raises(Cancelled):
@@ -275,9 +275,9 @@ def test_a_cancelled_edit_goes_on_where_it_was_and_ends_the_same(tmp_path: Path)
     finally:
         hook.remove()
     assert np.array_equal(again, whole)
-    # Two rounds a step: the walk goes on after the third of its eight steps, the last that was saved.
-    assert before == 10
-    assert len(calls) - before == 2 * (8 - 3) + 8
+    # Three rounds a step: the walk goes on after the third of its eight steps, the last that was saved.
+    assert before == 12
+    assert len(calls) - before == 3 * (8 - 3) + 8
 
 
 @pytest.mark.parametrize("frames", [1, 2])

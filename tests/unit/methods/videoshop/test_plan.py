@@ -35,7 +35,7 @@ def test_memory_holds_the_weights_and_does_not_grow_with_length() -> None:
 def test_calls_are_counted_as_they_are_made() -> None:
     notes = planned(9, steps=5, strength=0.8).notes
     assert "2 windows of up to 5 frames" in notes[0]
-    assert notes[1].startswith("20 network calls find the noise, which is kept, and 8 carry")
+    assert notes[1].startswith("28 network calls find the noise, which is kept, and 8 carry")
 
 
 def test_what_cannot_be_is_said_before_anything_is_loaded() -> None:
