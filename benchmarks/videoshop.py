@@ -85,7 +85,7 @@ def accuracy(ref: str, size: int) -> None:
     model, clip = StableVideo.from_pretrained(ref), _clip(8, size)
     told = model.telling(released.HABITS)
     pixels = clip.pixels()
-    print("| steps, strength | way | rounds | rel-L2 of the no-op edit | calls |\n|---|---|---|---|---|")
+    print("| steps, strength | way | a step up | rel-L2 of the no-op edit | calls |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         run = Run.alone(Path(folder))
         latents, like = model.encode(pixels), torch.empty(3, size, size)
@@ -110,11 +110,11 @@ def accuracy(ref: str, size: int) -> None:
                     (1, 2, 3),
                 ),
                 ("... without extrapolation", same_sample, (1,)),
-                ("... extrapolated throughout (default: 2 rounds)", same_noise, (1, 2, 3)),
+                ("... extrapolated throughout (default: 3)", same_noise, (1, 2, 3)),
             ]
             for name, guess, rounds in ways:
                 for k in rounds:
-                    ladder = invert(model, latents, schedule, source, guess=guess, iterations=k, run=run)
+                    ladder = invert(model, latents, schedule, source, guess=guess, calls=k, run=run)
                     back = sample(model, ladder[-1], schedule, source, run=run)
                     print(row, f"{name} | {k} | {_relative(back, latents):.1e} | {n * k} + {n} |")
 

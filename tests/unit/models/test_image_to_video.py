@@ -148,7 +148,7 @@ def test_six_rounds_bring_the_source_back(model: ImageToVideo, tmp_path: Path) -
     pixels, run = clip(), Run.alone(tmp_path)
     latents, (condition, _) = model.encode(pixels), conditions(model, pixels)
     schedule = model.schedule(10, 0.7, latents)  # small steps, for the rounds to converge
-    ladder = invert(model, latents, schedule, condition, guess=same_noise, iterations=6, run=run)
+    ladder = invert(model, latents, schedule, condition, guess=same_noise, calls=6, run=run)
     assert relative(sample(model, ladder[-1], schedule, condition, run=run), latents) < SIX_ROUNDS
     assert relative(ladder[-1], latents) > 0.1
 

@@ -272,7 +272,7 @@ def _known(task: Task, window: Window, source: Float[Tensor, "g c h w"], before:
     return Known(latents, where) if where.any() else None
 
 
-@artifact("videoshop_noise", version=1)
+@artifact("videoshop_noise", version=2)
 def walked_up(
     clip: Video, framing: Framing, model: ImageToVideo, source: Condition, up: Up, *, run: Run
 ) -> Noise:
@@ -284,7 +284,7 @@ def walked_up(
     schedule = model.schedule(up.steps, up.strength, latents)
     guess = _guess(up, clean)
     ladder = invert(
-        model, clean, schedule, source, guess=guess, iterations=up.fixed_point, run=run, draft=run.draft
+        model, clean, schedule, source, guess=guess, calls=up.fixed_point, run=run, draft=run.draft
     )
     if not up.check:
         return Noise(latents, ladder, None)

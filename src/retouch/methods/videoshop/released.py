@@ -96,7 +96,7 @@ def carry(
         schedule,
         source,
         guess=drawn if settings.extrapolate else same_sample,
-        iterations=1,
+        calls=1,
         run=run,
         against=model.unconditional(source) if settings.inversion_guidance > 1 else None,
         guidance=settings.inversion_guidance,

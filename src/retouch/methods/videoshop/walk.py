@@ -3,12 +3,13 @@
 The paper's inversion is an implicit Euler step: the sample at the next noisier level is the one that the
 sampler's own step would bring back. Where to ask the network, before that sample is known, is a guess, and
 noise extrapolation is a good one: the noise that the current sample holds belongs to the next sample too.
-With the network asked once, at the guess, this is the released method; each further round asks at what the
-last one found, which converges to the exact inverse.
+With the network asked once, at the guess, this is the released method; each further call asks nearer to the
+exact inverse.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias, final
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from retouch.artifacts import Draft
 from retouch.diffusion.euler import extrapolate, inverse_step, log_snr, renoise, step
+from retouch.diffusion.fixed_point import fixed_point
 from retouch.models.image_to_video import Condition, ImageToVideo, Level, Schedule
 from retouch.run import Run
 
@@ -33,7 +35,7 @@ def invert(
     condition: Condition,
     *,
     guess: Guess,
-    iterations: int,
+    calls: int,
     run: Run,
     against: Condition | None = None,
     guidance: float = 1.0,
@@ -41,20 +43,22 @@ def invert(
 ) -> Float[Tensor, "n g c h w"]:
     """Walks up from the clean latents and gives every sample on the way, the clean one first.
 
-    With a draft, the walk goes on where one that was stopped left off.
+    Every step asks the network `calls` times. With a draft, the walk goes on where one that was stopped left
+    off.
     """
+
+    def above(x: Latents, lo: Level, hi: Level, guessed: Latents) -> Latents:
+        velocity = model.predict(guessed, hi, condition, against=against, guidance=guidance)
+        return model.held(inverse_step(x, velocity, lo, hi), condition)
+
     kept = draft.load() if draft else None
     ladder = list(kept["ladder"].to(clean)) if kept else [model.held(clean, condition)]
     for at in run.steps("invert", schedule.up()):
         if at.index < len(ladder) - 1:
             continue
         (lo, hi), x = at.item, ladder[-1]
-        guessed = guess(clean, x, lo, hi)
-        for _ in range(iterations):
-            seen = model.held(guessed, condition)
-            velocity = model.predict(seen, hi, condition, against=against, guidance=guidance)
-            guessed = inverse_step(x, velocity, lo, hi)
-        ladder.append(at.done(model.held(guessed, condition)))
+        guessed = model.held(guess(clean, x, lo, hi), condition)
+        ladder.append(at.done(fixed_point(partial(above, x, lo, hi), guessed, calls=calls)))
         if draft and len(ladder) % STEPS_A_DRAFT == 0:
             draft.save({"ladder": torch.stack(ladder)})
     return torch.stack(ladder)

@@ -111,7 +111,7 @@ def test_drawn_noise_is_what_a_certain_model_finds_and_the_source_comes_back(
 ) -> None:
     clean, eps, run, model = drawn(0), drawn(1), Run.alone(tmp_path), Oracle()
     levels, guess = schedule(path), drawn_then_same(eps * clean.std())
-    ladder = invert(model, clean, levels, Certain(clean), guess=guess, iterations=1, run=run)
+    ladder = invert(model, clean, levels, Certain(clean), guess=guess, calls=1, run=run)
     assert relative(ladder[-1], renoise(clean, eps * clean.std(), levels.levels[0])) < EXACT
     back = sample(model, ladder[-1], levels, Certain(clean), run=run)
     assert relative(back, clean) < EXACT
@@ -143,7 +143,7 @@ def test_a_held_frame_is_never_touched(tmp_path: Path) -> None:
     clean, run, model = drawn(0), Run.alone(tmp_path), Oracle(hold=True)
     eps, levels = drawn(1), schedule("flow")
     held = Certain(clean)
-    ladder = invert(model, clean, levels, held, guess=drawn_then_same(eps), iterations=2, run=run)
+    ladder = invert(model, clean, levels, held, guess=drawn_then_same(eps), calls=2, run=run)
     assert (ladder[:, 0] == clean[0]).all()
     assert relative(ladder[-1, 1:], renoise(clean, eps, levels.levels[0])[1:]) < EXACT
     assert torch.equal(sample(model, ladder[-1], levels, held, run=run)[0], clean[0])
@@ -152,9 +152,7 @@ def test_a_held_frame_is_never_touched(tmp_path: Path) -> None:
 def test_what_is_settled_leads_and_what_is_unchanged_changes_nothing(tmp_path: Path) -> None:
     clean, run, model = drawn(0), Run.alone(tmp_path), Oracle()
     levels = schedule("edm")
-    ladder = invert(
-        model, clean, levels, Certain(clean), guess=drawn_then_same(drawn(1)), iterations=1, run=run
-    )
+    ladder = invert(model, clean, levels, Certain(clean), guess=drawn_then_same(drawn(1)), calls=1, run=run)
     where = torch.zeros(3, 1, 5, 6, dtype=torch.bool)
     where[:2] = where[2, :, :, 3:] = True
     same = Settled.of(ladder, clean, where, levels)
@@ -170,10 +168,10 @@ def test_what_is_settled_leads_and_what_is_unchanged_changes_nothing(tmp_path: P
 def test_a_stopped_walk_goes_on_from_its_draft(tmp_path: Path) -> None:
     clean, run, draft = drawn(0), Run.alone(tmp_path), Draft(tmp_path / "draft.safetensors")
     levels, guess = schedule("edm"), drawn_then_same(drawn(1))
-    whole = invert(Oracle(), clean, levels, Certain(clean), guess=guess, iterations=2, run=run)
+    whole = invert(Oracle(), clean, levels, Certain(clean), guess=guess, calls=2, run=run)
     draft.save({"ladder": whole[:4]})
     model = Oracle()
-    resumed = invert(model, clean, levels, Certain(clean), guess=guess, iterations=2, run=run, draft=draft)
+    resumed = invert(model, clean, levels, Certain(clean), guess=guess, calls=2, run=run, draft=draft)
     assert torch.equal(resumed, whole)
     assert model.asked == 6
 
@@ -185,6 +183,6 @@ def test_steps_on_random_weights_are_as_good_as_the_rounds_they_get(tmp_path: Pa
     latents, condition = model.encode(pixels), model.condition(pixels[0], frames=2)
     levels, errors = model.schedule(8, 0.8, latents), []
     for rounds in (1, 2, 3):
-        ladder = invert(model, latents, levels, condition, guess=same_noise, iterations=rounds, run=run)
+        ladder = invert(model, latents, levels, condition, guess=same_noise, calls=rounds, run=run)
         errors.append(relative(sample(model, ladder[-1], levels, condition, run=run), latents))
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
