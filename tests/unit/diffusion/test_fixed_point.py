@@ -51,11 +51,12 @@ def test_straight_lines_are_solved_in_two_calls_each_frame_by_its_own(slopes: li
 
 @pytest.mark.parametrize("calls", [3, 4, 6])
 def test_a_map_of_many_directions_is_solved_more_closely_than_by_asking_again(calls: int) -> None:
-    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3)).double()).Q
-    matrix = turn @ torch.diag(torch.linspace(-0.8, 0.6, 16, dtype=torch.float64)) @ turn.T
+    turn: Tensor = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3)).double()).Q
+    matrix: Tensor = turn @ torch.diag(torch.linspace(-0.8, 0.6, 16, dtype=torch.float64)) @ turn.T
 
     def f(x: Tensor) -> Tensor:
-        return ((x - 0.3).flatten(2) @ matrix).reshape(SHAPE).sin() + 0.3
+        moved: Tensor = ((x - 0.3).flatten(2) @ matrix).reshape(SHAPE)
+        return moved.sin() + 0.3
 
     solution = repeated(f, drawn(4), 400)
     ours, plain = fixed_point(f, drawn(4), calls=calls), repeated(f, drawn(4), calls)
