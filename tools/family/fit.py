@@ -10,7 +10,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Generic, Self, TypeVar, final
 
@@ -24,6 +25,8 @@ N = TypeVar("N", bound=Module)
 Figures = Callable[[], Mapping[str, float]]
 
 CHECKPOINT_SECONDS: Final = 150.0
+STATES: Final = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What the optimizers remember of a variable."""
 MEANINGFUL_LOSSES: Final = 200
 """Over how many last steps the reported loss is averaged."""
 
@@ -34,6 +37,18 @@ class Fit(Generic[N]):
 
     The rate rises over `warmup` steps and then stays, so that a training may go on for as long as there is
     time for it; `settle` lets it fall towards the planned end.
+
+    Args:
+        network: what to train.
+        folder: where its checkpoint lies, or will.
+        rate: how far a step goes.
+        warmup: over how many steps the rate rises.
+        decay: by how much matrices shrink, times the rate.
+        keep: how much of the running average stays at each step.
+        device: where to train.
+        precision: of the working copy.
+        betas: how long AdamW remembers gradients, and their squares.
+        orthogonal: matrices take steps of one length in all directions (Muon), and only vectors go by AdamW.
     """
 
     def __init__(
@@ -48,6 +63,7 @@ class Fit(Generic[N]):
         device: str = "cpu",
         precision: torch.dtype = torch.bfloat16,
         betas: tuple[float, float] = (0.9, 0.99),
+        orthogonal: bool = False,
     ) -> None:
         self.folder = folder
         self.rate = rate
@@ -65,14 +81,17 @@ class Fit(Generic[N]):
         self.images = 0
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
-        plain = [v for v in self.masters.values() if v.ndim < 2]
-        matrices = [v for v in self.masters.values() if v.ndim >= 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=rate,
-            betas=betas,
-            eps=1e-8,
-        )
+        self.variables = {name: v.flatten(1) if v.ndim > 1 else v for name, v in self.masters.items()}
+        """What the optimizers see of the masters: vectors, and matrices."""
+        plain = [v for v in self.variables.values() if v.ndim < 2]
+        matrices = [v for v in self.variables.values() if v.ndim == 2]
+        if orthogonal:
+            adam = torch.optim.AdamW(plain, lr=rate, betas=betas, eps=1e-8, weight_decay=0.0)
+            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            self.optimizers: tuple[torch.optim.Optimizer, ...] = (adam, muon)
+        else:
+            groups = [{"params": matrices, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+            self.optimizers = (torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8),)
         self._saved = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -104,22 +123,24 @@ class Fit(Generic[N]):
 
     def generator(self) -> torch.Generator:
         """The random numbers of this step."""
-        return torch.Generator().manual_seed(7_919 * self.step + 13)
+        return torch.Generator().manual_seed(7_919 * self.step + 13 + 104_729 * rank())
 
     def descend(self, loss: Tensor, images: int) -> None:
         """One step down the gradient of `loss`, which saw so many images."""
         torch.autograd.backward(loss)
         live = dict(self.network.named_parameters())
-        for name, master in self.masters.items():
+        for name, variable in self.variables.items():
             grad = live[name].grad
-            master.grad = None if grad is None else grad.float()
+            variable.grad = None if grad is None else grad.float().view_as(variable)
             live[name].grad = None
-        torch.nn.utils.clip_grad_norm_(list(self.masters.values()), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.share * self.rate * min(1.0, (self.step + 1) / self.warmup)
-        self.optimizer.step()
+        average_over_processes([v.grad for v in self.variables.values() if v.grad is not None])
+        torch.nn.utils.clip_grad_norm_(list(self.variables.values()), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.share * self.rate * min(1.0, (self.step + 1) / self.warmup)
+            optimizer.step()
         self.step += 1
-        self.images += images
+        self.images += images * processes()
         keep = min(self.keep, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             values, means = list(self.masters.values()), list(self.average.values())
@@ -149,7 +170,8 @@ class Fit(Generic[N]):
             **figures,
         }
         self.history.append(row)
-        print(json.dumps(row), flush=True)
+        if rank() == 0:
+            print(json.dumps(row), flush=True)
 
     def save_if_due(self) -> None:
         """Save if the last checkpoint is some minutes old."""
@@ -158,11 +180,14 @@ class Fit(Generic[N]):
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
+        if rank() > 0:
+            return
         tensors = {f"master/{name}": value for name, value in self.masters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        for name, value in self.masters.items():
-            for key, state in self.optimizer.state[value].items():
-                tensors[f"{key}/{name}"] = torch.as_tensor(state)
+        for name, variable in self.variables.items():
+            for optimizer in self.optimizers:
+                for key, state in optimizer.state.get(variable, {}).items():
+                    tensors[f"{key}/{name}"] = torch.as_tensor(state)
         about = {
             "step": self.step,
             "images": self.images,
@@ -188,18 +213,62 @@ class Fit(Generic[N]):
             for name, value in self.masters.items():
                 value.copy_(file.get_tensor(f"master/{name}"))
                 self.average[name].copy_(file.get_tensor(f"average/{name}"))
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in file.keys()]  # noqa: SIM118
-                state = {key: file.get_tensor(f"{key}/{name}") for key in keys}
-                if state:
-                    self.optimizer.state[value] = {
-                        k: s if k == "step" else s.to(self.device) for k, s in state.items()
-                    }
+            for optimizer in self.optimizers:
+                self._resume_optimizer(optimizer, file)
         self.step, self.images = about["step"], about["images"]
         self.losses, self.history = about["losses"], about["history"]
         with torch.no_grad():
             for name, live in self.network.named_parameters():
                 if name in self.masters:
                     live.copy_(self.masters[name])
+
+    def _resume_optimizer(self, optimizer: torch.optim.Optimizer, file: safe_open) -> None:
+        known = set(file.keys())
+        mine = {id(v) for group in optimizer.param_groups for v in group["params"]}
+        for name, variable in self.variables.items():
+            kept = {key: f"{key}/{name}" for key in STATES if id(variable) in mine}
+            state = {key: file.get_tensor(place) for key, place in kept.items() if place in known}
+            if state:
+                optimizer.state[variable] = {
+                    k: s if k == "step" else s.view_as(variable).to(self.device) for k, s in state.items()
+                }
+
+
+def join_processes() -> None:
+    """Train together with the other processes that torchrun started, if it did."""
+    if torch.distributed.is_torchelastic_launched():
+        torch.distributed.init_process_group("gloo")
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Around what writes files: the others wait until the first process is through."""
+    if rank() > 0:
+        torch.distributed.barrier()
+    yield
+    if rank() == 0 and processes() > 1:
+        torch.distributed.barrier()
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of the processes that train together this is."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def average_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over all processes that train together."""
+    if processes() == 1:
+        return
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= processes()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def options(description: str | None, images: int) -> argparse.ArgumentParser:

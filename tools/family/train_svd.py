@@ -1,5 +1,7 @@
 """Trains tiny:svd: a first frame goes on for eight frames, in the layout of Stable Video Diffusion.
 
+Several processes may train one network: `torchrun --standalone --nproc-per-node 2 train_svd.py unet`.
+
 Two networks: a UNet over clips of latents, with the noise levels and preconditioning of Karras et al. 2022
 as SVD uses them, and an autoencoder whose decoder sees all frames at once. Its encoder learns to give
 tiny:sd's latents, so that both can be trained side by side.
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, load_average, options
+from fit import Fit, first_alone, join_processes, load_average, options, processes
 from latents import encoded, finished_autoencoder
 from pictures import HELD_OUT, LESSONS
 from torch import Tensor
@@ -26,14 +28,15 @@ from retouch.world.scene import Scene
 CLIPS: Final = 4_000
 FRAMES: Final = architecture.VIDEO_FRAMES
 RATE: Final = 12
-BATCH: Final = 4
+BATCH: Final = 8
+"""Clips a step, of all processes together."""
 SPANS: Final = (2, 4, 8)
 """Frames of a clip that the decoder sees together; shorter spans show it more clips."""
 DECODER_NOISE: Final = 0.05
 """On the latents, so that the decoder forgives a sample's small errors."""
-SIGMA_MEAN, SIGMA_SPREAD = 0.5, 1.5
-"""Of the logarithm of the noise in training. SVD has 0.7 and 1.6; the fewer latents a clip has, the less
-noise hides it.
+SIGMA_MEAN, SIGMA_SPREAD = 0.0, 1.3
+"""Of the logarithm of the noise in training. SVD has 0.7 and 1.6. Here a clip differs from its first frame by
+a third of the latents' spread, and from a noise of six on nothing of that is left to see.
 """
 
 
@@ -86,15 +89,17 @@ def preconditioned(
 def train_unet(
     work: Path, *, size: int, images: int, device: str, seed: int = 0, clips: int = CLIPS, count: int = BATCH
 ) -> Fit[UNetSpatioTemporalConditionModel]:
-    """Train the clip UNet until so many frames have been seen."""
+    """Train the clip UNet until so many frames have been seen; `count` clips a step, of all processes."""
     torch.manual_seed(seed)
-    tokenizer = architecture.tokenizer(work / "tokenizer")
+    count //= processes()
+    with first_alone():
+        tokenizer = architecture.tokenizer(work / "tokenizer")
+        pixels, latents = prepared_clips(work, clips, size)
     tower = load_average(architecture.clip(len(tokenizer)), work / "clip").to(device)
-    pixels, latents = prepared_clips(work, clips, size)
     unet = architecture.video_unet()
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())
-    fit = Fit(unet, work / f"svd-{size}px", rate=7e-4, keep=0.998, device=device)
+    fit = Fit(unet, work / f"svd-{size}px", rate=2e-3, keep=0.998, device=device, orthogonal=True)
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
         fit.settle(images)
@@ -123,7 +128,8 @@ def train_autoencoder(
 ) -> Fit[AutoencoderKLTemporalDecoder]:
     """Train the clip autoencoder until so many frames have been seen: encoder towards tiny:sd's latents."""
     torch.manual_seed(seed)
-    pixels, latents = prepared_clips(work, clips, size)
+    with first_alone():
+        pixels, latents = prepared_clips(work, clips, size)
     vae = architecture.temporal_autoencoder(size)
     fit = Fit(vae, work / f"svd-vae-{size}px", rate=1.5e-3, keep=0.997, device=device)
 
@@ -153,6 +159,7 @@ def main() -> None:
     parser = options(__doc__, images=300_000)
     parser.add_argument("part", choices=("unet", "autoencoder"))
     asked = parser.parse_args()
+    join_processes()
     part = train_unet if asked.part == "unet" else train_autoencoder
     part(asked.work, size=asked.size, images=asked.images, device=asked.device)
 

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 RECIPES = Path(__file__).parents[3] / "tools" / "family"
 FEW = {"easy": 24}
@@ -93,6 +96,63 @@ def test_a_training_that_was_stopped_ends_as_an_unbroken_one(recipes: Recipes, t
     parts = judge(tmp_path / "parts", 64 * 4)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0, atol=0)
+
+
+LINE_FIT = """
+import sys
+from pathlib import Path
+
+import torch
+from fit import Fit, join_processes
+
+join_processes()
+torch.manual_seed(0)
+line = torch.nn.Sequential(torch.nn.Conv1d(2, 6, 3), torch.nn.Linear(6, 3))
+fit = Fit(line, Path(sys.argv[1]), rate=1e-2, precision=torch.float32, orthogonal=True)
+
+
+def look(generator):
+    x = torch.randn(int(sys.argv[3]), 2, 8, generator=generator)
+    return (fit.network(x) - x.mean()).square().mean(), len(x)
+
+
+fit.until(int(sys.argv[2]), look, every=100)
+"""
+"""A training of both kinds of weights, matrices and vectors: folder, images, batch."""
+
+
+def run_line_fit(folder: Path, images: int, batch: int, *launcher: str) -> dict[str, torch.Tensor]:
+    script = folder.parent / "line.py"
+    script.write_text(LINE_FIT, "utf-8")
+    paths = {"PYTHONPATH": str(RECIPES), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, *launcher, str(script), str(folder), str(images), str(batch)]
+    subprocess.run(command, check=True, env=os.environ | paths, timeout=240)
+    return load_file(folder / "checkpoint.safetensors")
+
+
+@pytest.mark.slow
+def test_orthogonal_steps_go_on_where_they_stopped(tmp_path: Path) -> None:
+    whole = run_line_fit(tmp_path / "whole", 4 * 8, 4)
+    run_line_fit(tmp_path / "parts", 4 * 4, 4)
+    parts = run_line_fit(tmp_path / "parts", 4 * 8, 4)
+    assert whole.keys() == parts.keys()
+    assert any(name.startswith("momentum_buffer/") for name in whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_step_along_the_mean_of_their_gradients(recipes: Recipes, tmp_path: Path) -> None:
+    pair = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    together = run_line_fit(tmp_path / "together", 2 * 4, 4, *pair)
+    draws = [torch.Generator().manual_seed(13 + 104_729 * n) for n in range(2)]
+    torch.manual_seed(0)
+    line = torch.nn.Sequential(torch.nn.Conv1d(2, 6, 3), torch.nn.Linear(6, 3))
+    fit = recipes.fit.Fit(line, tmp_path / "alone", rate=1e-2, precision=torch.float32, orthogonal=True)
+    batches = [torch.randn(4, 2, 8, generator=draw) for draw in draws]
+    fit.descend(sum((line(x) - x.mean()).square().mean() for x in batches) / 2, 8)
+    for name, value in fit.masters.items():
+        torch.testing.assert_close(together[f"master/{name}"], value)
 
 
 @pytest.mark.slow
@@ -191,7 +251,6 @@ def test_the_siblings_train_and_the_adapter_loads(recipes: Recipes, work: Path, 
         assert all(np.isfinite(fit.losses))
     recipes.train_ip.save_adapter(work, 64, tmp_path / "ip_adapter.safetensors")
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin
-    from safetensors.torch import load_file
 
     unet = recipes.architecture.unet()
     assert isinstance(unet, UNet2DConditionLoadersMixin)
