@@ -171,6 +171,7 @@ def test_the_repository_holds_no_other_weights() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 def test_a_first_frame_goes_on_and_holds_together() -> None:
     pipe = StableVideoDiffusionPipeline.from_pretrained(embedded()["tiny:svd"])
     pipe.set_progress_bar_config(disable=True)
