@@ -27,7 +27,7 @@ STAGES: Final[Mapping[str, tuple[Sequence[str], int]]] = {
     "canny": (("train_control.py",), 300_000),
     "ip": (("train_ip.py",), 150_000),
     "svd-vae": (("train_svd.py", "autoencoder"), 250_000),
-    "svd": (("train_svd.py", "unet"), 232_000),
+    "svd": (("train_svd.py", "unet"), 400_000),
 }
 """Script and number of images of each stage, in the order in which they build on each other."""
 

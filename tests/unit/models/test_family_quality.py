@@ -13,6 +13,7 @@ from PIL import Image
 from retouch.compute import Compute
 from retouch.diffusion.ddim import move, schedule
 from retouch.diffusion.guidance import guided
+from retouch.metrics.fidelity import psnr
 from retouch.models.clip import TextImage
 from retouch.models.image import StableDiffusion
 from retouch.models.refs import embedded, resolve
@@ -27,8 +28,8 @@ RETRIEVAL = 0.85
 RISES = {"object": 0.25, "colour": 0.5, "background": 0.3}
 COLOUR_HITS = 0.9
 
-CLIP_GAIN = 0.4
-"""Decibels of the expected clip over the first frame repeated, on what moves."""
+CLIP_GAIN = 0.3
+"""Decibels of the predicted clip over the first frame repeated, on what moves."""
 CLIP_LIKENESS = 0.95
 """Of the last of eight frames to the first, by tiny:clip: a picture that comes apart is like nothing."""
 
@@ -171,30 +172,23 @@ def test_the_repository_holds_no_other_weights() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 def test_a_first_frame_goes_on_and_holds_together() -> None:
     pipe = StableVideoDiffusionPipeline.from_pretrained(embedded()["tiny:svd"])
     pipe.set_progress_bar_config(disable=True)
     plain = Variety(styles=("none",), pair=0.0, scale=(0.5, 0.8), turn=0.05, place=0.2, swing=0.2, bend=0.08)
-
-    def continued(frame: np.ndarray, **settings: float) -> np.ndarray:
-        draw = torch.Generator().manual_seed(7)
-        size = {"height": 64, "width": 64, "num_frames": 8, "fps": 12, "generator": draw}
-        film = pipe(Image.fromarray(frame.transpose(1, 2, 0)), **size, **settings).frames[0]
-        return np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in film])
-
+    few = {"num_inference_steps": 4, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
     gains, firsts, lasts = [], [], []
-    for seed in range(40_100, 40_106):
+    for seed in range(40_100, 40_112):
         scene = Scene.sample(seed, plain)
         truth = np.stack([planes(scene, n / 12, 64) for n in range(8)])
-        moves = (np.abs(truth.astype(float) - truth[:1]) > 12).any(1)
-        expected = continued(truth[0], num_inference_steps=1, min_guidance_scale=1.0, max_guidance_scale=1.0)
-        errors = [
-            np.square(clip - truth.astype(float)).mean(1)[moves].mean() for clip in (truth[:1], expected)
-        ]
-        gains.append(10 * np.log10(errors[0] / errors[1]))
+        size = {"height": 64, "width": 64, "num_frames": 8, "fps": 12}
+        draw = torch.Generator().manual_seed(7)
+        film = pipe(Image.fromarray(truth[0].transpose(1, 2, 0)), **size, **few, generator=draw).frames[0]
+        predicted = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in film])
+        moves = (np.abs(truth.astype(int) - truth[:1]) > 12).any(1, keepdims=True)
+        gains.append(psnr(predicted, truth, moves) - psnr(truth[:1].repeat(8, 0), truth, moves))
         firsts.append(truth[0])
-        lasts.append(continued(truth[0], num_inference_steps=12)[-1])
+        lasts.append(predicted[-1])
     clip = TextImage.from_pretrained("tiny:clip", CPU)
     likeness = (clip.images(np.stack(firsts)) * clip.images(np.stack(lasts))).sum(1)
     assert float(np.mean(gains)) > CLIP_GAIN
