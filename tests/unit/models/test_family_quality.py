@@ -17,7 +17,7 @@ from retouch.metrics.fidelity import psnr
 from retouch.models.clip import TextImage
 from retouch.models.image import StableDiffusion
 from retouch.models.refs import embedded, resolve
-from retouch.world.render import planes
+from retouch.world.render import film, planes
 from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, Scene, Variety
 
 CPU = Compute(device="cpu", dtype="float32")
@@ -179,12 +179,11 @@ def test_a_first_frame_goes_on_and_holds_together() -> None:
     few = {"num_inference_steps": 4, "min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
     gains, firsts, lasts = [], [], []
     for seed in range(40_100, 40_112):
-        scene = Scene.sample(seed, plain)
-        truth = np.stack([planes(scene, n / 12, 64) for n in range(8)])
+        truth = film(Scene.sample(seed, plain), 8, 64).frames
         size = {"height": 64, "width": 64, "num_frames": 8, "fps": 12}
         draw = torch.Generator().manual_seed(7)
-        film = pipe(Image.fromarray(truth[0].transpose(1, 2, 0)), **size, **few, generator=draw).frames[0]
-        predicted = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in film])
+        pictures = pipe(Image.fromarray(truth[0].transpose(1, 2, 0)), **size, **few, generator=draw).frames[0]
+        predicted = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
         moves = (np.abs(truth.astype(int) - truth[:1]) > 12).any(1, keepdims=True)
         gains.append(psnr(predicted, truth, moves) - psnr(truth[:1].repeat(8, 0), truth, moves))
         firsts.append(truth[0])
