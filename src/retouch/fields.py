@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from retouch.errors import ParamsError, PluginError, RetouchError
+from retouch.params import Formerly
 
 Kind = Literal["text", "int", "float", "flag", "path", "choice", "list"]
 _KINDS: Mapping[type, Kind] = {str: "text", int: "int", float: "float", bool: "flag", Path: "path"}
@@ -39,6 +40,8 @@ class Option:
     high: float | None = None
     item: Kind | None = None
     """The kind of a list's items."""
+    former: tuple[str, ...] = ()
+    """What it was called before; these names go on to work for one release."""
 
     @property
     def flag(self) -> str:
@@ -74,6 +77,32 @@ def parse(params: type[M], given: Mapping[str, object]) -> M:
         return params.model_validate({name: _as_meant(params, name, value) for name, value in given.items()})
     except ValidationError as error:
         raise explain(error, params) from None
+
+
+def renamed(
+    params: type[BaseModel], given: Mapping[str, object], tell: Callable[[str], None]
+) -> dict[str, object]:
+    """Return values under today's names; `tell` hears of each that came under a former one.
+
+    Raises:
+        ParamsError: a parameter is given under both names.
+    """
+    values = dict(given)
+    for name, info in params.model_fields.items():
+        for former in _formerly(info):
+            if former.name not in values or (former.name == name and values[name] not in former.values):
+                continue
+            if former.name != name and name in values:
+                raise ParamsError(
+                    f"{name} is given twice", hint=f"{former.name} is its former name; drop that"
+                )
+            old = values.pop(former.name)
+            values[name] = new = former.values.get(old, old) if isinstance(old, str) else old
+            said = f"{former.name} is now called {name}"
+            if new != old:
+                said = f"{former.name} {old} is now {name} {new}"
+            tell(f"{said}; the next release will not know the old word")
+    return values
 
 
 def explain(
@@ -142,12 +171,17 @@ def _option(params: type[BaseModel], name: str, info: FieldInfo) -> Option:
         default = info.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, Enum):
         default = default.value
-    return Option(name, kind, description, default, info.is_required(), choices, low, high, item)
+    former = tuple(old.name for old in _formerly(info) if old.name != name)
+    return Option(name, kind, description, default, info.is_required(), choices, low, high, item, former)
 
 
 def _description(info: FieldInfo) -> str:
     shared = _shared(info)
     return info.description or (shared.description if shared else None) or ""
+
+
+def _formerly(info: FieldInfo) -> list[Formerly]:
+    return [mark for mark in info.metadata if isinstance(mark, Formerly)]
 
 
 def _shared(info: FieldInfo) -> FieldInfo | None:

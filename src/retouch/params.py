@@ -4,8 +4,10 @@ A method's own parameters are one frozen class on `Params` in its `spec.py`. A n
 comes from here, so that it cannot drift apart.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -14,6 +16,18 @@ class Params(BaseModel):
     """What every method's parameters are: flat, frozen, closed, and equal after a trip through JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Formerly:
+    """What a parameter was called in an earlier release, and what its choices were: a mark on its field.
+
+    The old spelling goes on to work for one release, with a notice: see `retouch.fields.renamed`.
+    """
+
+    name: str
+    values: Mapping[object, str] = field(default_factory=dict)
 
 
 def _with_whole_path(text: str) -> str:

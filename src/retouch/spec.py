@@ -1,11 +1,11 @@
 """What a method says of itself before anything heavy is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
 from retouch.errors import ParamsError, PluginError
-from retouch.fields import describe, near, parse
+from retouch.fields import describe, near, parse, renamed
 from retouch.params import Params
 
 RESERVED = frozenset(
@@ -70,8 +70,16 @@ class MethodSpec:
     paper: Paper | None = None
     plan: str = ""
 
-    def fill(self, given: Mapping[str, object], *, preset: str | None = None) -> Params:
+    def fill(
+        self,
+        given: Mapping[str, object],
+        *,
+        preset: str | None = None,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> Params:
         """The parameters from what was given, over a preset, over the defaults.
+
+        `tell` hears, in a sentence, of each parameter that is given under a former name.
 
         Raises:
             ParamsError: a name is unknown, a value is out of bounds, or the preset does not exist.
@@ -84,7 +92,7 @@ class MethodSpec:
                     hint=near(preset, self.presets) or f"presets: {', '.join(self.presets) or 'none'}",
                 )
             base = self.presets[preset]
-        return parse(self.params, {**base, **given})
+        return parse(self.params, {**base, **renamed(self.params, given, tell)})
 
     def check(self) -> None:
         """Raises PluginError where the description does not hold together."""

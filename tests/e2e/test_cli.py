@@ -45,6 +45,23 @@ def test_an_edit_writes_the_result_the_report_and_what_it_took(shell: Shell) -> 
     assert [event["event"] for event in events].count("advanced") == 6
 
 
+def test_a_former_option_works_hidden_and_with_a_notice(shell: Shell) -> None:
+    ended = shell("edit", "tint", "clip.mp4", "--redness", "0.25", "--dry-run")
+    assert ended.told["params"]["red"] == 0.25  # type: ignore[index]
+    assert ended.err == "notice: redness is now called red; the next release will not know the old word\n"
+    assert "redness" not in shell("edit", "tint", "--help").out
+
+
+def test_an_old_request_goes_through_with_a_notice_and_is_kept_in_todays_words(shell: Shell) -> None:
+    old = shell(*TINT, "--dry-run").out.replace('"red"', '"redness"')
+    (shell.folder / "old.json").write_text(old)
+    ended = shell("edit", "--from", "old.json")
+    assert ended.code == 0, ended.err
+    (folder,) = shell.runs
+    assert "redness" not in (folder / "request.json").read_text()
+    assert "redness is now called red" in (folder / "notices.txt").read_text()
+
+
 def test_the_command_in_the_report_makes_the_same_request(shell: Shell) -> None:
     ended = shell(
         *TINT,

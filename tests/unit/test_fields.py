@@ -8,8 +8,8 @@ from pydantic import Field, create_model, model_validator
 
 from retouch.compute import Compute
 from retouch.errors import ParamsError, PluginError
-from retouch.fields import Option, describe, near, parse
-from retouch.params import MaskFile, Params, Prompt, Steps, Strength
+from retouch.fields import Option, describe, near, parse, renamed
+from retouch.params import Formerly, MaskFile, Params, Prompt, Steps, Strength
 from retouch.request import EditRequest
 
 
@@ -121,3 +121,48 @@ def test_a_parameter_without_words_is_a_fault_of_the_plug_in() -> None:
 def test_near_names_are_named_and_far_ones_are_not() -> None:
     assert near("fatezro", ["paint", "fatezero"]) == "did you mean fatezero?"
     assert near("xyz", ["paint", "fatezero"]) == ""
+
+
+class Renewed(Params):
+    """Parameters that were called otherwise."""
+
+    fps: Annotated[int, Field(ge=1, description="Frames a second."), Formerly("rate")] = 8
+    start: Annotated[
+        Literal["random", "none"],
+        Field(description="Where to begin."),
+        Formerly("guess", {"drawn": "random"}),
+    ] = "none"
+    mode: Annotated[
+        Literal["over", "under"], Field(description="How."), Formerly("mode", {"above": "over"})
+    ] = "over"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "told"),
+    [
+        ({"rate": 5}, {"fps": 5}, "rate is now called fps"),
+        ({"guess": "drawn"}, {"start": "random"}, "guess drawn is now start random"),
+        ({"guess": "none"}, {"start": "none"}, "guess is now called start"),
+        ({"mode": "above"}, {"mode": "over"}, "mode above is now mode over"),
+    ],
+)
+def test_a_former_name_is_taken_for_todays_and_told(
+    given: dict[str, object], meant: dict[str, object], told: str
+) -> None:
+    heard: list[str] = []
+    assert renamed(Renewed, given, heard.append) == meant
+    assert len(heard) == 1
+    assert heard[0].startswith(told)
+
+
+def test_todays_names_are_left_alone_and_nothing_is_told() -> None:
+    heard: list[str] = []
+    given = {"fps": 5, "mode": "under", "other": 1}
+    assert renamed(Renewed, given, heard.append) == given
+    assert not heard
+
+
+def test_a_parameter_under_both_names_is_refused() -> None:
+    with pytest.raises(ParamsError, match="fps is given twice") as caught:
+        renamed(Renewed, {"fps": 5, "rate": 6}, print)
+    assert "rate" in caught.value.hint

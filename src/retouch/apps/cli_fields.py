@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,8 +23,17 @@ _TYPES: Mapping[str, click.ParamType[object]] = {
 
 
 def options_of(params: type[BaseModel]) -> list[click.Option]:
-    """One option a parameter; what is not given stays None, so that presets and defaults can fill it."""
-    return [_option(option) for option in describe(params)]
+    """Return an option a parameter, and hidden ones for former names.
+
+    What is not given stays None, so that presets and defaults can fill it.
+    """
+    options = describe(params)
+    former = [
+        replace(option, name=name, choices=(), kind="text" if option.choices else option.kind)
+        for option in options
+        for name in option.former
+    ]
+    return [*map(_option, options), *(_option(option, hidden=True) for option in former)]
 
 
 def request_options() -> list[click.Option]:
@@ -40,10 +50,11 @@ def request_options() -> list[click.Option]:
 
 def given(values: Mapping[str, object], names: type[BaseModel]) -> dict[str, object]:
     """Those of the values that were given and belong to a class, paths made absolute."""
+    known = {name for option in describe(names) for name in (option.name, *option.former)}
     return {
         name: _absolute(value)
         for name, value in values.items()
-        if name in names.model_fields and value is not None and value != ()
+        if name in known and value is not None and value != ()
     }
 
 
@@ -68,15 +79,16 @@ def table(spec: MethodSpec) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _option(option: Option) -> click.Option:
+def _option(option: Option, *, hidden: bool = False) -> click.Option:
     facts = "; ".join(fact for fact in (option.bounds, _default(option)) if fact)
     text = f"{option.description}  [{facts}]" if facts else option.description
     if option.kind == "flag":
-        return click.Option([f"{option.flag}/--no-{option.flag[2:]}"], default=None, help=text)
+        names = [f"{option.flag}/--no-{option.flag[2:]}"]
+        return click.Option(names, default=None, help=text, hidden=hidden)
     kind = option.item if option.kind == "list" else option.kind
     choice = click.Choice(option.choices) if option.choices else _TYPES[kind or "text"]
     several = option.kind == "list"
-    return click.Option([option.flag], type=choice, default=None, multiple=several, help=text)
+    return click.Option([option.flag], type=choice, default=None, multiple=several, help=text, hidden=hidden)
 
 
 def _default(option: Option) -> str:

@@ -20,7 +20,7 @@ from retouch.artifacts import ArtifactStore, Draft, full_disk
 from retouch.compute import Compute, Plan
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError, VideoError
 from retouch.events import Event, Listener, Notice, as_json, ignore
-from retouch.fields import near, parse
+from retouch.fields import near, parse, renamed
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
 from retouch.places import home
@@ -59,7 +59,7 @@ def edit(
     **params: object,
 ) -> Result:
     """Edits a clip: the same request as `retouch edit METHOD CLIP`, made in Python."""
-    filled = method(method_name).fill(params, preset=preset)
+    filled = method(method_name).fill(params, preset=preset, tell=lambda text: listen(Notice(text)))
     values = {
         "video": Path(video).expanduser().absolute(),
         "method": method_name,
@@ -85,14 +85,17 @@ def run_edit(
     Raises:
         RetouchError: whatever went wrong, with a hint; the run folder says so too and can be resumed.
     """
-    spec = method(request.method)
-    params = spec.fill(request.params)
+    spec, former = method(request.method), list[str]()
+    today = renamed(spec.params, request.params, former.append)
+    request, params = request.model_copy(update={"params": today}), spec.fill(today)
     if request.out and request.out.exists() and not force and not _handed_over(request, folder):
         raise VideoError(f"{request.out} exists", hint="choose another name, or add --force")
     folder = folder or new_folder(request.method)
     with _locked(folder), _recorded(folder, listen) as tell, request.compute.settled():
         (folder / ERROR).unlink(missing_ok=True)
         _write_whole(folder / "request.json", request.as_json())
+        for text in former:
+            tell(Notice(text))
         started = time.perf_counter()
         source = read(request.video, scratch=folder / "scratch", listen=tell)
         _tell_device(request.compute, tell)

@@ -4,14 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from retouch.params import Params, Steps, Strength
+from retouch.params import Formerly, Params, Steps, Strength
 from retouch.spec import MethodSpec
 
 
 class TintParams(Params):
     """How strongly which rows are tinted."""
 
-    red: Annotated[float, Field(ge=-1, le=1, description="How much redder it becomes.")] = 0.5
+    red: Annotated[
+        float, Field(ge=-1, le=1, description="How much redder it becomes."), Formerly("redness")
+    ] = 0.5
     rows: Annotated[
         float, Field(gt=0, le=1, description="Share of the rows, from above, that may change.")
     ] = 0.5

@@ -10,7 +10,7 @@ from retouch import registry
 from retouch.apps.cli_fields import given, options_of, request_options, table
 from retouch.compute import Compute
 from retouch.errors import ParamsError, RequestError
-from retouch.fields import near, parse
+from retouch.fields import near, parse, renamed
 from retouch.request import EditRequest, Output
 from retouch.spec import MethodSpec
 
@@ -160,7 +160,8 @@ def _request(
     clip = video or (base.video if base else None)
     if clip is None:
         raise RequestError("no clip was given", hint=f"retouch edit {spec.name} CLIP [OPTIONS]")
-    params = spec.fill({**(base.params if base else {}), **given(values, spec.params)}, preset=preset)
+    flags = renamed(spec.params, given(values, spec.params), _tell)
+    params = spec.fill({**renamed(spec.params, base.params if base else {}, _tell), **flags}, preset=preset)
     compute = {**(base.compute.model_dump() if base else {}), **given(values, Compute)}
     output = {**(base.output.model_dump() if base else {}), **given(values, Output)}
     goal = out or (base.out if base else None)
@@ -173,6 +174,10 @@ def _request(
         output=parse(Output, output),
         out=goal.expanduser().absolute() if goal else None,
     )
+
+
+def _tell(text: str) -> None:
+    click.echo(f"notice: {text}", err=True)
 
 
 def carry_out(
