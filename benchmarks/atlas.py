@@ -32,8 +32,8 @@ from retouch.atlas.prepare import kept_objects, objects_from_cutout
 from retouch.atlas.report import examine
 from retouch.compute import Compute
 from retouch.media.io import read
-from retouch.models.segment import GrabCutSegmenter, Mark, parse_mark
 from retouch.run import Run
+from retouch.tracking.segment import GrabCutSegmenter, Mark, parse_mark
 from retouch.video import Video
 from retouch.world import Actor, Camera, Clip, Motion, Scene
 

@@ -33,10 +33,10 @@ from retouch.methods.videoshop.spec import SPEC, VideoshopParams
 from retouch.metrics.consistency import true_motion, warp_error
 from retouch.metrics.fidelity import changed, psnr
 from retouch.metrics.uncertainty import paired
-from retouch.models.flow import DisFlow, warp
 from retouch.models.image_to_video import ImageToVideo
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Run
+from retouch.tracking.flow import DisFlow, warp
 from retouch.world import COLOURS, OBJECTS, PATTERNS, Camera, Change, Clip, Motion, Scene, Variety, edited
 
 Frames: TypeAlias = np.ndarray

@@ -44,7 +44,7 @@ from retouch.errors import ModelMismatch, ModelNotFound, RetouchError  # noqa: E
 from retouch.media.drafts import check_free  # noqa: E402
 from retouch.media.io import read  # noqa: E402
 from retouch.models.refs import read_config  # noqa: E402
-from retouch.models.segment import working_size  # noqa: E402
+from retouch.tracking.segment import working_size  # noqa: E402
 from retouch.video import Video  # noqa: E402
 
 NETWORKS: Final = {

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
-from retouch.models.flow import ClipFlow
+from retouch.tracking.flow import ClipFlow
 
 ENOUGH: Final = 0.75
 """Share of an object that a picture must show in each of its frames, or another picture is wanted."""

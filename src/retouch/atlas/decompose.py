@@ -38,9 +38,9 @@ from retouch.atlas.solve import (
 )
 from retouch.atlas.textures import fill, sample, shrunk, splat
 from retouch.errors import ArtifactError, EmptyMask, VideoError
-from retouch.models.flow import ClipFlow, DisFlow, Flow
-from retouch.models.segment import working_size
 from retouch.run import Reach, Run
+from retouch.tracking.flow import ClipFlow, DisFlow, Flow
+from retouch.tracking.segment import working_size
 from retouch.video import Video
 
 STAGES: Final = ("flow", "pixels", "textures", "edges", "light")

@@ -14,9 +14,9 @@ from retouch.atlas.mapping import Mapping
 from retouch.atlas.motion import TRACKING_STEPS, fit_to_flow, robust_matrix
 from retouch.atlas.solve import gauss_newton
 from retouch.errors import InputError
-from retouch.models.flow import ClipFlow, DisFlow, consistent
-from retouch.models.segment import GrabCutSegmenter, Mark, working_size
 from retouch.run import Run
+from retouch.tracking.flow import ClipFlow, DisFlow, consistent
+from retouch.tracking.segment import GrabCutSegmenter, Mark, working_size
 from retouch.video import Video
 
 

@@ -27,8 +27,8 @@ from retouch.atlas.footage import AtlasSettings, Footage, blocks
 from retouch.atlas.mapping import Mapping, Window, compose, positions
 from retouch.atlas.solve import fit_field, gauss_newton, without_folds
 from retouch.atlas.textures import sample, splat
-from retouch.models.flow import ClipFlow, consistent
 from retouch.run import Run
+from retouch.tracking.flow import ClipFlow, consistent
 
 TRACKING_STEPS: Final = 3
 MEMORY: Final = 0.8

@@ -15,8 +15,9 @@ from retouch.atlas.footage import AtlasSettings, blocks
 from retouch.errors import ParamsError
 from retouch.events import Notice
 from retouch.media.masks import each_mask, read_masks
-from retouch.models.flow import Flow
-from retouch.models.segment import (
+from retouch.run import Run
+from retouch.tracking.flow import Flow
+from retouch.tracking.segment import (
     DEFAULT_OBJECT,
     Cutout,
     GrabCutSegmenter,
@@ -25,7 +26,6 @@ from retouch.models.segment import (
     Segmenter,
     parse_mark,
 )
-from retouch.run import Run
 from retouch.video import Video
 
 BACKGROUND = "background"

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import Frames, Other, pairs
-from retouch.models.flow import DisFlow, consistent, warp
-from retouch.models.flow import Flow as FlowFinder
+from retouch.tracking.flow import DisFlow, consistent, warp
+from retouch.tracking.flow import Flow as FlowFinder
 from retouch.video import FRAMES_AT_ONCE, let_go
 
 Flow: TypeAlias = Float[np.ndarray, "2 h w"]

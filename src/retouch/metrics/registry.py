@@ -27,7 +27,7 @@ from retouch.metrics.fidelity import (
     ssim,
     untouched_share,
 )
-from retouch.models.flow import DisFlow
+from retouch.tracking.flow import DisFlow
 
 T = TypeVar("T")
 

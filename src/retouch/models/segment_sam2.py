@@ -23,7 +23,7 @@ from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
 from retouch.models.image import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
-from retouch.models.segment import Cutout, Mark, Shelf, check_marks, in_memory, working_size
+from retouch.tracking.segment import Cutout, Mark, Shelf, check_marks, in_memory, working_size
 from retouch.video import Video
 
 # The colours that the image encoder was trained on.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch.atlas.charts import candidates, coverage, references, spans_between, zoom_coverage
-from retouch.models.flow import ClipFlow, DisFlow
+from retouch.tracking.flow import ClipFlow, DisFlow
 
 
 class Still:

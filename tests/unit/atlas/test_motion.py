@@ -11,7 +11,7 @@ from retouch.atlas.charts import Span
 from retouch.atlas.footage import AtlasSettings, Footage
 from retouch.atlas.mapping import Mapping
 from retouch.atlas.motion import Template, chain, follow
-from retouch.models.flow import ClipFlow
+from retouch.tracking.flow import ClipFlow
 from retouch.video import Video
 
 HEIGHT, WIDTH, FRAMES, STEP = 48, 64, 12, 4

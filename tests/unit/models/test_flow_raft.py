@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
-from retouch.models.flow import Flow
 from retouch.models.flow_raft import CELL, LEVELS, Pyramid, Raft, RaftFlow, Widths, raised
+from retouch.tracking.flow import Flow
 
 TINY = Widths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)
 PUBLISHED = 5_257_536  # parameters of the authors' large model

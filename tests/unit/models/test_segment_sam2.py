@@ -15,8 +15,8 @@ from retouch.compute import Compute
 from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.media.io import Encoding, write
 from retouch.media.masks import read_masks
-from retouch.models.segment import Mark, Segmenter
 from retouch.models.segment_sam2 import MEAN, STD, Sam2Segmenter
+from retouch.tracking.segment import Mark, Segmenter
 from retouch.video import Video
 
 SIDE = 64

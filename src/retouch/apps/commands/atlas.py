@@ -82,7 +82,7 @@ def mask(
     from retouch.atlas.prepare import drawn_marks, kept_objects, marks_from, segmenter_named
     from retouch.media.drafts import check_free
     from retouch.media.io import read, write
-    from retouch.models.segment import overlay
+    from retouch.tracking.segment import overlay
 
     for goal in (out, preview):
         if goal is not None:

@@ -36,7 +36,6 @@ from retouch.media.masks import read_masks
 from retouch.media.pictures import read_picture
 from retouch.methods.videoshop import released
 from retouch.methods.videoshop.framing import Framing, fitted
-from retouch.methods.videoshop.region import carried, changed, follow, followed, pasted, trusted
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.statistics import (
     Normaliser,
@@ -56,10 +55,11 @@ from retouch.methods.videoshop.walk import (
     sample,
 )
 from retouch.methods.videoshop.windows import Window, windows
-from retouch.models.flow import DisFlow
 from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, StillHabits, Traits
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Edited, Run
+from retouch.tracking.flow import DisFlow
+from retouch.tracking.region import carried, changed, follow, followed, pasted, trusted
 from retouch.video import Video
 
 POOR_ROUND_TRIP: Final = 30.0

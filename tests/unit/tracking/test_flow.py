@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retouch.errors import ParamsError
-from retouch.models.flow import ClipFlow, DisFlow, Flow, consistent, round_trip, warp
+from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent, round_trip, warp
 
 SUBPIXEL = (
     0.25  # dense inverse search on smooth texture is good to a fraction of a pixel away from the border

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Num, UInt8
 
 from retouch.media.masks import grow
-from retouch.models.flow import Flow, warp
 from retouch.run import Run
+from retouch.tracking.flow import Flow, warp
 from retouch.video import Video
 
 # Less than a picture program's own compression changes, more than rounding does (levels of 255).

@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from retouch.methods.videoshop.region import carried, changed, follow, followed, pasted, soft, trusted
-from retouch.models.flow import DisFlow
 from retouch.run import Run
+from retouch.tracking.flow import DisFlow
+from retouch.tracking.region import carried, changed, follow, followed, pasted, soft, trusted
 from retouch.video import Video
 
 OVERLAP = 0.8  # share of true and followed region that agree: a pixel all around a disc of 24 is 0.85

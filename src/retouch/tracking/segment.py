@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Advanced, Ended, Listener, Notice, Started, ignore
-from retouch.models.flow import ClipFlow, DisFlow, Flow, consistent, warp
+from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent, warp
 from retouch.video import Video, let_go
 
 MarkKind = Literal["box", "stroke", "polygon", "mask", "not"]

@@ -9,7 +9,8 @@ import pytest
 
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Event, Notice
-from retouch.models.segment import (
+from retouch.run import Run
+from retouch.tracking.segment import (
     Cutout,
     GrabCutSegmenter,
     Mark,
@@ -18,7 +19,6 @@ from retouch.models.segment import (
     parse_mark,
     working_size,
 )
-from retouch.run import Run
 from retouch.video import Video
 
 FOUND = 0.93  # overlap with the truth; the rest is the edge, which is a pixel or two wide
