@@ -6,7 +6,7 @@ PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fast fix lint docs serve bench bench-atlas bench-family family release clean help
+.PHONY: demo test check fast fix lint house docs serve bench bench-atlas bench-family family release clean help
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -31,6 +31,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
+	$(BIN)/python tools/house.py --check
 
 check: lint test  ## everything that must pass
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -41,6 +42,9 @@ fix: $(READY)  ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/cog -r --verbosity=1 -I tools $(PAGES)
+
+house: $(READY)  ## how the code reads, in figures: benchmarks/house.md
+	$(BIN)/python tools/house.py
 
 docs: $(READY)  ## the pages, into site/
 	$(BIN)/cog -r --verbosity=1 -I tools $(PAGES)

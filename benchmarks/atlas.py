@@ -1,8 +1,7 @@
 """Measures the layered atlas: seconds, decibels, and whether paint sticks.
 
     python benchmarks/atlas.py                      the world clip and its gates
-    python benchmarks/atlas.py --clips FOLDER       also real clips that lie there: car-turn, wolf,
-    man-surfing
+    python benchmarks/atlas.py --clips FOLDER       also real clips that lie there: car-turn, man-surfing
     python benchmarks/atlas.py --clips FOLDER --long    also memory at 70, 280 and 700 frames (ten minutes)
 
 All times are CPU seconds of one thread. With --clips, contact sheets are written to --sheets.
@@ -133,8 +132,7 @@ def edit_fidelity(clip: Clip, atlas: Atlas, layer: int, frame: int) -> tuple[flo
     """Decibels of a decal painted on one frame and carried by the atlas, and by the true coordinates.
 
     Both are held against the decal drawn on the surface in every frame. The oracle reads the painted frame
-    once, at
-    the place that the true coordinates name; a gap to it is the mapping's and the texture's fault.
+    once, at the place that the true coordinates name; a gap to it is the mapping's and the texture's fault.
     """
     truth, share = clip.layers[layer].coordinates, clip.shares[:, layer, :, :, None] / 255
     sure = clip.shares[frame, layer] == 255

@@ -148,8 +148,9 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
     Example:
         ```python
         pipe = FateZeroPipeline.from_pretrained("./stable-diffusion-v1-5").to("cuda")
-        frames = pipe(video=frames, source_prompt="a silver jeep", prompt="a silver jeep,
-        watercolor").frames[0] ```
+        edit = "a silver jeep, watercolor"
+        frames = pipe(video=frames, source_prompt="a silver jeep", prompt=edit).frames[0]
+        ```
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"

@@ -1,16 +1,13 @@
 """The atlas: a clip as a few pictures that move.
 
 Front to back, layers of one or more charts each; the last layer is the background and covers everything. A
-chart
-is a texture, a mapping that says where each pixel of a run of frames lies in it, and a coarse gain that
-carries
-the light. A pixel is
+chart is a texture, a mapping that says where each pixel of a run of frames lies in it, and a coarse gain that
+carries the light. A pixel is
 
     V(p) = sum over layers l of  share_l(p) * sum over charts c of l of  blend_c(t) * gain_c(p) * T_c(uv_c(p))
 
-where `share` is a layer's matte times what the layers before it let through. **Texture coordinates** are x,
-y in
-texels, centres at whole numbers, of the chart's own texture.
+where `share` is a layer's matte times what the layers before it let through. **Texture coordinates** are x, y
+in texels, centres at whole numbers, of the chart's own texture.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,7 @@
 
 One picture cannot hold an object that turns: what its reference frame shows goes out of sight. Points on the
 object are followed along the flow from candidate frames; how much of the object they still cover in another
-frame
-says how well one picture would serve both. References are taken greedily until every frame is covered.
+frame says how well one picture would serve both. References are taken greedily until every frame is covered.
 """
 
 from collections.abc import Sequence
@@ -22,8 +21,7 @@ ENOUGH: Final = 0.75
 """Share of an object that a picture must show in each of its frames, or another picture is wanted."""
 BENT: Final = 3.5
 """How much a picture loses by the object's changing shape: a bend of a hundredth of the object's size costs
-this
-many hundredths of coverage."""
+this many hundredths of coverage."""
 LOST: Final = 1.5
 """Pixels that a followed point may miss its way back by before it counts as lost."""
 CELL: Final = 6

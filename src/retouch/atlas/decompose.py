@@ -1,8 +1,8 @@
 """A clip and its masks into an atlas, in seconds and without networks.
 
-    flow        optical flow between neighbours; per layer and pair one robust matrix; reference frames, as
-    few as
-                show the whole layer; outwards from each, every frame's controls fitted to flow and colours
+    flow        optical flow between neighbours; per layer and pair one robust matrix; as few
+                reference frames as show the whole layer; outwards from each, every frame's controls fitted
+                to flow and colours
     pixels      Gauss-Newton on colours, coarse to fine, textures averaged anew between the steps
     textures    all textures together by least squares, at full size
     edges       mattes, pixel by pixel in closed form, in a band around each mask's edge

@@ -1,12 +1,9 @@
 """Edits of an atlas: from painted frames or painted textures, over every chart, into every frame.
 
-A painted frame is fetched into texture space: each texel finds its pixel in that frame (`Mapping.invert`)
-and reads
-it, so there are no holes and nothing is drawn twice. Several frames are solved together: a texel's colour is
-the
-least-squares answer to all frames that painted it, weighted by how well each sees it. Charts of one object
-hand
-edits on through a frame that both map.
+A painted frame is fetched into texture space: each texel finds its pixel in that frame (`Mapping.invert`) and
+reads it, so there are no holes and nothing is drawn twice. Several frames are solved together: a texel's
+colour is the least-squares answer to all frames that painted it, weighted by how well each sees it. Charts of
+one object hand edits on through a frame that both map.
 """
 
 import itertools
@@ -222,8 +219,7 @@ def _read_back(
     """Let every texel of a rectangle read the pixel of frame `t` that shows it.
 
     The picture is colours times cover, cover, and the layer's share. A texel is known by how much of its
-    pixel is
-    the layer's, and by how many pixels of the frame there are to a texel.
+    pixel is the layer's, and by how many pixels of the frame there are to a texel.
     """
     chart = atlas.charts[index]
     fineness = max(1.0, FINENESS / chart.scale)
@@ -256,8 +252,7 @@ def merged(parts: Sequence[Patch]) -> Patch:
     """Join the patches of one chart into one; where all agree, that is what comes out.
 
     Minimises the sum over patches of weight * cover * (colour - c)^2, and the same for the cover: what one
-    frame
-    painted and another left alone is painted.
+    frame painted and another left alone is painted.
     """
     if len(parts) == 1:
         return parts[0]
@@ -295,8 +290,7 @@ def patches_from_textures(
     """Take edits that were painted on textures, by chart, and hand them on to the neighbouring charts.
 
     In mode `over` a picture is paint with transparency, as large as the texture or a whole number of times
-    larger; in the other
-    modes it replaces the texture, and only where it differs.
+    larger; in the other modes it replaces the texture, and only where it differs.
 
     Raises:
         ParamsError: a picture's shape is not the texture's.

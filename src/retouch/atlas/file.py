@@ -6,9 +6,8 @@
     textures/K.seen.png      how much of the clip showed each texel; 0 was filled in
     mattes/L/NNNNN.png       the matte of layer L in frame NNNNN, 8 bit
 
-Members are stored, not compressed again. A reader ignores what it does not know, and refuses a file that
-asks for
-a newer one.
+Members are stored, not compressed again. A reader ignores what it does not know, and refuses a file that asks
+for a newer one.
 """
 
 import json
@@ -248,11 +247,9 @@ def texture_index(atlas: Atlas, name: str) -> int:
 def export(atlas: Atlas, folder: Path, *, force: bool = False, exr: bool = False) -> list[Path]:
     """Write textures, mattes and ST-maps as pictures that a compositor reads.
 
-    An ST-map holds, for every pixel of a frame, where it lies in the texture: red is (x + 1/2) / width,
-    green is
-    1 - (y + 1/2) / height, so that it counts from the lower left as compositors do; blue is how much the
-    frame
-    takes from this texture. Both are 16-bit PNG, or with `exr` OpenEXR with all that floats hold, which
+    An ST-map holds, for every pixel of a frame, where it lies in the texture: red is (x + 1/2) / width, green
+    is 1 - (y + 1/2) / height, so that it counts from the lower left as compositors do; blue is how much the
+    frame takes from this texture. Both are 16-bit PNG, or with `exr` OpenEXR with all that floats hold, which
     textures of thousands of texels need. Textures are 8-bit PNG, to be painted on.
 
     Raises:

@@ -4,8 +4,7 @@
 
 A 3x3 matrix carries the large motion, a grid of cubic B-spline controls over a box around the layer what the
 matrix cannot. Both are smooth, so that painted lines do not kink; both are linear to evaluate over a
-rectangle
-(two small matrix products), have an exact Jacobian, and invert in a few Newton steps.
+rectangle (two small matrix products), have an exact Jacobian, and invert in a few Newton steps.
 
 Frame positions `p` are x, y in pixels with centres at whole numbers; `uv` is x, y in texels, likewise.
 """

@@ -1,9 +1,8 @@
 """How layers move, from optical flow: a robust matrix for each pair, then controls outwards from a reference.
 
 Frames are taken one after the other away from the reference. Each is first put where its flow leads in the
-frame
-before, then brought into line with what the layer looked like in the last frames, which keeps errors from
-adding up.
+frame before, then brought into line with what the layer looked like in the last frames, which keeps errors
+from adding up.
 """
 
 from dataclasses import dataclass, replace

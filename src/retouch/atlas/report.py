@@ -1,8 +1,7 @@
 """What an atlas is good for: how well it explains the clip, how well paint will stick, and where it will not.
 
 `propagated` is the honest figure for real clips, which have no truth: one frame is painted over a whole
-layer, and
-the other frames it gives are held against the clip.
+layer, and the other frames it gives are held against the clip.
 """
 
 from collections.abc import Sequence

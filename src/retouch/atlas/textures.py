@@ -1,8 +1,8 @@
 """Pictures in texture space: read them at texture positions, write into them, fill what nobody saw.
 
 Positions are as in `mapping`: x, y in texels with centres at whole numbers. Every function works on one
-texture
-and any number of frames at once, because frames that share a texture only add to one long list of positions.
+texture and any number of frames at once, because frames that share a texture only add to one long list of
+positions.
 """
 
 import cv2

@@ -97,9 +97,8 @@ def controlled(
     Args:
         unet: Takes `cross_attention_kwargs` and has frames in its batch.
         size: Rows and columns of the latents.
-        clip_norm: Whether residual blocks and the output normalise over the whole clip instead of frame
-            by frame,
-            as networks do that were inflated to five axes. The norms at the entry of transformers stay
+        clip_norm: Whether residual blocks and the output normalise over the whole clip instead of frame by
+            frame, as networks do that were inflated to five axes. The norms at the entry of transformers stay
             per frame.
 
     Yields:

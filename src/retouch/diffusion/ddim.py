@@ -1,11 +1,11 @@
 """DDIM forth and back (Song et al. 2021): from a clip to its noise, and the way down again.
 
-The deterministic step with the network's output frozen is linear in the latents, `z_lo = a z_hi + b out`,
-for noise and for velocity predictions alike, so its inverse is exact: `z_hi = (z_lo - b out) / a`. What
-is not exact is the
-output: going down it is taken at `z_hi`, which going up is not known yet. Usual DDIM inversion takes it
-at `z_lo` instead, at the timestep of `hi`. Doing so repeatedly, each time at the last guess of `z_hi`,
-converges to the latents that the way down really passes through (fixed-point inversion, Pan et al. 2023).
+The deterministic step with the network's output frozen is linear in the latents, `z_lo = a z_hi + b out`, for
+noise and for velocity predictions alike, so its inverse is exact: `z_hi = (z_lo - b out) / a`. What is not
+exact is the output: going down it is taken at `z_hi`, which going up is not known yet. Usual DDIM inversion
+takes it at `z_lo` instead, at the timestep of `hi`. Doing so repeatedly, each time at the last guess of
+`z_hi`, converges to the latents that the way down really passes through (fixed-point inversion, Pan et al.
+2023).
 """
 
 import math

@@ -48,9 +48,8 @@ DECODED_BESIDE = 2
 class Level:
     """One noise level: a sample is `a` times the clean latents plus `b` times noise.
 
-    The network is told `time`.
-    `path` says what the network predicts there: "edm" and "vp" the v of Salimans and Ho, "flow" noise minus
-    clean.
+    The network is told `time`. `path` says what the network predicts there: "edm" and "vp" the v of Salimans
+    and Ho, "flow" noise minus clean.
     """
 
     a: float

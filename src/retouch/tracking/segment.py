@@ -1,11 +1,9 @@
 """Object masks from a few marks on a few frames.
 
 Marks are boxes, strokes, polygons or whole drawn masks, on any frames, for any number of objects; the object
-named
-first is in front. The default needs no weights: each marked frame is cut by GrabCut (Rother et al., 2004),
-the mask
-follows the optical flow to the neighbours and is cut again there, and every frame goes with its nearest
-marked one.
+named first is in front. The default needs no weights: each marked frame is cut by GrabCut (Rother et al.,
+2004), the mask follows the optical flow to the neighbours and is cut again there, and every frame goes with
+its nearest marked one.
 """
 
 import itertools
@@ -41,9 +39,8 @@ class Mark:
     """One thing that a user said about one object on one frame.
 
     `points` are x, y in pixels of the clip: two corners of a box, the corners of a polygon, the path of a
-    stroke.
-    `not` is a stroke over what does not belong to the object. `drawn` is a mask of the clip's size, for kind
-    `mask`.
+    stroke. `not` is a stroke over what does not belong to the object. `drawn` is a mask of the clip's size,
+    for kind `mask`.
     """
 
     kind: MarkKind

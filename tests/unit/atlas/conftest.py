@@ -1,8 +1,7 @@
 """A clip whose layers and texture positions are known exactly, decomposed once for all tests.
 
 A textured rounded patch moves, turns by 40 degrees, grows and bends over a background that pans and zooms.
-Every
-pixel's place on its surface is a formula, so the drift of painted points can be computed.
+Every pixel's place on its surface is a formula, so the drift of painted points can be computed.
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,9 @@ The paper in six lines, and where to find them:
     invert the clip to noise under its own prompt                          `inverted`
     walk back from that noise under the new prompt                         `walk.walk`
     let attention be the source's, for the first part of the steps         `fusion.Fuse`
-    carry the words over from prompt to prompt                             `recipe.plan`,
-    `retouch.diffusion.words` let the object's self-attention be its own where shape should change
-    `fusion.object_mask` let frames look at each other
-    `retouch.diffusion.attention.Neighbours`
+    carry the words over from prompt to prompt                             `recipe.plan`, `words.align`
+    let the object's self-attention be its own where shape should change   `fusion.object_mask`
+    let frames look at each other                                          `attention.Neighbours`
 
 Instead of 36 to 70 GiB of attention maps the inversion's latents are kept, 13 MiB for the paper's clips,
 and the network is asked again. `params.faithful` does what the released code does, slips included; without it

@@ -95,8 +95,8 @@ class Recipe:
     """Steps after which what lies outside the object is put back."""
     fuse_both: bool = False
     """Whether what guidance leads away from has the source's attention too, as it must where that is the
-    source
-    prompt: only what the prompts differ in is then amplified. The released code leaves that half alone."""
+    source prompt: only what the prompts differ in is then amplified. The released code leaves that half
+    alone."""
     source_lag: int = 0
     """How many levels cleaner than the edit the source is asked. The released code asks one level
     cleaner, since it keeps what inversion computed on its way up."""

@@ -7,8 +7,8 @@ The paper in four lines, and where to find them:
     each frame is the source with the paint laid over it               `render`
 
 The paper learns textures and mappings as networks, in hours; ours are explicit and solved in seconds. Like
-the
-paper's, our edit is laid over the original frames, so what it does not touch stays as it was, bit for bit.
+the paper's, our edit is laid over the original frames, so what it does not touch stays as it was, bit for
+bit.
 """
 
 from pathlib import Path

@@ -2,9 +2,8 @@
 
 The paper in four lines (Fan, Bhattad and Krishna 2024, https://arxiv.org/abs/2403.14617):
   1. standardise the clip's latents                                                     `statistics`
-  2. invert: walk them up into noise by the model's own prediction, given the old first frame; where to
-  ask the
-     network is guessed by extrapolating the noise that a sample already holds           `walk.invert`
+  2. invert: walk them up into noise by the model's own prediction, given the old first frame;
+     where to ask the network is guessed by extrapolating the noise that a sample holds       `walk.invert`
   3. sample: walk down again, given the edited first frame                               `walk.sample`
   4. match the colours to the edited first frame                                         `statistics.matched`
 The rest is what clips need that are no 14 frames of 576 x 1024: `framing`, `windows`, and the `region`
