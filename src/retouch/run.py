@@ -35,7 +35,7 @@ class Loadable(Protocol):
 
 
 M = TypeVar("M", bound=Loadable)
-Reach: TypeAlias = Callable[[int], None]
+SetProgress: TypeAlias = Callable[[int], None]
 OnStep: TypeAlias = Callable[["Step[object]", Tensor], Tensor]
 
 
@@ -121,7 +121,7 @@ class Run:
         self.emit(Ended(stage))
 
     @contextlib.contextmanager
-    def counting(self, stage: str, total: int) -> Iterator[Reach]:
+    def progress(self, stage: str, total: int) -> Iterator[SetProgress]:
         """A stage whose progress comes in leaps: tell what this gives how much of `total` is done.
 
         Raises:
@@ -129,7 +129,7 @@ class Run:
         """
         told = 0
 
-        def reach(done: int) -> None:
+        def set_progress(done: int) -> None:
             nonlocal told
             self.check()
             if told < done <= total:
@@ -137,8 +137,8 @@ class Run:
                 self.emit(Advanced(stage, done, total))
 
         self.emit(Started(stage, total))
-        yield reach
-        reach(total)
+        yield set_progress
+        set_progress(total)
         self.emit(Ended(stage))
 
     def check(self) -> None:

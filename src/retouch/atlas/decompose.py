@@ -38,7 +38,7 @@ from retouch.atlas.solve import (
 )
 from retouch.atlas.textures import fill, sample, shrunk, splat
 from retouch.errors import ArtifactError, EmptyMask, VideoError
-from retouch.run import Reach, Run
+from retouch.run import Run, SetProgress
 from retouch.tracking.flow import ClipFlow, DisFlow, Flow
 from retouch.tracking.segment import working_size
 from retouch.video import Video
@@ -151,14 +151,14 @@ def refinements(
     if done < STAGES.index("textures"):
         footage.keep(*size, run)
     for stage in STAGES[done:]:
-        with run.counting(f"atlas: {stage}", len(video)) as reach:
+        with run.progress(f"atlas: {stage}", len(video)) as set_progress:
             if stage == "flow":
-                atlas = from_flow(footage, names, flow, size, settings, run, reach)
+                atlas = from_flow(footage, names, flow, size, settings, run, set_progress)
             else:
                 assert atlas is not None
                 # Refined mattes make the shrunk copies stale.
                 now = Footage(video, atlas.mattes, footage.device) if stage == "light" else footage
-                atlas = STEPS[stage](atlas, now, settings, run, reach)
+                atlas = STEPS[stage](atlas, now, settings, run, set_progress)
         _checkpoint(run, atlas)
         yield atlas
     if done == len(STAGES):
@@ -213,7 +213,7 @@ def from_flow(
     size: tuple[int, int],
     settings: AtlasSettings,
     run: Run,
-    reach: Reach,
+    set_progress: SetProgress,
 ) -> Atlas:
     """Charts that follow the flow, with averaged textures."""
     video = footage.video
@@ -225,7 +225,7 @@ def from_flow(
             run.check()
             mapping = follow(footage, clip_flow, pairs[layer], layer, span, size, settings)
             charts.append(_bare(layer, span.reference, span.start, mapping, span.blend, footage))
-            reach(span.stop)
+            set_progress(span.stop)
     atlas = Atlas(
         names=names,
         charts=tuple(charts),
@@ -321,7 +321,9 @@ def mean_texture(chart: Chart, footage: Footage, size: tuple[int, int]) -> Chart
 # pixels
 
 
-def on_pixels(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
+def on_pixels(
+    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+) -> Atlas:
     """Improve the mappings by what the frames look like, at half the working size and then at all of it."""
     size = working_size(atlas.height, atlas.width, settings.side)
     half = (size[0] // 2, size[1] // 2)
@@ -336,7 +338,7 @@ def on_pixels(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run,
             run.check()
             charts.append(_stepped(chart, footage, level, footage.stiffness(chart.layer, settings)))
         atlas = replace(atlas, charts=tuple(charts), stage="pixels")
-        reach((step + 1) * len(footage.video) // settings.steps)
+        set_progress((step + 1) * len(footage.video) // settings.steps)
     return replace(averaged(atlas, footage, size), stage="pixels")
 
 
@@ -361,7 +363,9 @@ def _stepped(chart: Chart, footage: Footage, level: tuple[int, int], stiffness: 
 # textures by least squares
 
 
-def with_textures(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
+def with_textures(
+    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+) -> Atlas:
     """Solve all textures together at full size, from their means."""
     full = (atlas.height, atlas.width)
     size = working_size(*full, settings.side)
@@ -369,7 +373,8 @@ def with_textures(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: 
     charts = []
     for chart in atlas.charts:
         charts.append(mean_texture(reframed(chart, footage, size, scale), footage, full))
-        reach(atlas.frames * len(charts) // (2 * len(atlas.charts)))  # solving them takes as long again
+        # Solving them takes as long again.
+        set_progress(atlas.frames * len(charts) // (2 * len(atlas.charts)))
     return solved(
         replace(atlas, charts=tuple(charts), stage="textures"), footage, settings.smooth, run, rounds=4
     )
@@ -436,7 +441,9 @@ def _explained(
 # edges
 
 
-def with_edges(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
+def with_edges(
+    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+) -> Atlas:
     """Move mattes near their edges to where the layers' colours explain the frames best."""
     del settings
     packed: list[list[bytes]] = [[] for _ in atlas.mattes]
@@ -450,7 +457,7 @@ def with_edges(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run
             packed[i] += [
                 pack_matte(m) for m in (alphas[i][:, 0] * 255).round().to(torch.uint8).cpu().numpy()
             ]
-        reach(b)
+        set_progress(b)
     mattes = tuple(Mattes.pack(p, atlas.height, atlas.width) for p in packed)
     return replace(atlas, mattes=mattes, stage="edges")
 
@@ -480,17 +487,21 @@ def _refined(
 # light
 
 
-def with_light(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
+def with_light(
+    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+) -> Atlas:
     """Fit a coarse gain per frame, chart and channel, then the textures once more."""
     if settings.gain:
-        atlas = _gained(atlas, footage, settings, run, reach)
+        atlas = _gained(atlas, footage, settings, run, set_progress)
     atlas = solved(atlas, footage, settings.smooth, run, rounds=2)
     # Colours beyond white and black fit noise; files and paint programs hold none.
     charts = tuple(replace(chart, texture=chart.texture.clamp(0, 1)) for chart in atlas.charts)
     return replace(atlas, charts=charts, stage="light")
 
 
-def _gained(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, reach: Reach) -> Atlas:
+def _gained(
+    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+) -> Atlas:
     size = working_size(atlas.height, atlas.width, settings.side)
     charts = [_plain_gain(chart, settings.gain) for chart in atlas.charts]
     spans = [(c.start, c.stop) for c in charts]
@@ -513,7 +524,7 @@ def _gained(atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, r
             chart = replace(charts[index], mapping=charts[index].mapping.at_size(*size))
             change = _gain_change(chart, window, s, e, shown, window.cut(rest[s - a : e - a]))
             chart.gain[s - chart.start : e - chart.start] += change
-        reach(b)
+        set_progress(b)
     return replace(atlas, charts=tuple(charts))
 
 
@@ -544,7 +555,7 @@ def _gain_change(
     return change.reshape_as(chart.gain[start - chart.start : stop - chart.start]).clamp(-0.5, 1.0)
 
 
-STEPS: Final[dict[str, Callable[[Atlas, Footage, AtlasSettings, Run, Reach], Atlas]]] = {
+STEPS: Final[dict[str, Callable[[Atlas, Footage, AtlasSettings, Run, SetProgress], Atlas]]] = {
     "pixels": on_pixels,
     "textures": with_textures,
     "edges": with_edges,
