@@ -48,7 +48,7 @@ from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.walk import drawn_then_same, invert, same_noise, same_sample, sample
 from retouch.methods.videoshop.windows import windows
 from retouch.metrics.colour import delta_e, lab_of
-from retouch.models.image_to_video import ImageToVideo, StableVideo, settle
+from retouch.models.image_to_video import ImageToVideo, StableVideo, place_pipeline
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Run
 from retouch.video import Video
@@ -180,7 +180,7 @@ def gpu() -> None:
     ]
     for faithful, offload, together in ways:
         pipe = random_svd()
-        settle(pipe, Compute(device="cuda", dtype="float16", offload=offload))
+        place_pipeline(pipe, Compute(device="cuda", dtype="float16", offload=offload))
         model = StableVideo(pipe, weights="random")
         seconds, peak = on_gpu(model, clip, faithful=faithful, together=together)
         way = "as released" if faithful else "default"

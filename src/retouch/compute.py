@@ -94,7 +94,7 @@ class Compute(BaseModel):
         return int(free_memory() * _SHARE_OF_FREE_MEMORY)
 
     @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
+    def repeatable(self) -> Iterator[None]:
         """Makes torch choose repeatable kernels where that was asked, and undoes it."""
         import torch
 

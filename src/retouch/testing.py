@@ -120,7 +120,7 @@ class Trial:
             listen=events.append,
             stopped=lambda: stop_after is not None and Outcome(_NOTHING, tuple(events)).steps >= stop_after,
         )
-        with self.compute.settled():
+        with self.compute.repeatable():
             edited = edit(self.video, self.params, run)
         if not isinstance(edited, Edited):
             raise self.broken(f"gave back a {type(edited).__name__}, not an Edited")

@@ -173,7 +173,7 @@ class Video:
         for pictures in [self.frames] if self.alpha is None else [self.frames, self.alpha]:
             for span in spans(len(self), FRAMES_AT_ONCE, 0):
                 seen.update(np.ascontiguousarray(pictures[span.start : span.stop]).data)
-                let_go(pictures)
+                release_pages(pictures)
         return seen.hexdigest()
 
     @property
@@ -188,8 +188,8 @@ class Video:
         """
         for span in spans(len(self), size, overlap):
             yield span, self[span.start : span.stop]
-            let_go(self.frames)
-            let_go(self.alpha)
+            release_pages(self.frames)
+            release_pages(self.alpha)
             if _TRIM is not None:
                 _TRIM(0)
 
@@ -244,7 +244,7 @@ def spans(frames: int, size: int, overlap: int) -> list[range]:
     return [range(max(0, ends[i] - overlap), ends[i + 1]) for i in range(count)]
 
 
-def let_go(pictures: np.ndarray | None) -> None:
+def release_pages(pictures: np.ndarray | None) -> None:
     """Tells the system that a memory-mapped array may leave memory; its pages come back when read again.
 
     Other arrays, and mappings whose changes live in memory only (mode `c`), are left alone.

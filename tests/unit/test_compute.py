@@ -72,7 +72,7 @@ def test_a_device_that_is_not_there_is_told_with_a_way_out() -> None:
 def test_torch_is_settled_for_the_block_only_also_after_an_error(*, wanted: bool, before: bool) -> None:
     torch.use_deterministic_algorithms(before)
     try:
-        with suppress(KeyError), Compute(deterministic=wanted).settled():
+        with suppress(KeyError), Compute(deterministic=wanted).repeatable():
             assert torch.are_deterministic_algorithms_enabled() == wanted
             raise KeyError
         assert torch.are_deterministic_algorithms_enabled() == before

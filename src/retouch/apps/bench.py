@@ -23,7 +23,7 @@ from retouch.identity import identity
 from retouch.media.compare import sheet
 from retouch.media.io import read_picture, write_picture
 from retouch.metrics import Case, find, measure
-from retouch.metrics.alignment import Eyes
+from retouch.metrics.alignment import ImageTextEncoder
 from retouch.metrics.fidelity import Mask, changed
 from retouch.metrics.uncertainty import Interval, interval, paired
 from retouch.models.image import folder_identity
@@ -121,7 +121,7 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Bench:
-    """What to measure, on what, and with which eyes."""
+    """What to measure, on what, and with which encoder."""
 
     methods: tuple[str, ...]
     kinds: tuple[str, ...] = ("colour", "pattern", "object", "style")
@@ -134,7 +134,7 @@ class Bench:
     """Of every method that goes in steps, so that time is what they have alike."""
     settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Parameters a method, over its preset."""
-    eyes: Eyes | None = None
+    encoder: ImageTextEncoder | None = None
     network: str = ""
     crop: str = ""
 
@@ -320,7 +320,7 @@ def _outcome(
         run.folder.mkdir(parents=True, exist_ok=True)
         module, _, function = spec.edit.partition(":")
         edit = cast("Callable[[Video, object, Run], Edited]", getattr(import_module(module), function))
-        with run.compute.settled():
+        with run.compute.repeatable():
             found = edit(trial.clip.video, params, run)
         # A later run of the clip writes into the same files.
         made[asked] = replace(found, video=found.video.like(np.array(found.video.frames)))
@@ -335,7 +335,7 @@ def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str
         mask=trial.inside,
         flow=trial.clip.forward,
         seen=trial.clip.forward_seen,
-        eyes=bench.eyes,
+        encoder=bench.encoder,
         network=bench.network,
         crop=bench.crop,
         prompt=trial.target.caption,

@@ -91,7 +91,7 @@ def run_edit(
     if request.out and request.out.exists() and not force and not _handed_over(request, folder):
         raise VideoError(f"{request.out} exists", hint="choose another name, or add --force")
     folder = folder or new_folder(request.method)
-    with _locked(folder), _recorded(folder, listen) as tell, request.compute.settled():
+    with _locked(folder), _recorded(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
         _write_whole(folder / "request.json", request.as_json())
         for text in former:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retouch.atlas.mapping import Mapping, Window, knots, spline
 from retouch.atlas.textures import sample
-from retouch.video import FRAMES_AT_ONCE, Video, let_go
+from retouch.video import FRAMES_AT_ONCE, Video, release_pages
 
 
 @final
@@ -221,7 +221,7 @@ def errors(atlas: Atlas, video: Video) -> dict[str, list[float]]:
     for start in range(0, atlas.frames, step):
         stop = min(start + step, atlas.frames)
         wanted = torch.tensor(video.frames[start:stop]).to(atlas.device).float() / 255
-        let_go(video.frames)
+        release_pages(video.frames)
         off = (atlas.reconstruct(start, stop) - wanted).square().mean(1, keepdim=True)
         found["all"] += [psnr(float(e)) for e in off.mean((1, 2, 3))]
         for name, share in zip(atlas.names, atlas.shares(start, stop), strict=True):

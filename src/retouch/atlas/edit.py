@@ -23,7 +23,7 @@ from retouch.atlas.footage import blocks
 from retouch.atlas.mapping import Window, area
 from retouch.atlas.textures import blur, sample
 from retouch.errors import ParamsError
-from retouch.video import Video, let_go
+from retouch.video import Video, release_pages
 
 Mode = Literal["over", "delta", "replace"]
 
@@ -349,7 +349,7 @@ def render(
     period = period or Period(0, len(video))
     for a, b in blocks(0, len(video)):
         source = np.array(video.frames[a:b])
-        let_go(video.frames)
+        release_pages(video.frames)
         strengths = torch.tensor([period.strength(t) for t in range(a, b)])
         if not patches or not strengths.any():
             yield a, source, np.zeros((b - a, 1, *source.shape[2:]), bool)

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from retouch.atlas.atlas import Mattes, shares_of
 from retouch.atlas.textures import shrunk
 from retouch.run import Run
-from retouch.video import Video, let_go
+from retouch.video import Video, release_pages
 
 BLOCK: Final = 8
 """Frames in memory at once, as floats."""
@@ -66,19 +66,19 @@ class Footage:
             pictures[a:b] = shrunk(self.video.frames[a:b], height, width)
             for i, matte in enumerate(self.mattes):
                 mattes[i, a:b] = shrunk(matte.frames(a, b), height, width)
-            let_go(self.video.frames)
-            let_go(pictures)
-            let_go(mattes)
+            release_pages(self.video.frames)
+            release_pages(pictures)
+            release_pages(mattes)
         self.kept[height, width] = (pictures, mattes)
 
     def pictures(self, start: int, stop: int, height: int, width: int) -> Float[Tensor, "f 3 h w"]:
         """Give frames, 0 to 1."""
         if (height, width) in self.kept:
             got = np.array(self.kept[height, width][0][start:stop])
-            let_go(self.kept[height, width][0])
+            release_pages(self.kept[height, width][0])
         else:
             got = shrunk(self.video.frames[start:stop], height, width)
-            let_go(self.video.frames)
+            release_pages(self.video.frames)
         return torch.tensor(got, device=self.device).float() / 255  # a copy: a file may not be written to
 
     def shares(self, start: int, stop: int, height: int, width: int) -> list[Float[Tensor, "f 1 h w"]]:
@@ -101,7 +101,7 @@ class Footage:
     def _alpha(self, which: int, start: int, stop: int, height: int, width: int) -> Float[Tensor, "f 1 h w"]:
         if (height, width) in self.kept:
             got: UInt8[np.ndarray, "f 1 h w"] = np.array(self.kept[height, width][1][which, start:stop])
-            let_go(self.kept[height, width][1])
+            release_pages(self.kept[height, width][1])
         else:
             got = self.mattes[which].frames(start, stop)
             if got.shape[2:] != (height, width):

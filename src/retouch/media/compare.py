@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from retouch.errors import InputError
 from retouch.events import Listener, ignore
 from retouch.media.writing import Writer
-from retouch.video import FRAMES_AT_ONCE, Video, let_go
+from retouch.video import FRAMES_AT_ONCE, Video, release_pages
 
 Picture: TypeAlias = UInt8[np.ndarray, "_ _ 3"]
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -121,7 +121,7 @@ def side_by_side(clips: Sequence[Video], labels: Sequence[str]) -> Iterator[Pict
         yield canvas.copy()
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
             for clip in clips:
-                let_go(clip.frames)
+                release_pages(clip.frames)
 
 
 def difference_sheet(

@@ -12,7 +12,7 @@ from retouch.errors import ParamsError, VideoError
 from retouch.media.opening import pictures_at
 from retouch.media.pictures import is_picture, read_picture
 from retouch.media.reading import read
-from retouch.video import FRAMES_AT_ONCE, Video, let_go
+from retouch.video import FRAMES_AT_ONCE, Video, release_pages
 
 # Above this a pixel counts as selected where only yes or no will do.
 HALF = 128
@@ -78,7 +78,7 @@ def _each_selected(video: Video) -> Iterator[UInt8[np.ndarray, "1 h w"]]:
     for i in range(len(video)):
         yield _selected(video.frames[i], None if video.alpha is None else video.alpha[i])
         if i % FRAMES_AT_ONCE == 0:
-            let_go(video.frames)
+            release_pages(video.frames)
 
 
 def grow(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:

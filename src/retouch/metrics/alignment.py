@@ -1,6 +1,6 @@
 """What a text-and-image network (CLIP) says of an edit: does it show the words, and do its frames look alike?
 
-The network is whoever fulfils `Eyes`. Figures of different networks, crops, sizes or frame selections do
+The network is any `ImageTextEncoder`. Figures of different networks, crops, sizes or frame selections do
 not compare, so that each is printed under a key that names them (`key`). Definitions: E is the unit
 embedding, x the source, y the result, `p_s` and `p_t` source and target prompt; means are over all
 frames.
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import Frames
-from retouch.video import let_go
+from retouch.video import release_pages
 
 AT_ONCE = 16
 """Frames that the network looks at in one call, so that a long clip needs no more memory than a short one."""
 
 
 @runtime_checkable
-class Eyes(Protocol):
+class ImageTextEncoder(Protocol):
     """A network that puts pictures and texts into one space, as vectors of length one."""
 
     def images(self, frames: Frames, /) -> Float[Tensor, "f d"]:
@@ -40,13 +40,15 @@ def key(metric: str, network: str, crop: str, frames: str = "all") -> str:
 
 
 @torch.no_grad()
-def clip_text(result: Frames, prompt: str, eyes: Eyes) -> float:
+def clip_text(result: Frames, prompt: str, encoder: ImageTextEncoder) -> float:
     """CLIP-T: mean cosine of E(y_t) and E(p_t), from -1 to 1; not multiplied by the network's logit scale."""
-    return float((embedded(result, eyes) @ told(eyes, prompt)[0]).mean())
+    return float((embedded(result, encoder) @ told(encoder, prompt)[0]).mean())
 
 
 @torch.no_grad()
-def clip_direction(result: Frames, source: Frames, prompt: str, source_prompt: str, eyes: Eyes) -> float:
+def clip_direction(
+    result: Frames, source: Frames, prompt: str, source_prompt: str, encoder: ImageTextEncoder
+) -> float:
     """Mean cosine of E(y_t) - E(x_t) and E(p_t) - E(p_s): did the picture move the way the words did?
 
     A frame that did not move at all counts 0: no change is no change in the right direction.
@@ -54,20 +56,20 @@ def clip_direction(result: Frames, source: Frames, prompt: str, source_prompt: s
     Raises:
         InputError: the prompts are the same to the network, so that there is no direction.
     """
-    target, origin = told(eyes, prompt, source_prompt)
+    target, origin = told(encoder, prompt, source_prompt)
     way = target - origin
     if float(way.norm()) < 1e-6:
         raise InputError(
             f"{prompt!r} and {source_prompt!r} are the same to the network", hint="use other words"
         )
-    moves = embedded(result, eyes) - embedded(source, eyes)
+    moves = embedded(result, encoder) - embedded(source, encoder)
     lengths = moves.norm(dim=-1)
     cosines = (moves @ way) / (lengths.clamp_min(1e-12) * way.norm())
     return float(torch.where(lengths < 1e-6, torch.zeros_like(cosines), cosines).mean())
 
 
 @torch.no_grad()
-def frame_similarity(result: Frames, eyes: Eyes) -> float:
+def frame_similarity(result: Frames, encoder: ImageTextEncoder) -> float:
     """CLIP-F, called Tem-Con: mean cosine of each frame and the next. It rewards doing nothing, and blur.
 
     Projected embeddings, as FateZero measures it; figures from un-projected ones are higher and do not
@@ -78,31 +80,31 @@ def frame_similarity(result: Frames, eyes: Eyes) -> float:
     """
     if len(result) < 2:
         raise InputError("one frame has no next one to resemble", hint="give a clip of two frames or more")
-    x = embedded(result, eyes)
+    x = embedded(result, encoder)
     return float((x[:-1] * x[1:]).sum(dim=-1).mean())
 
 
 @torch.no_grad()
-def frame_accuracy(result: Frames, prompt: str, source_prompt: str, eyes: Eyes) -> float:
+def frame_accuracy(result: Frames, prompt: str, source_prompt: str, encoder: ImageTextEncoder) -> float:
     """Frame accuracy: the share of frames nearer to the target prompt than to the source's; a tie counts.
 
     The softmax over the two logits is at least one half exactly where the cosine is at least the other's,
     so that no logit scale is asked for.
     """
-    target, origin = told(eyes, prompt, source_prompt)
-    x = embedded(result, eyes)
+    target, origin = told(encoder, prompt, source_prompt)
+    x = embedded(result, encoder)
     return float((x @ target >= x @ origin).float().mean())
 
 
-def embedded(frames: Frames, eyes: Eyes) -> Float[Tensor, "f d"]:
+def embedded(frames: Frames, encoder: ImageTextEncoder) -> Float[Tensor, "f d"]:
     """Embeds a clip of any length, `AT_ONCE` frames at a time."""
     parts = []
     for t in range(0, len(frames), AT_ONCE):
-        parts.append(eyes.images(np.asarray(frames[t : t + AT_ONCE])).float().cpu())
-        let_go(frames)
+        parts.append(encoder.images(np.asarray(frames[t : t + AT_ONCE])).float().cpu())
+        release_pages(frames)
     return torch.cat(parts)
 
 
-def told(eyes: Eyes, *texts: str) -> Float[Tensor, "n d"]:
+def told(encoder: ImageTextEncoder, *texts: str) -> Float[Tensor, "n d"]:
     """Embeds texts on the CPU in full precision, where cosines of near neighbours keep their order."""
-    return eyes.texts(list(texts)).float().cpu()
+    return encoder.texts(list(texts)).float().cpu()

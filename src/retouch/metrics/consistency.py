@@ -20,7 +20,7 @@ from retouch.errors import InputError
 from retouch.metrics.fidelity import Frames, Other, pairs
 from retouch.tracking.flow import DisFlow, consistent, warp
 from retouch.tracking.flow import Flow as FlowFinder
-from retouch.video import FRAMES_AT_ONCE, let_go
+from retouch.video import FRAMES_AT_ONCE, release_pages
 
 Flow: TypeAlias = Float[np.ndarray, "2 h w"]
 Seen: TypeAlias = Bool[np.ndarray, "1 h w"]
@@ -54,7 +54,7 @@ def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
         difference = np.abs(back - _upright(clip[t]))[step.seen[0] & _inside(step.flow)]
         total, count, steps = total + float(difference.sum(dtype=np.float64)), count + difference.size, t + 1
         if steps % FRAMES_AT_ONCE == 0:
-            let_go(clip)
+            release_pages(clip)
     if steps != len(clip) - 1:
         raise InputError(f"{len(clip)} frames need {len(clip) - 1} steps of motion, not {steps}")
     if not count:

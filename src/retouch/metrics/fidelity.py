@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from retouch.errors import InputError
-from retouch.video import FRAMES_AT_ONCE, let_go
+from retouch.video import FRAMES_AT_ONCE, release_pages
 
 Frames: TypeAlias = UInt8[np.ndarray, "f 3 h w"]
 Other: TypeAlias = UInt8[np.ndarray, "g 3 y x"]
@@ -124,7 +124,7 @@ def frames_of(clip: Frames) -> Iterator[np.ndarray]:
     for t in range(len(clip)):
         yield clip[t]
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
-            let_go(clip)
+            release_pages(clip)
 
 
 def _ms_ssim(

@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float
 
 from retouch.errors import InputError, PluginError
 from retouch.fields import near
-from retouch.metrics.alignment import Eyes, clip_direction, clip_text, frame_accuracy, frame_similarity
+from retouch.metrics.alignment import (
+    ImageTextEncoder,
+    clip_direction,
+    clip_text,
+    frame_accuracy,
+    frame_similarity,
+)
 from retouch.metrics.colour import colour_drift
 from retouch.metrics.consistency import estimated_motion, flicker, flicker_peak, true_motion, warp_error
 from retouch.metrics.fidelity import (
@@ -51,7 +57,7 @@ class Case:
     seen: Bool[np.ndarray, "pairs 1 h w"] | None = None
     prompt: str | None = None
     source_prompt: str | None = None
-    eyes: Eyes | None = None
+    encoder: ImageTextEncoder | None = None
     network: str = "clip"
     crop: str = "centre"
 
@@ -81,7 +87,7 @@ class Metric:
     def key(self, case: Case) -> str:
         """Names the figure with what moves it: `psnr@rgb8/64x64/8f`, `clip-t@vit-b32/224c/8f`."""
         frames, _, height, width = case.result.shape
-        if "eyes" in self.needs:
+        if "encoder" in self.needs:
             return f"{self.name}@{case.network}/{case.crop}/{frames}f"
         return f"{self.name}@{self.backbone}/{width}x{height}/{frames}f"
 
@@ -153,12 +159,12 @@ def _true_warp_error(case: Case) -> float:
 
 def _clip_direction(case: Case) -> float:
     return clip_direction(
-        case.result, case.source, _known(case.prompt), _known(case.source_prompt), _known(case.eyes)
+        case.result, case.source, _known(case.prompt), _known(case.source_prompt), _known(case.encoder)
     )
 
 
 def _frame_accuracy(case: Case) -> float:
-    return frame_accuracy(case.result, _known(case.prompt), _known(case.source_prompt), _known(case.eyes))
+    return frame_accuracy(case.result, _known(case.prompt), _known(case.source_prompt), _known(case.encoder))
 
 
 BUILT_IN: tuple[Metric, ...] = (
@@ -263,31 +269,31 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "clip-t",
-        lambda c: clip_text(c.result, _known(c.prompt), _known(c.eyes)),
+        lambda c: clip_text(c.result, _known(c.prompt), _known(c.encoder)),
         "higher",
         "pictures that do not show the words",
-        ("prompt", "eyes"),
+        ("prompt", "encoder"),
     ),
     Metric(
         "clip-direction",
         _clip_direction,
         "higher",
         "a change that is not the one the words ask for",
-        ("prompt", "source_prompt", "eyes"),
+        ("prompt", "source_prompt", "encoder"),
     ),
     Metric(
         "frame-accuracy",
         _frame_accuracy,
         "higher",
         "frames nearer to the old words",
-        ("prompt", "source_prompt", "eyes"),
+        ("prompt", "source_prompt", "encoder"),
     ),
     Metric(
         "clip-f",
-        lambda c: frame_similarity(c.result, _known(c.eyes)),
+        lambda c: frame_similarity(c.result, _known(c.encoder)),
         "higher",
         "neighbouring frames that look unlike",
-        ("eyes",),
+        ("encoder",),
         rewards_doing_nothing=True,
     ),
 )

@@ -111,7 +111,7 @@ class StableDiffusion:
             identity=folder_identity(folder),
         )
         if offload != "none":
-            made.let_wait(offload, device)
+            made.enable_offload(offload, device)
         return made
 
     @classmethod
@@ -126,7 +126,7 @@ class StableDiffusion:
             device=torch.device(pipe._execution_device),
         )
 
-    def let_wait(self, offload: Literal["model", "sequential"], device: torch.device) -> None:
+    def enable_offload(self, offload: Literal["model", "sequential"], device: torch.device) -> None:
         """Lets networks wait in main memory until they are called on `device`: whole, or layer by layer."""
         before = None
         for network in (self.text_encoder, self.unet, self.vae):
@@ -235,7 +235,7 @@ class StableDiffusion:
             text: one prompt for all frames (n d), or one per frame (f n d).
             attention: goes to every attention processor of this call (`cross_attention_kwargs`).
             residuals: from `Control.residuals`; add two for two controls.
-            seen: from `ImagePrompt.seen`, within `ImagePrompt.heard_by`; zeros show no picture.
+            seen: from `ImagePrompt.seen`, within `ImagePrompt.applied_to`; zeros show no picture.
         """
         out = self.predict(z, t, text, attention=attention, residuals=residuals, seen=seen)
         return self.noise_of(out, z, t)

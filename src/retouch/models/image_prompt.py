@@ -63,7 +63,7 @@ class ImagePrompt:
         return cast(Tensor, out.image_embeds[0].float())
 
     @contextmanager
-    def heard_by(self, sd: StableDiffusion, *, scale: float = 1.0) -> Iterator[None]:
+    def applied_to(self, sd: StableDiffusion, *, scale: float = 1.0) -> Iterator[None]:
         """Within, every prediction of `sd` must be given a picture; afterwards all is as it was.
 
         Args:

@@ -487,11 +487,11 @@ def loaded(
         check_weights(folder / part, ref)
     dtype = compute.torch_dtype()
     pipe = parts(folder, ref, dtype)
-    settle(pipe, compute)
+    place_pipeline(pipe, compute)
     return pipe, f"{folder_identity(folder)} {dtype}"
 
 
-def settle(pipe: DiffusionPipeline, compute: Compute) -> None:
+def place_pipeline(pipe: DiffusionPipeline, compute: Compute) -> None:
     """Brings a pipeline's networks where they run, or where they wait to be called."""
     device = compute.torch_device()
     if compute.offload == "none" or device.type == "cpu":  # where else could they wait

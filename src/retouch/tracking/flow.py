@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Num, UInt8
 
 from retouch.errors import ParamsError
-from retouch.video import let_go
+from retouch.video import release_pages
 
 DIS_PRESETS: Final = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
@@ -140,5 +140,5 @@ class ClipFlow:
             self.shelf[early, direction] = self.flow.pair(self.frame(a), self.frame(b))
             self._known.add((early, direction))
         found = np.array(self.shelf[early, direction], dtype=np.float32)
-        let_go(self.shelf)
+        release_pages(self.shelf)
         return found

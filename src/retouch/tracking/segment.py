@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, UInt8
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Advanced, Ended, Listener, Notice, Started, ignore
 from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent, warp
-from retouch.video import Video, let_go
+from retouch.video import Video, release_pages
 
 MarkKind = Literal["box", "stroke", "polygon", "mask", "not"]
 Shelf: TypeAlias = Callable[[str, tuple[int, ...], type[np.generic]], np.ndarray]
@@ -168,7 +168,7 @@ class GrabCutSegmenter:
         pictures = shelf("segmented", (len(video), height, width, 3), np.uint8)
         for t in range(len(video)):
             pictures[t] = small(video, t, height, width)
-        let_go(video.frames)
+        release_pages(video.frames)
         flow = flow or ClipFlow(
             pictures.__getitem__,
             self.flow,

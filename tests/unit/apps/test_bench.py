@@ -88,7 +88,7 @@ WORDED = MethodSpec(
 
 @final
 class Blind:
-    """Eyes to which every picture is the same, and every text another."""
+    """An encoder to which every picture is the same, and every text another."""
 
     def images(self, frames: Frames, /) -> Float[Tensor, "f d"]:
         return torch.ones(len(frames), 1)
@@ -171,7 +171,7 @@ def test_a_null_edit_is_made_once_a_clip_and_measured_for_every_kind(tmp_path: P
 
 
 def test_clip_direction_is_measured_where_there_are_eyes(tmp_path: Path) -> None:
-    seeing = Bench(**{**SMALL.__dict__, "clips": 1, "eyes": Blind(), "network": "blind", "crop": "8c"})
+    seeing = Bench(**{**SMALL.__dict__, "clips": 1, "encoder": Blind(), "network": "blind", "crop": "8c"})
     rows = run_bench(seeing, tmp_path)
     assert {row.figures["clip-direction@blind/8c/2f"] for row in rows} == {0.0}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from retouch.errors import InputError
 from retouch.metrics.alignment import (
     AT_ONCE,
-    Eyes,
+    ImageTextEncoder,
     clip_direction,
     clip_text,
     frame_accuracy,
@@ -49,21 +49,21 @@ RED, GREEN, BLUE, YELLOW = (200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)
 
 
 def test_the_stand_in_is_a_pair_of_eyes() -> None:
-    assert isinstance(ColourEyes(), Eyes)
+    assert isinstance(ColourEyes(), ImageTextEncoder)
 
 
 def test_clip_text_is_the_mean_cosine_with_the_prompt() -> None:
-    eyes = ColourEyes()
-    assert clip_text(plain(RED, RED), "red", eyes) == pytest.approx(1, abs=SINGLE)
-    assert clip_text(plain(RED, BLUE), "red", eyes) == pytest.approx(0.5, abs=SINGLE)
-    assert clip_text(plain(YELLOW), "red", eyes) == pytest.approx(2**-0.5, abs=SINGLE)
+    encoder = ColourEyes()
+    assert clip_text(plain(RED, RED), "red", encoder) == pytest.approx(1, abs=SINGLE)
+    assert clip_text(plain(RED, BLUE), "red", encoder) == pytest.approx(0.5, abs=SINGLE)
+    assert clip_text(plain(YELLOW), "red", encoder) == pytest.approx(2**-0.5, abs=SINGLE)
 
 
 def test_clip_direction_is_one_for_the_asked_change_negative_for_its_reverse() -> None:
-    eyes = ColourEyes()
-    assert clip_direction(plain(BLUE), plain(RED), "blue", "red", eyes) == pytest.approx(1, abs=SINGLE)
-    assert clip_direction(plain(RED), plain(BLUE), "blue", "red", eyes) == pytest.approx(-1, abs=SINGLE)
-    assert clip_direction(plain(GREEN), plain(RED), "blue", "red", eyes) == pytest.approx(0.5, abs=SINGLE)
+    encoder = ColourEyes()
+    assert clip_direction(plain(BLUE), plain(RED), "blue", "red", encoder) == pytest.approx(1, abs=SINGLE)
+    assert clip_direction(plain(RED), plain(BLUE), "blue", "red", encoder) == pytest.approx(-1, abs=SINGLE)
+    assert clip_direction(plain(GREEN), plain(RED), "blue", "red", encoder) == pytest.approx(0.5, abs=SINGLE)
 
 
 def test_clip_direction_gives_nothing_for_doing_nothing() -> None:
@@ -76,10 +76,10 @@ def test_clip_direction_of_equal_prompts_is_an_error() -> None:
 
 
 def test_frame_similarity_sees_neighbours_only() -> None:
-    eyes = ColourEyes()
-    assert frame_similarity(plain(RED, RED, RED), eyes) == pytest.approx(1, abs=SINGLE)
-    assert frame_similarity(plain(RED, RED, BLUE), eyes) == pytest.approx(0.5, abs=SINGLE)
-    assert frame_similarity(plain(RED, BLUE, RED), eyes) == pytest.approx(0, abs=SINGLE)
+    encoder = ColourEyes()
+    assert frame_similarity(plain(RED, RED, RED), encoder) == pytest.approx(1, abs=SINGLE)
+    assert frame_similarity(plain(RED, RED, BLUE), encoder) == pytest.approx(0.5, abs=SINGLE)
+    assert frame_similarity(plain(RED, BLUE, RED), encoder) == pytest.approx(0, abs=SINGLE)
 
 
 def test_frame_similarity_of_one_frame_is_an_error() -> None:
@@ -88,17 +88,19 @@ def test_frame_similarity_of_one_frame_is_an_error() -> None:
 
 
 def test_frame_accuracy_counts_frames_nearer_to_the_target_and_ties() -> None:
-    eyes = ColourEyes()
-    assert frame_accuracy(plain(RED, BLUE, GREEN, RED), "blue", "red", eyes) == pytest.approx(0.5, abs=SINGLE)
-    assert frame_accuracy(plain(YELLOW), "red", "green", eyes) == 1
+    encoder = ColourEyes()
+    assert frame_accuracy(plain(RED, BLUE, GREEN, RED), "blue", "red", encoder) == pytest.approx(
+        0.5, abs=SINGLE
+    )
+    assert frame_accuracy(plain(YELLOW), "red", "green", encoder) == 1
 
 
 def test_a_long_clip_is_looked_at_in_parts_with_the_same_result() -> None:
-    eyes = ColourEyes()
+    encoder = ColourEyes()
     clip = np.random.default_rng(0).integers(0, 256, (AT_ONCE + 5, 3, 8, 8), dtype=np.uint8)
     whole = ColourEyes().images(clip) @ torch.tensor(AXES["green"])
-    assert clip_text(clip, "green", eyes) == pytest.approx(float(whole.mean()), abs=SINGLE)
-    assert eyes.calls == [AT_ONCE, 5]
+    assert clip_text(clip, "green", encoder) == pytest.approx(float(whole.mean()), abs=SINGLE)
+    assert encoder.calls == [AT_ONCE, 5]
 
 
 def test_a_key_names_network_crop_and_frames() -> None:

@@ -318,7 +318,7 @@ print("done")
 def test_networks_that_wait_until_they_are_called_give_the_same_numbers(small_sd: Path, how: str) -> None:
     plain = StableDiffusion.from_pretrained(str(small_sd), CPU)
     waiting = StableDiffusion.from_pretrained(str(small_sd), CPU)
-    waiting.let_wait("model" if how == "model" else "sequential", torch.device("cpu"))
+    waiting.enable_offload("model" if how == "model" else "sequential", torch.device("cpu"))
     assert how == "model" or all(parameter.is_meta for parameter in waiting.unet.parameters())
     assert waiting.device == torch.device("cpu")
     assert waiting.identity == plain.identity

@@ -70,7 +70,7 @@ def test_the_picture_speaks_as_in_a_stock_pipeline(
 ) -> None:
     adapter = ImagePrompt.from_pretrained(str(small_ip), CPU)
     seen, words = adapter.seen(picture()), sd.embed("x")
-    with adapter.heard_by(sd, scale=0.7), torch.no_grad():
+    with adapter.applied_to(sd, scale=0.7), torch.no_grad():
         ours = sd.predict(latents(), 400, words, seen=seen)
 
     preparation = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -97,9 +97,9 @@ def test_the_picture_speaks_as_in_a_stock_pipeline(
 def test_afterwards_the_model_is_as_it_was_even_after_an_error(small_ip: Path, sd: StableDiffusion) -> None:
     adapter, words = ImagePrompt.from_pretrained(str(small_ip), CPU), sd.embed("x")
     before, processors = sd.predict(latents(), 400, words), dict(sd.unet.attn_processors)
-    with pytest.raises(KeyError), adapter.heard_by(sd):
+    with pytest.raises(KeyError), adapter.applied_to(sd):
         raise KeyError
-    with adapter.heard_by(sd):
+    with adapter.applied_to(sd):
         loud = sd.predict(latents(), 400, words, seen=adapter.seen(picture()))
     assert torch.equal(sd.predict(latents(), 400, words), before)
     assert sd.unet.attn_processors == processors
@@ -109,7 +109,7 @@ def test_afterwards_the_model_is_as_it_was_even_after_an_error(small_ip: Path, s
 
 def test_at_scale_nought_the_picture_is_not_heard(small_ip: Path, sd: StableDiffusion) -> None:
     adapter, words = ImagePrompt.from_pretrained(str(small_ip), CPU), sd.embed("x")
-    with adapter.heard_by(sd, scale=0.0):
+    with adapter.applied_to(sd, scale=0.0):
         quiet = sd.predict(latents(), 400, words, seen=adapter.seen(picture()))
     torch.testing.assert_close(quiet, sd.predict(latents(), 400, words), atol=SINGLE_PRECISION, rtol=0)
 
@@ -165,7 +165,7 @@ def test_an_adapter_of_another_base_model_is_refused(
 ) -> None:
     wide = write_adapter(tmp_path / "wide", small_clip, small_sd, wider=8)
     adapter = ImagePrompt.from_pretrained(str(wide), CPU)
-    with pytest.raises(ModelMismatch, match="another base model"), adapter.heard_by(sd):
+    with pytest.raises(ModelMismatch, match="another base model"), adapter.applied_to(sd):
         pass
     assert sd.unet.encoder_hid_proj is None
 

@@ -168,7 +168,7 @@ def truth(
         model=model,
         steps=steps,
         settings=_settings(settings),
-        eyes=seeing,
+        encoder=seeing,
         network="" if eyes == "none" else eyes.replace(":", "-"),
         crop=f"{seeing.side}c" if seeing else "",
     )

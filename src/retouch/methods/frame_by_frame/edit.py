@@ -63,7 +63,7 @@ def goal_of(sd: StableDiffusion, params: FrameByFrameParams, run: Run, stack: co
     if params.reference is None or params.reference_scale == 0:
         return Goal(*words)
     adapter = run.load(params.adapter, ImagePrompt)
-    stack.enter_context(adapter.heard_by(sd, scale=params.reference_scale))
+    stack.enter_context(adapter.applied_to(sd, scale=params.reference_scale))
     return Goal(*words, seen=adapter.seen(on_white(read_picture(params.reference))))
 
 

@@ -283,7 +283,7 @@ def test_tuned_weights_of_another_model_are_an_error(tmp_path: Path) -> None:
 def test_a_network_whose_layers_wait_in_main_memory_is_edited_to_the_same_bytes(tmp_path: Path) -> None:
     compute = Compute(device="cpu")
     waiting = StableDiffusion.from_pretrained("tiny:sd", compute)
-    waiting.let_wait("sequential", torch.device("cpu"))
+    waiting.enable_offload("sequential", torch.device("cpu"))
     plain = edited(tmp_path / "a", clip(1), preset="shape").video.frames.copy()
     filled, run = params("shape"), Run.alone(tmp_path / "b", compute=compute)
     assert np.array_equal(edit_with(waiting, clip(1), filled, run).video.frames, plain)
@@ -298,6 +298,6 @@ def test_tuned_weights_are_refused_where_layers_wait_one_by_one(tmp_path: Path) 
     sd = StableDiffusion.from_pretrained("tiny:sd", Compute(device="cpu"))
     name = next(name for name, _ in sd.unet.named_parameters() if name.endswith("to_q.weight"))
     save_tuned(Tuned({name: sd.unet.get_parameter(name).clone()}), tmp_path / "weights")
-    sd.let_wait("sequential", torch.device("cpu"))
+    sd.enable_offload("sequential", torch.device("cpu"))
     with pytest.raises(ModelMismatch, match="cannot take tuned weights"):
         edit_with(sd, clip(1), params(tuned=tmp_path / "weights"), Run.alone(tmp_path / "run"))
