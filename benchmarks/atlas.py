@@ -26,8 +26,8 @@ import torch
 from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte
 from retouch.atlas.decompose import refinements
 from retouch.atlas.edit import Key, painted_key, patches_from_frames, render
-from retouch.atlas.footage import AtlasSettings
 from retouch.atlas.prepare import kept_objects, objects_from_cutout
+from retouch.atlas.pyramid import AtlasSettings
 from retouch.atlas.report import examine
 from retouch.compute import Compute
 from retouch.media.io import read

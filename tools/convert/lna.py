@@ -35,9 +35,9 @@ from retouch.atlas.atlas import Atlas, Chart, Mattes, errors, pack_matte  # noqa
 from retouch.atlas.charts import Span  # noqa: E402
 from retouch.atlas.decompose import reframed  # noqa: E402
 from retouch.atlas.file import save_atlas  # noqa: E402
-from retouch.atlas.footage import Footage, blocks  # noqa: E402
 from retouch.atlas.mapping import Mapping, Window  # noqa: E402
 from retouch.atlas.motion import boxes  # noqa: E402
+from retouch.atlas.pyramid import ClipPyramid, blocks  # noqa: E402
 from retouch.atlas.solve import fit_field  # noqa: E402
 from retouch.atlas.textures import fill, splat  # noqa: E402
 from retouch.errors import ModelMismatch, ModelNotFound, RetouchError  # noqa: E402
@@ -250,12 +250,12 @@ def converted(trained: Trained, video: Video, *, spacing: float, scale: float) -
     mattes = Mattes.pack(
         [pack_matte(_matte(trained, t, video)) for t in range(len(video))], video.height, video.width
     )
-    footage = Footage(video, (mattes,), torch.device("cpu"))
+    pyramid = ClipPyramid(video, (mattes,), torch.device("cpu"))
     charts, fits = [], []
     for layer in (0, 1):
-        chart, unit = _fitted(trained, footage, layer, spacing)
-        fits.append(_error(trained, footage, chart, unit))
-        charts.append(_textured(trained, footage, chart, unit, scale))
+        chart, unit = _fitted(trained, pyramid, layer, spacing)
+        fits.append(_error(trained, pyramid, chart, unit))
+        charts.append(_textured(trained, pyramid, chart, unit, scale))
     made = Atlas(
         names=("object", "background"),
         charts=tuple(charts),
@@ -280,16 +280,16 @@ def _whole(size: tuple[int, int]) -> Window:
     return Window(torch.zeros(1, 2, dtype=torch.long), *size)
 
 
-def _fitted(trained: Trained, footage: Footage, layer: int, spacing: float) -> tuple[Chart, float]:
+def _fitted(trained: Trained, pyramid: ClipPyramid, layer: int, spacing: float) -> tuple[Chart, float]:
     """A chart in pixels of its reference frame, without texture, and how many of those a unit of uv is."""
-    video = footage.video
+    video = pyramid.video
     frames = len(video)
     size = working_size(video.height, video.width, FIT_SIDE)
-    weights = torch.cat([footage.share(layer, a, b, *size) for a, b in blocks(0, frames)])
+    weights = torch.cat([pyramid.share(layer, a, b, *size) for a, b in blocks(0, frames)])
     reference = frames // 2
     pixels = _pixels(trained, weights[reference], layer, reference, frames, size)
     unit = pixels * video.width / size[1]
-    origins, extent = boxes(footage, layer, Span(reference, 0, torch.ones(frames)), size)
+    origins, extent = boxes(pyramid, layer, Span(reference, 0, torch.ones(frames)), size)
     apart = max(size) / spacing
     rows, columns = (max(2, round(n / apart)) + 3 for n in (extent[1], extent[0]))
     mapping = Mapping(
@@ -354,8 +354,8 @@ def _matrix(
     return torch.from_numpy(np.vstack([top, [0.0, 0.0, 1.0]]))
 
 
-def _error(trained: Trained, footage: Footage, chart: Chart, unit: float) -> Fit:
-    video = footage.video
+def _error(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float) -> Fit:
+    video = pyramid.video
     size = working_size(video.height, video.width, CHECK_SIDE)
     mapping = chart.mapping.at_size(*size)
     window = mapping.window()
@@ -364,7 +364,7 @@ def _error(trained: Trained, footage: Footage, chart: Chart, unit: float) -> Fit
         here = window.part(t, t + 1)
         wanted = trained.uv(chart.layer, t, len(video), here, size) * unit
         off.append((mapping.part(t, t + 1).uv(here) - wanted).norm(dim=1).flatten())
-        weights.append(here.cut(footage.share(chart.layer, t, t + 1, *size)).flatten())
+        weights.append(here.cut(pyramid.share(chart.layer, t, t + 1, *size)).flatten())
     distance, weight = torch.cat(off), torch.cat(weights)
     own = distance[weight > 0.5]
     if not len(own):
@@ -372,12 +372,12 @@ def _error(trained: Trained, footage: Footage, chart: Chart, unit: float) -> Fit
     return Fit(float(own.square().mean().sqrt()), float(np.percentile(own.numpy(), 95)))
 
 
-def _textured(trained: Trained, footage: Footage, chart: Chart, unit: float, scale: float) -> Chart:
+def _textured(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float, scale: float) -> Chart:
     """The chart with a texture that holds all that is visible, read off the atlas network."""
-    video = footage.video
+    video = pyramid.video
     size = working_size(video.height, video.width, FIT_SIDE)
-    framed = reframed(chart, footage, size, scale)
-    seen = _seen(framed, footage)
+    framed = reframed(chart, pyramid, size, scale)
+    seen = _seen(framed, pyramid)
     v, u = seen.shape[1:]
     move = framed.mapping.matrices[0] @ torch.linalg.inv(chart.mapping.matrices[0])
     rows, columns = torch.meshgrid(torch.arange(v), torch.arange(u), indexing="ij")
@@ -387,15 +387,15 @@ def _textured(trained: Trained, footage: Footage, chart: Chart, unit: float, sca
     return replace(framed, texture=fill(colours * seen, seen, SHOWN), seen=seen)
 
 
-def _seen(chart: Chart, footage: Footage) -> Float[Tensor, "1 v u"]:
+def _seen(chart: Chart, pyramid: ClipPyramid) -> Float[Tensor, "1 v u"]:
     """How much of each texel the clip shows."""
     v, u = chart.texture.shape[1:]
-    size = (footage.video.height, footage.video.width)
+    size = (pyramid.video.height, pyramid.video.width)
     total = torch.zeros(1, v, u)
-    for a, b in blocks(0, len(footage.video)):
+    for a, b in blocks(0, len(pyramid.video)):
         part = chart.part(a, b)
         window = part.window()
-        total += splat(window.cut(footage.share(chart.layer, a, b, *size)), part.uv(window), v, u)
+        total += splat(window.cut(pyramid.share(chart.layer, a, b, *size)), part.uv(window), v, u)
     return total
 
 

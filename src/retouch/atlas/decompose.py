@@ -25,15 +25,15 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.artifacts import artifact, pack, unpack
 from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte
-from retouch.atlas.footage import AtlasSettings, Footage, blocks, overlap
 from retouch.atlas.mapping import Mapping, Window
 from retouch.atlas.motion import follow, pair_matrices, plan
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, blocks, overlap
 from retouch.atlas.solve import (
     bending,
     conjugate_gradients,
     gauss_newton,
     normal_matrix,
-    right_side,
+    rhs,
     roughness,
 )
 from retouch.atlas.textures import fill, sample, shrunk, splat
@@ -145,19 +145,19 @@ def refinements(
     """Give the atlas after each stage, better each time; every one of them can be used."""
     _check(video, mattes, names)
     size = working_size(video.height, video.width, settings.side)
-    footage = Footage(video, mattes, run.compute.torch_device())
-    atlas = _resumed(run, footage)
+    pyramid = ClipPyramid(video, mattes, run.compute.torch_device())
+    atlas = _resumed(run, pyramid)
     done = STAGES.index(atlas.stage) + 1 if atlas else 0
     if done < STAGES.index("textures"):
-        footage.keep(*size, run)
+        pyramid.keep(*size, run)
     for stage in STAGES[done:]:
         with run.progress(f"atlas: {stage}", len(video)) as set_progress:
             if stage == "flow":
-                atlas = from_flow(footage, names, flow, size, settings, run, set_progress)
+                atlas = from_flow(pyramid, names, flow, size, settings, run, set_progress)
             else:
                 assert atlas is not None
                 # Refined mattes make the shrunk copies stale.
-                now = Footage(video, atlas.mattes, footage.device) if stage == "light" else footage
+                now = ClipPyramid(video, atlas.mattes, pyramid.device) if stage == "light" else pyramid
                 atlas = STEPS[stage](atlas, now, settings, run, set_progress)
         _checkpoint(run, atlas)
         yield atlas
@@ -189,7 +189,7 @@ def _checkpoint(run: Run, atlas: Atlas) -> None:
     run.draft.save({**tensors, "tree": torch.from_numpy(text)})
 
 
-def _resumed(run: Run, footage: Footage) -> Atlas | None:
+def _resumed(run: Run, pyramid: ClipPyramid) -> Atlas | None:
     """The atlas of the last stage that a stopped run completed, if it is of this clip."""
     tensors = run.draft.load()
     if not tensors or "tree" not in tensors:
@@ -198,16 +198,16 @@ def _resumed(run: Run, footage: Footage) -> Atlas | None:
         atlas = unpack(Atlas, json.loads(bytes(tensors["tree"].numpy())), tensors)
     except (ArtifactError, ValueError):
         return None
-    if not isinstance(atlas, Atlas) or atlas.source != footage.video.digest or atlas.stage not in STAGES:
+    if not isinstance(atlas, Atlas) or atlas.source != pyramid.video.digest or atlas.stage not in STAGES:
         return None
-    return atlas.to(footage.device)
+    return atlas.to(pyramid.device)
 
 
 # flow
 
 
 def from_flow(
-    footage: Footage,
+    pyramid: ClipPyramid,
     names: tuple[str, ...],
     flow: Flow | None,
     size: tuple[int, int],
@@ -216,20 +216,20 @@ def from_flow(
     set_progress: SetProgress,
 ) -> Atlas:
     """Charts that follow the flow, with averaged textures."""
-    video = footage.video
+    video = pyramid.video
     clip_flow = flow_between(video, size, flow or DisFlow(magnify=2 if max(size) < SMALL else 1), run)
-    pairs = pair_matrices(footage, clip_flow, size)
+    pairs = pair_matrices(pyramid, clip_flow, size)
     charts = []
     for layer in range(len(names)):
-        for span in plan(footage, clip_flow, pairs[layer], layer, size, settings.charts, run):
+        for span in plan(pyramid, clip_flow, pairs[layer], layer, size, settings.charts, run):
             run.check()
-            mapping = follow(footage, clip_flow, pairs[layer], layer, span, size, settings)
-            charts.append(_bare(layer, span.reference, span.start, mapping, span.blend, footage))
+            mapping = follow(pyramid, clip_flow, pairs[layer], layer, span, size, settings)
+            charts.append(_bare(layer, span.reference, span.start, mapping, span.blend, pyramid))
             set_progress(span.stop)
     atlas = Atlas(
         names=names,
         charts=tuple(charts),
-        mattes=footage.mattes,
+        mattes=pyramid.mattes,
         frames=len(video),
         height=video.height,
         width=video.width,
@@ -238,7 +238,7 @@ def from_flow(
         stage="flow",
         settings=settings.model_dump_json(),
     )
-    return averaged(atlas, footage, size)
+    return averaged(atlas, pyramid, size)
 
 
 def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> ClipFlow:
@@ -252,10 +252,10 @@ def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> C
 
 
 def _bare(
-    layer: int, reference: int, start: int, mapping: Mapping, blend: Float[Tensor, " f"], footage: Footage
+    layer: int, reference: int, start: int, mapping: Mapping, blend: Float[Tensor, " f"], pyramid: ClipPyramid
 ) -> Chart:
     """A chart in pixels of the full reference frame, with nothing in its texture."""
-    video, device = footage.video, footage.device
+    video, device = pyramid.video, pyramid.device
     zoom = video.width / mapping.width
     whole = mapping.at_size(video.height, video.width).retextured(zoom, (0.0, 0.0))
     empty = torch.zeros(3, 1, 1, device=device)
@@ -266,30 +266,30 @@ def _bare(
 # textures by averaging
 
 
-def averaged(atlas: Atlas, footage: Footage, size: tuple[int, int]) -> Atlas:
+def averaged(atlas: Atlas, pyramid: ClipPyramid, size: tuple[int, int]) -> Atlas:
     """Every texture as the mean of what the frames show of it, at a working size."""
     scale = size[1] / atlas.width
-    charts = [mean_texture(reframed(chart, footage, size, scale), footage, size) for chart in atlas.charts]
+    charts = [mean_texture(reframed(chart, pyramid, size, scale), pyramid, size) for chart in atlas.charts]
     return replace(atlas, charts=tuple(charts))
 
 
-def reframed(chart: Chart, footage: Footage, size: tuple[int, int], scale: float) -> Chart:
+def reframed(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int], scale: float) -> Chart:
     """Give the chart an empty texture of another fineness that holds all that is visible."""
-    low, high = _bounds(chart, footage, size)
+    low, high = _bounds(chart, pyramid, size)
     ratio = scale / chart.scale
     low, high = low * ratio - 3, high * ratio + 3
     # A background that runs off to its horizon would ask for any size: no more than this.
-    side = 8.0 * scale * max(footage.video.height, footage.video.width)
+    side = 8.0 * scale * max(pyramid.video.height, pyramid.video.width)
     middle = 0.5 * (low + high)
     low, high = low.maximum(middle - side / 2), high.minimum(middle + side / 2)
     mapping = chart.mapping.retextured(ratio, (-float(low[0]), -float(low[1])))
     u, v = ((high - low).ceil().long() + 1).tolist()
-    empty = torch.zeros(3, v, u, device=footage.device)
+    empty = torch.zeros(3, v, u, device=pyramid.device)
     return replace(chart, mapping=mapping, scale=scale, texture=empty, seen=empty[:1])
 
 
 def _bounds(
-    chart: Chart, footage: Footage, size: tuple[int, int]
+    chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
     """The lowest and highest texture position of any visible pixel."""
     mapping = chart.mapping.at_size(*size)
@@ -297,23 +297,23 @@ def _bounds(
     for a, b in blocks(chart.start, chart.stop):
         part = mapping.part(a - chart.start, b - chart.start)
         window = part.window()
-        share = window.cut(footage.share(chart.layer, a, b, *size)) > 0.02
+        share = window.cut(pyramid.share(chart.layer, a, b, *size)) > 0.02
         uv = part.uv(window).movedim(1, 3)[share[:, 0]]
         if len(uv):
             low, high = low.minimum(uv.amin(0).cpu()), high.maximum(uv.amax(0).cpu())
     return (low, high) if bool((low <= high).all()) else (torch.zeros(2), torch.ones(2))
 
 
-def mean_texture(chart: Chart, footage: Footage, size: tuple[int, int]) -> Chart:
+def mean_texture(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]) -> Chart:
     """Give the chart the mean of what the frames, at a size, show of its texture."""
     v, u = chart.texture.shape[1:]
-    sums = torch.zeros(4, v, u, device=footage.device)
+    sums = torch.zeros(4, v, u, device=pyramid.device)
     mapping = chart.mapping.at_size(*size)
     for a, b in blocks(chart.start, chart.stop):
         part = mapping.part(a - chart.start, b - chart.start)
         window = part.window()
-        weight = window.cut(footage.confident(chart.layer, a, b, *size))
-        colours = window.cut(footage.pictures(a, b, *size))
+        weight = window.cut(pyramid.confident(chart.layer, a, b, *size))
+        colours = window.cut(pyramid.pictures(a, b, *size))
         sums += splat(torch.cat([weight * colours, weight], 1), part.uv(window), v, u)
     return replace(chart, texture=fill(sums[:3], sums[3:]), seen=sums[3:])
 
@@ -322,35 +322,35 @@ def mean_texture(chart: Chart, footage: Footage, size: tuple[int, int]) -> Chart
 
 
 def on_pixels(
-    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+    atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     """Improve the mappings by what the frames look like, at half the working size and then at all of it."""
     size = working_size(atlas.height, atlas.width, settings.side)
     half = (size[0] // 2, size[1] // 2)
     coarse = settings.steps // 2 if min(half) >= 48 else 0
     if coarse:
-        footage.keep(*half, run)
+        pyramid.keep(*half, run)
     for step in range(settings.steps):
         level = half if step < coarse else size
-        atlas = averaged(atlas, footage, level)
+        atlas = averaged(atlas, pyramid, level)
         charts = []
         for chart in atlas.charts:
             run.check()
-            charts.append(_stepped(chart, footage, level, footage.stiffness(chart.layer, settings)))
+            charts.append(_stepped(chart, pyramid, level, pyramid.stiffness(chart.layer, settings)))
         atlas = replace(atlas, charts=tuple(charts), stage="pixels")
-        set_progress((step + 1) * len(footage.video) // settings.steps)
-    return replace(averaged(atlas, footage, size), stage="pixels")
+        set_progress((step + 1) * len(pyramid.video) // settings.steps)
+    return replace(averaged(atlas, pyramid, size), stage="pixels")
 
 
-def _stepped(chart: Chart, footage: Footage, level: tuple[int, int], stiffness: float) -> Chart:
+def _stepped(chart: Chart, pyramid: ClipPyramid, level: tuple[int, int], stiffness: float) -> Chart:
     mapping = chart.mapping.at_size(*level)
     controls = chart.mapping.controls.clone()
     for a, b in blocks(chart.start, chart.stop):
         i, k = a - chart.start, b - chart.start
         part = mapping.part(i, k)
         window = part.window()
-        weight = window.cut(footage.confident(chart.layer, a, b, *level))
-        colours = window.cut(footage.pictures(a, b, *level))
+        weight = window.cut(pyramid.confident(chart.layer, a, b, *level))
+        colours = window.cut(pyramid.pictures(a, b, *level))
         controls[i:k] = gauss_newton(
             part, window, colours, weight, chart.texture, stiffness=stiffness
         ).controls
@@ -364,7 +364,7 @@ def _stepped(chart: Chart, footage: Footage, level: tuple[int, int], stiffness: 
 
 
 def with_textures(
-    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+    atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     """Solve all textures together at full size, from their means."""
     full = (atlas.height, atlas.width)
@@ -372,26 +372,26 @@ def with_textures(
     scale = settings.texture_scale or (2.0 if max(full) <= 256 else 1.25)
     charts = []
     for chart in atlas.charts:
-        charts.append(mean_texture(reframed(chart, footage, size, scale), footage, full))
+        charts.append(mean_texture(reframed(chart, pyramid, size, scale), pyramid, full))
         # Solving them takes as long again.
         set_progress(atlas.frames * len(charts) // (2 * len(atlas.charts)))
     return solved(
-        replace(atlas, charts=tuple(charts), stage="textures"), footage, settings.smooth, run, rounds=4
+        replace(atlas, charts=tuple(charts), stage="textures"), pyramid, settings.smooth, run, rounds=4
     )
 
 
-def solved(atlas: Atlas, footage: Footage, smooth: float, run: Run, *, rounds: int) -> Atlas:
+def solved(atlas: Atlas, pyramid: ClipPyramid, smooth: float, run: Run, *, rounds: int) -> Atlas:
     """Improve all textures by `rounds` of conjugate gradients on what they leave unexplained.
 
     What is minimised is sum over pixels of (V - sum of share * blend * gain * T(uv))^2 + smooth * |grad T|^2.
     """
     start = [chart.texture for chart in atlas.charts]
-    pull, weights = _explained(atlas, footage, start, run, of_the_rest=True)
+    pull, weights = _explained(atlas, pyramid, start, run, of_the_rest=True)
     side = [p - smooth * roughness(t) for p, t in zip(pull, start, strict=True)]
     diagonal = [w + 4 * smooth + 1e-3 for w in weights]
 
     def product(change: list[Tensor]) -> list[Tensor]:
-        back, _ = _explained(atlas, footage, change, run, of_the_rest=False)
+        back, _ = _explained(atlas, pyramid, change, run, of_the_rest=False)
         return [b + smooth * roughness(c) for b, c in zip(back, change, strict=True)]
 
     change = conjugate_gradients(product, side, diagonal, rounds=rounds)
@@ -403,7 +403,7 @@ def solved(atlas: Atlas, footage: Footage, smooth: float, run: Run, *, rounds: i
 
 
 def _explained(
-    atlas: Atlas, footage: Footage, textures: list[Tensor], run: Run, *, of_the_rest: bool
+    atlas: Atlas, pyramid: ClipPyramid, textures: list[Tensor], run: Run, *, of_the_rest: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What textures show, or what they leave of the pictures, gathered back into texture space.
 
@@ -415,8 +415,8 @@ def _explained(
     spans = [(c.start, c.stop) for c in atlas.charts]
     for a, b in blocks(0, atlas.frames):
         run.check()
-        own = footage.shares(a, b, *size)
-        total = torch.zeros(b - a, 3, *size, device=footage.device)
+        own = pyramid.shares(a, b, *size)
+        total = torch.zeros(b - a, 3, *size, device=pyramid.device)
         parts = []
         for index, s, e in overlap(a, b, spans):
             chart = atlas.charts[index]
@@ -428,7 +428,7 @@ def _explained(
             total[s - a : e - a] += window.paste(strength * sample(textures[index], uv), *size)
             parts.append((index, slice(s - a, e - a), window, strength, uv))
         if of_the_rest:
-            total = footage.pictures(a, b, *size) - total
+            total = pyramid.pictures(a, b, *size) - total
         for index, frames, window, strength, uv in parts:
             values = strength * window.cut(total[frames])
             if of_the_rest:
@@ -442,16 +442,16 @@ def _explained(
 
 
 def with_edges(
-    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+    atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     """Move mattes near their edges to where the layers' colours explain the frames best."""
     del settings
     packed: list[list[bytes]] = [[] for _ in atlas.mattes]
     for a, b in blocks(0, atlas.frames):
         run.check()
-        wanted = footage.pictures(a, b, atlas.height, atlas.width)
+        wanted = pyramid.pictures(a, b, atlas.height, atlas.width)
         colours = [atlas.layer(i, a, b) for i in range(len(atlas.names))]
-        alphas = [torch.from_numpy(m.frames(a, b)).to(footage.device).float() / 255 for m in atlas.mattes]
+        alphas = [torch.from_numpy(m.frames(a, b)).to(pyramid.device).float() / 255 for m in atlas.mattes]
         for i in range(len(alphas)):
             alphas[i] = _refined(wanted, colours, alphas, i)
             packed[i] += [
@@ -488,27 +488,27 @@ def _refined(
 
 
 def with_light(
-    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+    atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     """Fit a coarse gain per frame, chart and channel, then the textures once more."""
     if settings.gain:
-        atlas = _gained(atlas, footage, settings, run, set_progress)
-    atlas = solved(atlas, footage, settings.smooth, run, rounds=2)
+        atlas = _gained(atlas, pyramid, settings, run, set_progress)
+    atlas = solved(atlas, pyramid, settings.smooth, run, rounds=2)
     # Colours beyond white and black fit noise; files and paint programs hold none.
     charts = tuple(replace(chart, texture=chart.texture.clamp(0, 1)) for chart in atlas.charts)
     return replace(atlas, charts=charts, stage="light")
 
 
 def _gained(
-    atlas: Atlas, footage: Footage, settings: AtlasSettings, run: Run, set_progress: SetProgress
+    atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     size = working_size(atlas.height, atlas.width, settings.side)
     charts = [_plain_gain(chart, settings.gain) for chart in atlas.charts]
     spans = [(c.start, c.stop) for c in charts]
     for a, b in blocks(0, atlas.frames):
         run.check()
-        own = footage.shares(a, b, *size)
-        rest = footage.pictures(a, b, *size)
+        own = pyramid.shares(a, b, *size)
+        rest = pyramid.pictures(a, b, *size)
         parts = []
         for index, s, e in overlap(a, b, spans):
             chart = charts[index]
@@ -548,14 +548,14 @@ def _gain_change(
     rows, columns = chart.gain_basis(window, start, stop)
     kh, kw = chart.gain.shape[2:]
     matrix = normal_matrix(rows, columns, shown.square())
-    side = right_side(rows, columns, shown * rest)
+    side = rhs(rows, columns, shown * rest)
     usual = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-3
     hold = usual * 0.05 * (torch.eye(kh * kw) + bending(kh, kw)).to(rows)
     change: Tensor = torch.linalg.solve(matrix + hold, side[..., None])[..., 0]
     return change.reshape_as(chart.gain[start - chart.start : stop - chart.start]).clamp(-0.5, 1.0)
 
 
-STEPS: Final[dict[str, Callable[[Atlas, Footage, AtlasSettings, Run, SetProgress], Atlas]]] = {
+STEPS: Final[dict[str, Callable[[Atlas, ClipPyramid, AtlasSettings, Run, SetProgress], Atlas]]] = {
     "pixels": on_pixels,
     "textures": with_textures,
     "edges": with_edges,

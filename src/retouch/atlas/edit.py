@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.atlas.atlas import Atlas, Chart
-from retouch.atlas.footage import blocks
 from retouch.atlas.mapping import Window, area
+from retouch.atlas.pyramid import blocks
 from retouch.atlas.textures import blur, sample
 from retouch.errors import ParamsError
 from retouch.video import Video, release_pages
@@ -129,10 +129,10 @@ def patches_from_frames(
         seen = [k for k in keys if chart.start <= k.frame < chart.stop and k.cover.any()]
         found = [fetched(atlas, index, key) for key in seen]
         direct[index] = [patch for patch in found if patch is not None]
-    return handed_on(atlas, direct)
+    return propagate_to_neighbours(atlas, direct)
 
 
-def handed_on(atlas: Atlas, direct: Pairs[int, Sequence[Patch]]) -> list[Patch]:
+def propagate_to_neighbours(atlas: Atlas, direct: Pairs[int, Sequence[Patch]]) -> list[Patch]:
     """Let neighbouring charts of each layer pass their edits to each other, first to last and back."""
     made = []
     for layer in range(len(atlas.names)):
@@ -153,9 +153,9 @@ def _passed(
     got: dict[int, list[Patch]] = {}
     for before, after in itertools.pairwise(order):
         parts = [*direct.get(before, []), *got.get(before, [])]
-        handed = carried(atlas, merged(parts), after) if parts else None
-        if handed is not None:
-            got[after] = [handed]
+        propagated = patch_to_neighbour(atlas, merged(parts), after) if parts else None
+        if propagated is not None:
+            got[after] = [propagated]
     return got
 
 
@@ -175,7 +175,7 @@ def fetched(atlas: Atlas, index: int, key: Key) -> Patch | None:
     return _read_back(atlas, index, key.frame, box, window, both)
 
 
-def carried(atlas: Atlas, patch: Patch, after: int) -> Patch | None:
+def patch_to_neighbour(atlas: Atlas, patch: Patch, after: int) -> Patch | None:
     """Hand a chart's edit to its neighbour, through the frame where one fades into the other."""
     old, new = atlas.charts[patch.chart], atlas.charts[after]
     first, last = max(old.start, new.start), min(old.stop, new.stop)
@@ -316,7 +316,7 @@ def patches_from_textures(
         edge = 0.5 / times - 0.5
         made = Patch(index, (edge, edge), times, torch.cat([colours * cover, cover]), torch.ones_like(cover))
         direct[index] = [made]
-    return handed_on(atlas, direct)
+    return propagate_to_neighbours(atlas, direct)
 
 
 @final

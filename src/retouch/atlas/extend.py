@@ -9,9 +9,9 @@ from torch import Tensor
 
 from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte
 from retouch.atlas.decompose import flow_between
-from retouch.atlas.footage import AtlasSettings, Footage
 from retouch.atlas.mapping import Mapping
 from retouch.atlas.motion import TRACKING_STEPS, fit_to_flow, robust_matrix
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.atlas.solve import gauss_newton
 from retouch.errors import InputError
 from retouch.run import Run
@@ -36,7 +36,7 @@ def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
             hint="give the whole longer clip, first frame to last",
         )
     mattes = tuple(_longer(matte, video, known) for matte in atlas.mattes)
-    footage = Footage(video, mattes, atlas.device)
+    pyramid = ClipPyramid(video, mattes, atlas.device)
     size = working_size(video.height, video.width, AtlasSettings.model_validate_json(atlas.settings).side)
     flow = flow_between(video, size, DisFlow(), run)
     charts = list(atlas.charts)
@@ -45,7 +45,7 @@ def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
         chart = charts[index]
         for t in range(known, len(video)):
             run.check()
-            chart = _with_frame(chart, footage, flow, t, size)
+            chart = _with_frame(chart, pyramid, flow, t, size)
         charts[index] = chart
     return replace(atlas, charts=tuple(charts), mattes=mattes, frames=len(video), source=video.digest)
 
@@ -63,22 +63,22 @@ def _longer(matte: Mattes, video: Video, known: int) -> Mattes:
     return Mattes.pack(packed, matte.height, matte.width)
 
 
-def _with_frame(chart: Chart, footage: Footage, flow: ClipFlow, t: int, size: tuple[int, int]) -> Chart:
+def _with_frame(chart: Chart, pyramid: ClipPyramid, flow: ClipFlow, t: int, size: tuple[int, int]) -> Chart:
     """The chart with frame `t` behind its last one."""
     small = chart.mapping.at_size(*size)
     before = small.part(len(small) - 1, len(small))
-    share = footage.share(chart.layer, t - 1, t, *size)[0, 0].cpu().numpy() > 0.9
+    share = pyramid.share(chart.layer, t - 1, t, *size)[0, 0].cpu().numpy() > 0.9
     there = flow.between(t - 1, t)
     good = consistent(there, flow.between(t, t - 1)) & share
-    moved = robust_matrix(there, good, affine=chart.layer < footage.layers - 1)
+    moved = robust_matrix(there, good, affine=chart.layer < pyramid.layers - 1)
     now = _matrix_moved(before, moved)
-    if chart.layer < footage.layers - 1:
+    if chart.layer < pyramid.layers - 1:
         now = _box_moved(now, moved)
-    stiffness = footage.stiffness(chart.layer, AtlasSettings())
-    now = fit_to_flow(footage, flow, chart.layer, (t, t - 1), now, before, stiffness)
+    stiffness = pyramid.stiffness(chart.layer, AtlasSettings())
+    now = fit_to_flow(pyramid, flow, chart.layer, (t, t - 1), now, before, stiffness)
     window = now.window()
-    colours = window.cut(footage.pictures(t, t + 1, *size))
-    weight = window.cut(footage.confident(chart.layer, t, t + 1, *size))
+    colours = window.cut(pyramid.pictures(t, t + 1, *size))
+    weight = window.cut(pyramid.confident(chart.layer, t, t + 1, *size))
     for _ in range(TRACKING_STEPS):
         now = gauss_newton(now, window, colours, weight, chart.texture, stiffness=stiffness)
     whole = now.at_size(chart.mapping.height, chart.mapping.width)

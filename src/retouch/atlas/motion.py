@@ -22,8 +22,8 @@ from retouch.atlas.charts import (
     spans_between,
     zoom_coverage,
 )
-from retouch.atlas.footage import AtlasSettings, Footage, blocks
 from retouch.atlas.mapping import Mapping, Window, compose, positions
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, blocks
 from retouch.atlas.solve import fit_field, gauss_newton, without_folds
 from retouch.atlas.textures import sample, splat
 from retouch.run import Run
@@ -42,17 +42,17 @@ FEWEST: Final = 24
 
 
 def pair_matrices(
-    footage: Footage, flow: ClipFlow, size: tuple[int, int]
+    pyramid: ClipPyramid, flow: ClipFlow, size: tuple[int, int]
 ) -> Float64[np.ndarray, "layers pairs 3 3"]:
     """Give, per layer, the matrix that best takes each frame's pixels to the next: affine for objects."""
-    frames = len(footage.video)
-    found = np.tile(np.eye(3), (footage.layers, max(frames - 1, 0), 1, 1))
+    frames = len(pyramid.video)
+    found = np.tile(np.eye(3), (pyramid.layers, max(frames - 1, 0), 1, 1))
     for t in range(frames - 1):
         there = flow.between(t, t + 1)
         good = consistent(there, flow.between(t + 1, t))
-        for layer, share in enumerate(footage.shares(t, t + 1, *size)):
+        for layer, share in enumerate(pyramid.shares(t, t + 1, *size)):
             inside = good & (share[0, 0].cpu().numpy() > 0.9)
-            found[layer, t] = robust_matrix(there, inside, affine=layer < footage.layers - 1)
+            found[layer, t] = robust_matrix(there, inside, affine=layer < pyramid.layers - 1)
     return found
 
 
@@ -86,7 +86,7 @@ def chain(
 
 
 def plan(
-    footage: Footage,
+    pyramid: ClipPyramid,
     flow: ClipFlow,
     pairs: Float64[np.ndarray, "pairs 3 3"],
     layer: int,
@@ -95,12 +95,12 @@ def plan(
     run: Run,
 ) -> list[Span]:
     """Choose a layer's reference frames and the run of frames of each."""
-    frames = len(footage.video)
+    frames = len(pyramid.video)
     tried = candidates(frames)
-    if layer < footage.layers - 1:
+    if layer < pyramid.layers - 1:
         masks = run.scratch("shown", (frames, *size))
         for a, b in blocks(0, frames):
-            masks[a:b] = (footage.share(layer, a, b, *size)[:, 0] * 255).byte().cpu().numpy()
+            masks[a:b] = (pyramid.share(layer, a, b, *size)[:, 0] * 255).byte().cpu().numpy()
         shown = coverage(masks, flow, tried)
     else:
         shown = zoom_coverage(torch.stack([chain(pairs, r, 0, frames) for r in tried]), *size)
@@ -114,15 +114,15 @@ def plan(
 
 
 def boxes(
-    footage: Footage, layer: int, span: Span, size: tuple[int, int]
+    pyramid: ClipPyramid, layer: int, span: Span, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "f 2"], tuple[float, float]]:
     """Give the corner of a layer's box in each frame, and the one extent that holds it in all of them."""
     height, width = size
-    if layer == footage.layers - 1:
+    if layer == pyramid.layers - 1:
         return torch.zeros(span.stop - span.start, 2), (float(width), float(height))
     found: list[list[int]] = []
     for a, b in blocks(span.start, span.stop):
-        for share in footage.share(layer, a, b, *size):
+        for share in pyramid.share(layer, a, b, *size):
             seen = (share[0] > 0.03).cpu().numpy()
             y, x = np.nonzero(seen.any(1))[0], np.nonzero(seen.any(0))[0]
             found.append([x[0], y[0], x[-1] + 1, y[-1] + 1] if len(x) else [])
@@ -139,7 +139,7 @@ def boxes(
 
 
 def follow(
-    footage: Footage,
+    pyramid: ClipPyramid,
     flow: ClipFlow,
     pairs: Float64[np.ndarray, "pairs 3 3"],
     layer: int,
@@ -148,34 +148,34 @@ def follow(
     settings: AtlasSettings,
 ) -> Mapping:
     """Map every frame of a span into its reference frame, in working pixels."""
-    origins, extent = boxes(footage, layer, span, size)
+    origins, extent = boxes(pyramid, layer, span, size)
     spacing = max(size) / settings.spacing
     rows, columns = (max(2, round(n / spacing)) + 3 for n in (extent[1], extent[0]))
     controls = torch.zeros(span.stop - span.start, 2, rows, columns)
     matrices = chain(pairs, span.reference, span.start, span.stop)
-    device = footage.device
+    device = pyramid.device
     mapping = Mapping(matrices.to(device), controls.to(device), origins.to(device), extent, *size)
     controls = mapping.controls.clone()
-    stiffness = footage.stiffness(layer, settings)
+    stiffness = pyramid.stiffness(layer, settings)
     for steps in (range(span.reference + 1, span.stop), range(span.reference - 1, span.start - 1, -1)):
         known = span.reference
         before = mapping.part(known - span.start, known - span.start + 1)
         ends = sorted([known, *steps[-1:]])
         template = Template.of(
-            before, known, layer, footage, mapping.part(ends[0] - span.start, ends[-1] + 1 - span.start)
+            before, known, layer, pyramid, mapping.part(ends[0] - span.start, ends[-1] + 1 - span.start)
         )
         for t in steps:
             i = t - span.start
             now = replace(mapping.part(i, i + 1), controls=before.controls)
-            now = fit_to_flow(footage, flow, layer, (t, known), now, before, stiffness)
-            now, template = template.tracked(now, t, footage, stiffness)
+            now = fit_to_flow(pyramid, flow, layer, (t, known), now, before, stiffness)
+            now, template = template.tracked(now, t, pyramid, stiffness)
             controls[i] = now.controls[0]
             before, known = now, t
     return replace(mapping, controls=controls)
 
 
 def fit_to_flow(
-    footage: Footage,
+    pyramid: ClipPyramid,
     flow: ClipFlow,
     layer: int,
     pair: tuple[int, int],
@@ -187,8 +187,8 @@ def fit_to_flow(
     t, known = pair
     window, source = now.window(), before.window()
     back = flow.between(t, known)
-    trusted = torch.from_numpy(consistent(back, flow.between(known, t)))[None, None].to(footage.device)
-    moved = torch.from_numpy(back)[None].to(footage.device)
+    trusted = torch.from_numpy(consistent(back, flow.between(known, t)))[None, None].to(pyramid.device)
+    moved = torch.from_numpy(back)[None].to(pyramid.device)
     x, y = positions(window, moved)
     at = torch.stack(
         [x[:, None, :].expand(1, window.height, -1), y[:, :, None].expand(1, -1, window.width)], 1
@@ -196,7 +196,7 @@ def fit_to_flow(
     at = at - source.corners[:, :, None, None]
     limit = at.new_tensor([source.width - 1, source.height - 1])[:, None, None]
     known_there = ((at >= 0) & (at <= limit)).all(1, keepdim=True)
-    share = footage.share(layer, t, t + 1, now.height, now.width)
+    share = pyramid.share(layer, t, t + 1, now.height, now.width)
     weight = window.cut(share * trusted) * known_there
     wanted = sample(before.uv(source)[0], at)
     fitted = fit_field(now, window, wanted, weight, stiffness=stiffness)
@@ -223,7 +223,7 @@ class Template:
     """Weighted colours and weights."""
 
     @classmethod
-    def of(cls, mapping: Mapping, t: int, layer: int, footage: Footage, ahead: Mapping) -> "Template":
+    def of(cls, mapping: Mapping, t: int, layer: int, pyramid: ClipPyramid, ahead: Mapping) -> "Template":
         """Begin with one frame; there is room around it for what comes into sight in the frames ahead."""
         low, high = _reach(ahead)
         side = max(mapping.extent)
@@ -232,33 +232,33 @@ class Template:
         high = high.minimum(own + MOST_ROOM * side).maximum(own + torch.tensor(mapping.extent)) + ROOM * side
         columns, rows = (high - low).ceil().long().tolist()
         offset = (-float(low[0]), -float(low[1]))
-        bare = cls(layer, offset, torch.zeros(4, rows, columns, device=footage.device))
-        return bare.with_frame(mapping.retextured(1.0, bare.offset), t, footage)
+        bare = cls(layer, offset, torch.zeros(4, rows, columns, device=pyramid.device))
+        return bare.with_frame(mapping.retextured(1.0, bare.offset), t, pyramid)
 
-    def with_frame(self, mapping: Mapping, t: int, footage: Footage) -> "Template":
+    def with_frame(self, mapping: Mapping, t: int, pyramid: ClipPyramid) -> "Template":
         """Add a frame, and forget a little of what it shows anew."""
-        _, colours, weight = self._look(mapping, t, footage)
+        _, colours, weight = self._look(mapping, t, pyramid)
         new = splat(
             torch.cat([weight * colours, weight], 1), mapping.uv(mapping.window()), *self.sums.shape[1:]
         )
         return replace(self, sums=self.sums * (1 - (1 - MEMORY) * new[3:].clamp(max=1)) + new)
 
     def tracked(
-        self, mapping: Mapping, t: int, footage: Footage, stiffness: float
+        self, mapping: Mapping, t: int, pyramid: ClipPyramid, stiffness: float
     ) -> tuple[Mapping, "Template"]:
         """Bring a frame into line with what is known, and add it."""
         here = mapping.retextured(1.0, self.offset)
-        window, colours, weight = self._look(here, t, footage)
+        window, colours, weight = self._look(here, t, pyramid)
         texture = self.sums[:3] / self.sums[3:].clamp(min=1e-3)
         known = (self.sums[3:] > 0.2).float()
         for _ in range(TRACKING_STEPS):
             seen = sample(known, here.uv(window)) > 0.99
             here = gauss_newton(here, window, colours, weight * seen, texture, stiffness=stiffness)
-        return replace(mapping, controls=here.controls), self.with_frame(here, t, footage)
+        return replace(mapping, controls=here.controls), self.with_frame(here, t, pyramid)
 
     def _look(
-        self, mapping: Mapping, t: int, footage: Footage
+        self, mapping: Mapping, t: int, pyramid: ClipPyramid
     ) -> tuple[Window, Float[Tensor, "1 3 hh ww"], Float[Tensor, "1 1 hh ww"]]:
         window, size = mapping.window(), (mapping.height, mapping.width)
-        weight = window.cut(footage.confident(self.layer, t, t + 1, *size))
-        return window, window.cut(footage.pictures(t, t + 1, *size)), weight
+        weight = window.cut(pyramid.confident(self.layer, t, t + 1, *size))
+        return window, window.cut(pyramid.pictures(t, t + 1, *size)), weight

@@ -11,7 +11,7 @@ from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte
 from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
 from retouch.atlas.file import load_atlas
-from retouch.atlas.footage import AtlasSettings, blocks
+from retouch.atlas.pyramid import AtlasSettings, blocks
 from retouch.errors import ParamsError
 from retouch.events import Notice
 from retouch.media.masks import each_mask, read_masks

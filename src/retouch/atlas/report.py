@@ -13,8 +13,8 @@ import torch
 
 from retouch.atlas.atlas import Atlas, errors, psnr
 from retouch.atlas.edit import propagated, render
-from retouch.atlas.footage import blocks
 from retouch.atlas.mapping import anisotropy, area
+from retouch.atlas.pyramid import blocks
 from retouch.video import Video
 
 POOR: Final = 22.0

@@ -68,14 +68,14 @@ def _pairs(count: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(pairs).T, place
 
 
-def right_side(
+def rhs(
     rows: Float[Tensor, "f h gh"], columns: Float[Tensor, "f w gw"], values: Float[Tensor, "f c h w"]
 ) -> Float[Tensor, "f c n"]:
     """Give the sum over pixels of value times B(p), for every value picture."""
     return (rows.transpose(1, 2)[:, None] @ values @ columns[:, None]).flatten(2)
 
 
-def forgiving(squared: Float[Tensor, "*s"], scale: float) -> Float[Tensor, "*s"]:
+def geman_mcclure(squared: Float[Tensor, "*s"], scale: float) -> Float[Tensor, "*s"]:
     """Give the Geman-McClure weight of a squared residual: 1 for small ones, next to none for outliers."""
     return (1 + squared / scale**2) ** -2
 
@@ -103,11 +103,11 @@ def fit_field(
     controls = mapping.controls
     for _ in range(rounds):
         matrix = normal_matrix(rows, columns, weight)[:, 0] + hold + keep
-        side = right_side(rows, columns, weight * residual) + before @ keep
+        side = rhs(rows, columns, weight * residual) + before @ keep
         controls = torch.linalg.solve(matrix, side.transpose(1, 2)).transpose(1, 2).unflatten(2, (gh, gw))
         bent = rows[:, None] @ controls @ columns[:, None].transpose(-1, -2)
         off = (residual - bent).square().sum(1, keepdim=True)
-        weight = weights * forgiving(off / unit**2, 1.0)
+        weight = weights * geman_mcclure(off / unit**2, 1.0)
     return replace(mapping, controls=controls)
 
 
@@ -137,7 +137,7 @@ def gauss_newton(
     gh, gw = mapping.controls.shape[2:]
     shown = sample(texture, mapping.uv(window))
     residual = pictures - shown
-    weight = weights * forgiving(residual.square().mean(1, keepdim=True), tolerance)
+    weight = weights * geman_mcclure(residual.square().mean(1, keepdim=True), tolerance)
     along_u, along_v = _slopes(0.5 * (pictures + shown), mapping.jacobian(window))
     products = torch.cat(
         [
@@ -167,7 +167,7 @@ def gauss_newton(
         dim=1,
     )
     controls = mapping.controls.flatten(2)
-    side = right_side(rows, columns, pull) - controls @ hold
+    side = rhs(rows, columns, pull) - controls @ hold
     step = torch.linalg.solve(matrix, side.flatten(1)[..., None])[..., 0].unflatten(1, (2, gh, gw))
     largest = step.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
     step = step * (STEP_LIMIT / largest).clamp(max=1)

@@ -29,7 +29,7 @@ from retouch.media.opening import (
 )
 from retouch.media.pictures import animation, header, is_animation, is_picture, moments, read_picture
 from retouch.media.probe import audible, from_start, full_range_of, has_alpha, rate_of, shows_through, turn_of
-from retouch.media.whole import check_whole
+from retouch.media.truncated import check_whole
 from retouch.video import Origin, Sound, Video
 
 # Codecs that give one frame for each packet, so that a packet without one is a frame that is lost.

@@ -15,7 +15,7 @@ import torch
 
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte
 from retouch.atlas.decompose import decompose
-from retouch.atlas.footage import AtlasSettings
+from retouch.atlas.pyramid import AtlasSettings
 from retouch.compute import Compute
 from retouch.run import Run
 from retouch.video import Video

@@ -12,8 +12,8 @@ import torch
 from retouch.artifacts import Draft
 from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte, shares_of
 from retouch.atlas.decompose import STAGES, Deadline, OutOfTime, decompose, kept_atlas, refinements
-from retouch.atlas.footage import AtlasSettings, Footage, overlap
 from retouch.atlas.mapping import anisotropy, area
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, overlap
 from retouch.compute import Compute
 from retouch.errors import EmptyMask, VideoError
 from retouch.events import Event, Reused, Started
@@ -168,11 +168,11 @@ def test_masks_of_another_clip_are_refused(clip: Video, mattes: tuple[Mattes, ..
 
 
 def test_footage_gives_the_same_from_its_files(clip: Video, mattes: tuple[Mattes, ...], run: Run) -> None:
-    footage = Footage(clip, mattes, torch.device("cpu"))
-    plain = footage.pictures(2, 5, 36, 60), footage.share(0, 2, 5, 36, 60)
-    footage.keep(36, 60, run)
-    assert torch.equal(plain[0], footage.pictures(2, 5, 36, 60))
-    assert torch.equal(plain[1], footage.share(0, 2, 5, 36, 60))
+    pyramid = ClipPyramid(clip, mattes, torch.device("cpu"))
+    plain = pyramid.pictures(2, 5, 36, 60), pyramid.share(0, 2, 5, 36, 60)
+    pyramid.keep(36, 60, run)
+    assert torch.equal(plain[0], pyramid.pictures(2, 5, 36, 60))
+    assert torch.equal(plain[1], pyramid.share(0, 2, 5, 36, 60))
     assert list(overlap(4, 8, [(0, 5), (6, 7), (8, 9)])) == [(0, 4, 5), (1, 6, 7)]
 
 

@@ -7,7 +7,7 @@ import torch
 from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte
 from retouch.atlas.decompose import decompose
 from retouch.atlas.extend import extend
-from retouch.atlas.footage import AtlasSettings
+from retouch.atlas.pyramid import AtlasSettings
 from retouch.errors import InputError
 from retouch.run import Run
 from retouch.video import Video

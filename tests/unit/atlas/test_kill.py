@@ -11,7 +11,7 @@ import torch
 from retouch.atlas.atlas import Atlas, Mattes
 from retouch.atlas.decompose import STAGES, kept_atlas
 from retouch.atlas.file import save_atlas
-from retouch.atlas.footage import AtlasSettings
+from retouch.atlas.pyramid import AtlasSettings
 from retouch.compute import Compute
 from retouch.events import Advanced, Event, Started
 from retouch.run import Run

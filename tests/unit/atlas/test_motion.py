@@ -8,9 +8,9 @@ import torch
 
 from retouch.atlas.atlas import Mattes, pack_matte
 from retouch.atlas.charts import Span
-from retouch.atlas.footage import AtlasSettings, Footage
 from retouch.atlas.mapping import Mapping
 from retouch.atlas.motion import Template, chain, follow
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.tracking.flow import ClipFlow
 from retouch.video import Video
 
@@ -46,14 +46,14 @@ class LeaningFlow:
 
 def test_the_background_is_held_to_what_was_seen_where_flow_leads_astray() -> None:
     video, mattes = panned()
-    footage = Footage(video, mattes, torch.device("cpu"))
+    pyramid = ClipPyramid(video, mattes, torch.device("cpu"))
     size = (HEIGHT, WIDTH)
     numbers = [np.full((*size, 3), t, np.uint8) for t in range(FRAMES)]
     flow = ClipFlow(numbers.__getitem__, LeaningFlow(), np.zeros((FRAMES, 2, 2, *size), np.float32))
     pairs = np.tile(np.eye(3), (FRAMES - 1, 1, 1))
     pairs[:, 0, 2] = -STEP + LEAN
     span = Span(0, 0, torch.ones(FRAMES))
-    mapping = follow(footage, flow, pairs, 1, span, size, AtlasSettings())
+    mapping = follow(pyramid, flow, pairs, 1, span, size, AtlasSettings())
     last = mapping.uv_at(FRAMES - 1, torch.tensor([[20.0, 24.0], [44.0, 30.0]]))
     wanted = torch.tensor([[20.0, 24.0], [44.0, 30.0]]) + torch.tensor([STEP * (FRAMES - 1.0), 0])
     assert float((last - wanted).norm(dim=1).max()) < STICKS
@@ -61,13 +61,13 @@ def test_the_background_is_held_to_what_was_seen_where_flow_leads_astray() -> No
 
 def test_a_template_has_room_for_what_the_frames_ahead_show() -> None:
     video, mattes = panned()
-    footage = Footage(video, mattes, torch.device("cpu"))
+    pyramid = ClipPyramid(video, mattes, torch.device("cpu"))
     pairs = np.tile(np.eye(3), (FRAMES - 1, 1, 1))
     pairs[:, 0, 2] = -STEP
     matrices = chain(pairs, 0, 0, FRAMES)
     extent = (float(WIDTH), float(HEIGHT))
     mapping = Mapping(matrices, torch.zeros(FRAMES, 2, 5, 5), torch.zeros(FRAMES, 2), extent, HEIGHT, WIDTH)
-    template = Template.of(mapping.part(0, 1), 0, 1, footage, mapping)
+    template = Template.of(mapping.part(0, 1), 0, 1, pyramid, mapping)
     at = mapping.retextured(1.0, template.offset).uv(mapping.window())
     assert float(at.min()) >= 0
     assert float(at[:, 0].max()) <= template.sums.shape[2] - 1

@@ -9,10 +9,10 @@ from retouch.atlas.solve import (
     bending,
     conjugate_gradients,
     fit_field,
-    forgiving,
     gauss_newton,
+    geman_mcclure,
     normal_matrix,
-    right_side,
+    rhs,
     roughness,
     without_folds,
 )
@@ -44,7 +44,7 @@ def test_the_right_side_is_the_sum_over_pixels() -> None:
     rows, columns = mapping.basis(mapping.window())
     values = torch.rand(1, 2, 48, 64)
     wanted = torch.einsum("fya,fxc,fkyx->fkac", rows, columns, values).flatten(2)
-    assert torch.allclose(right_side(rows, columns, values), wanted, atol=1e-3)
+    assert torch.allclose(rhs(rows, columns, values), wanted, atol=1e-3)
 
 
 def test_bending_does_not_resist_affine_motion_but_resists_a_kink() -> None:
@@ -56,7 +56,7 @@ def test_bending_does_not_resist_affine_motion_but_resists_a_kink() -> None:
 
 
 def test_outliers_weigh_next_to_nothing() -> None:
-    found = forgiving(torch.tensor([0.0, 1.0, 100.0]), 1.0)
+    found = geman_mcclure(torch.tensor([0.0, 1.0, 100.0]), 1.0)
     assert found.tolist()[:2] == [1.0, 0.25]
     assert float(found[2]) < 1e-3
 

@@ -154,8 +154,8 @@ def fit(
 ) -> None:
     """Decompose a clip into layers. Stopped and started again, it goes on where it was."""
     from retouch.atlas.file import save_atlas
-    from retouch.atlas.footage import AtlasSettings
     from retouch.atlas.prepare import atlas_for, drawn_marks, flow_named, marks_from, segmenter_named
+    from retouch.atlas.pyramid import AtlasSettings
     from retouch.fields import parse
     from retouch.media.drafts import check_free
     from retouch.media.io import read

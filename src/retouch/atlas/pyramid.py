@@ -39,7 +39,7 @@ class AtlasSettings(BaseModel):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Footage:
+class ClipPyramid:
     """The clip and its mattes."""
 
     video: Video
