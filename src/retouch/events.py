@@ -82,6 +82,18 @@ def ignore(event: Event) -> None:
     """Listens to nothing; for callers who want silence."""
 
 
+def told_once(listen: Listener) -> Listener:
+    """Return a listener that passes everything on, but no notice a second time."""
+    told: set[str] = set()
+
+    def tell(event: Event) -> None:
+        if not (isinstance(event, Notice) and event.text in told):
+            told.update([event.text] if isinstance(event, Notice) else [])
+            listen(event)
+
+    return tell
+
+
 def as_json(event: Event) -> dict[str, object]:
     """The event as plain values, its class under `event`; pictures are left out."""
     values = {

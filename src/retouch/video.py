@@ -52,7 +52,7 @@ class Origin:
     `timestamps` are in units of `time_base`, one a frame; `end` is where the last frame stops being shown.
     Frames are held upright: `rotation` is how far, in degrees clockwise, the file asked to turn them, and it
     has been done. `frames` is how many the file holds, of which a slice has fewer. Colour tags are as found;
-    `guessed_colour` says that the matrix or the range was missing and was guessed from the height.
+    `guessed_matrix` is what was taken, by the height, where the file names no matrix.
     """
 
     path: Path | None = None
@@ -72,7 +72,7 @@ class Origin:
     transfer: str = ""
     matrix: str = ""
     full_range: bool | None = None
-    guessed_colour: bool = False
+    guessed_matrix: str = ""
     sounds: tuple[Sound, ...] = ()
     remarks: tuple[str, ...] = field(default=(), compare=False)
 

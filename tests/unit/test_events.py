@@ -5,7 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from retouch.events import Advanced, Ended, Event, Kept, Notice, Preview, Reused, Started, as_json, ignore
+from retouch.events import (
+    Advanced,
+    Ended,
+    Event,
+    Kept,
+    Notice,
+    Preview,
+    Reused,
+    Started,
+    as_json,
+    ignore,
+    told_once,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,3 +42,11 @@ def test_every_event_is_plain_json_without_its_pictures(event: Event, told: dict
 
 def test_silence_takes_any_event() -> None:
     ignore(Notice("nobody hears"))
+
+
+def test_a_notice_is_passed_on_once_and_everything_else_each_time() -> None:
+    heard: list[Event] = []
+    tell = told_once(heard.append)
+    for event in (Notice("slow"), Ended("fit"), Notice("slow"), Ended("fit"), Notice("dark")):
+        tell(event)
+    assert heard == [Notice("slow"), Ended("fit"), Ended("fit"), Notice("dark")]

@@ -1,24 +1,29 @@
-"""Events as a person sees them in a terminal: bars with time left, notices as lines."""
+"""Events as a person sees them: bars with time left in a terminal, a line now and then elsewhere."""
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from retouch.events import Advanced, Ended, Event, Listener, Notice, Reused, Started, ignore
+from retouch.events import Advanced, Ended, Event, Listener, Notice, Reused, Started, ignore, told_once
+
+EVERY: Final = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 @contextlib.contextmanager
 def shown(*, quiet: bool = False) -> Iterator[Listener]:
-    """A listener that draws on the error stream while the block runs; elsewhere it prints notices only."""
+    """Give a listener that shows events on the error stream while the block runs, each notice once."""
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield ignore
         return
     if not console.is_terminal:
-        yield _plain
+        yield told_once(in_lines())
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
@@ -36,9 +41,36 @@ def shown(*, quiet: bool = False) -> Iterator[Listener]:
             elif isinstance(event, Reused):
                 console.print(f"reused: {event.kind} of an earlier run", markup=False)
 
-        yield draw
+        yield told_once(draw)
 
 
-def _plain(event: Event) -> None:
-    if isinstance(event, Notice):
-        sys.stderr.write(f"notice: {event.text}\n")
+def in_lines(
+    write: Callable[[str], object] | None = None, clock: Callable[[], float] = time.monotonic
+) -> Listener:
+    """Return a listener that writes notices, and every ten seconds how far the work is and what is left."""
+    write = write or sys.stderr.write
+    said = clock()
+    begun: dict[str, tuple[float, int]] = {}
+
+    def tell(event: Event) -> None:
+        nonlocal said
+        now = clock()
+        if isinstance(event, Notice):
+            write(f"notice: {event.text}\n")
+            return
+        if isinstance(event, Started):
+            begun.pop(event.stage, None)
+            event = Advanced(event.stage, 0, event.total)
+        if isinstance(event, Advanced):
+            start, before = begun.setdefault(event.stage, (now, event.done)) if event.done else (now, 0)
+            if now - said >= EVERY:
+                said = now
+                write(f"{event.stage}: {event.done} of {event.total}{_left(event, now - start, before)}\n")
+
+    return tell
+
+
+def _left(event: Advanced, spent: float, before: int) -> str:
+    """The time that is left, by the steps seen so far; nothing before there are any."""
+    steps = event.done - before
+    return f", about {spent / steps * (event.total - event.done):.0f} s left" if steps > 0 else ""

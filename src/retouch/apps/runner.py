@@ -19,7 +19,7 @@ from retouch.apps.cli_fields import command_line
 from retouch.artifacts import ArtifactStore, Draft, full_disk
 from retouch.compute import Compute, Plan
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError, VideoError
-from retouch.events import Event, Listener, Notice, as_json, ignore
+from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
 from retouch.fields import near, parse, renamed
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
@@ -324,16 +324,19 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
-    """Writes events and notices into the folder, and the error if the run ends in one."""
+    """Writes events and notices, each once, into the folder, and the error if the run ends in one."""
+    notices = folder / "notices.txt"
 
     def tell(event: Event) -> None:
         _add_line(folder / "events.jsonl", json.dumps({"at": round(time.time(), 3), **as_json(event)}))
-        if isinstance(event, Notice):
-            _add_line(folder / "notices.txt", event.text)
+        if isinstance(event, Notice):  # a resumed run says again what it said before
+            before = notices.read_text("utf-8", "replace").splitlines() if notices.exists() else []
+            if event.text not in before:
+                _add_line(notices, event.text)
         listen(event)
 
     try:
-        yield tell
+        yield told_once(tell)
     except KeyboardInterrupt:
         error = Cancelled("the run was stopped", hint=f"go on with: retouch resume {folder.name}")
         _note_error(folder, error)

@@ -13,7 +13,6 @@ from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
 from retouch.atlas.file import load_atlas
 from retouch.atlas.pyramid import AtlasSettings, blocks
 from retouch.errors import ParamsError
-from retouch.events import Notice
 from retouch.media.masks import each_mask, read_masks
 from retouch.run import Run
 from retouch.tracking.flow import Flow
@@ -75,9 +74,7 @@ def atlas_for(
     if masks:
         objects = objects_from_files(video, masks, scratch=run.folder / "masks")
     elif marks:
-        objects = kept_objects(video, tuple(marks), segmenter=segmenter, run=run)
-        for warning in objects.warnings:
-            run.emit(Notice(warning))
+        objects = marked_objects(video, marks, segmenter=segmenter, run=run)
     else:
         raise ParamsError(
             "nothing says what the object is",
@@ -107,6 +104,38 @@ def objects_from_files(video: Video, masks: Sequence[Path], *, scratch: Path | N
     if len({*names, BACKGROUND}) <= len(names):
         raise ParamsError(f"the masks {', '.join(names)} need names of their own", hint="rename the files")
     return Objects(tuple(names), tuple(mattes))
+
+
+def marked_objects(
+    video: Video, marks: Sequence[Mark], *, segmenter: Segmenter | None = None, run: Run
+) -> Objects:
+    """Follow marked objects, or take them from the store; say which marks and frames to look at again.
+
+    Raises:
+        ParamsError: a mark lies outside the picture.
+    """
+    for mark in marks:
+        check_in_picture(mark, video, run)
+    objects = kept_objects(video, tuple(marks), segmenter=segmenter, run=run)
+    for warning in objects.warnings:
+        run.notice(warning)
+    return objects
+
+
+def check_in_picture(mark: Mark, video: Video, run: Run) -> None:
+    """See that a mark lies in the picture; a part of it that does not is told."""
+    if not mark.points:
+        return
+    name = "outside stroke" if mark.kind == "not" else mark.kind
+    where = f"of frame {mark.frame}, which is {video.width}x{video.height}"
+    (left, top), (right, bottom) = np.min(mark.points, 0), np.max(mark.points, 0)
+    if right < 0 or bottom < 0 or left >= video.width or top >= video.height:
+        raise ParamsError(
+            f"the {name} lies outside the picture {where}",
+            hint=f"x goes from 0 to {video.width - 1}, y from 0 to {video.height - 1}; give x before y",
+        )
+    if left < 0 or top < 0 or right > video.width or bottom > video.height:
+        run.notice(f"the {name} reaches out of the picture {where}; it ends at the edge")
 
 
 @artifact("mattes", version=1)

@@ -117,8 +117,6 @@ def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origi
     remarks = (
         () if first.fps else (f"{path} does not say how fast it runs; {fps} pictures a second are taken",)
     )
-    if first.bits > 8:
-        remarks = (*remarks, _deeper(path, first.bits))
     origin = Origin(
         path=path.absolute(),
         container="pictures",
@@ -190,7 +188,7 @@ def _told(
     times: list[tuple[int | None, int]],
 ) -> tuple[Origin, Fraction]:
     """The origin of a clip whose frames have all been decoded, and its rate."""
-    remarks = list(colour.remarks)
+    remarks: list[str] = []
     timestamps = tuple(time for time, _ in times if time is not None)
     rising = all(before < after for before, after in pairwise(timestamps))
     if len(timestamps) == len(times) and rising:
@@ -202,8 +200,6 @@ def _told(
         variable, time_base = False, 1 / fps
         timestamps, end = tuple(range(len(times))), len(times)
         remarks.append(f"the timestamps of {path} do not rise; a constant rate of {fps} is taken instead")
-    if colour.bits > 8:
-        remarks.append(_deeper(path, colour.bits))
     sounds = tuple(
         Sound(
             index=sound.index,
@@ -236,17 +232,11 @@ def _told(
         transfer=colour.transfer,
         matrix=colour.matrix,
         full_range=colour.tagged_range,
-        guessed_colour=colour.guessed,
+        guessed_matrix=colour.guessed_matrix,
         sounds=sounds,
         remarks=tuple(remarks),
     )
     return origin, fps
-
-
-def _deeper(path: Path, bits: int) -> str:
-    return (
-        f"{path} has {bits} bits a colour; frames are rounded to 8 and written with 8 unless 10 are asked for"
-    )
 
 
 def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.VideoFrame]:
@@ -317,15 +307,11 @@ class _Colour:
                 hint="Convert it, for example: ffmpeg -i FILE -vf colorspace=bt709 OUT",
             )
         is_yuv = bool(re.match("yuv|nv|p0|p2|p4|y2|uy|yv", self.pixel_format))
-        self.used_matrix = self.matrix if self.matrix not in ("", "rgb") else guessed_matrix(frame.height)
+        named = self.matrix not in ("", "rgb")
+        self.used_matrix = self.matrix if named else guessed_matrix(frame.height)
+        self.guessed_matrix = self.used_matrix if is_yuv and not named else ""
         # Grey pictures use all levels unless they say otherwise; other video leaves head and foot room.
         self.used_range = not is_yuv if self.tagged_range is None else self.tagged_range
-        self.guessed = is_yuv and self.matrix in ("", "rgb")
-        self.remarks = (
-            (f"{path} does not say its colour matrix; {self.used_matrix} is taken, by its height",)
-            if self.guessed
-            else ()
-        )
 
 
 def _upright(frame: av.VideoFrame, colour: _Colour) -> _Shot:

@@ -144,10 +144,13 @@ class Writer:
         origin = self._like.origin
         for remark in planned.remarks:
             self._listen(Notice(remark))
-        if origin.bits > 8 and self._encoding.bits == 8:
-            self._listen(
-                Notice(f"the source has {origin.bits} bits a colour; {self._path} is written with 8")
-            )
+        if origin.guessed_matrix:
+            taken = f"{origin.guessed_matrix} is taken, by its height"
+            self._listen(Notice(f"{origin.path} does not say its colour matrix; {taken}"))
+        if origin.bits > 8:
+            rounded = f"the source has {origin.bits} bits a colour; its frames are rounded to 8"
+            more = f"{self._path} is written with {self._encoding.bits}"
+            self._listen(Notice(f"{rounded}, and {more}"))
         if not planned.container:
             if origin.variable_rate:
                 self._listen(Notice("a folder of pictures does not keep the times of a variable rate"))

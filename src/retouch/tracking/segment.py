@@ -7,7 +7,7 @@ its nearest marked one.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias, final, runtime_checkable
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from retouch.errors import EmptyMask, ParamsError
-from retouch.events import Advanced, Ended, Listener, Notice, Started, ignore
+from retouch.events import Advanced, Ended, Listener, Started, ignore
 from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent, warp
 from retouch.video import Video, release_pages
 
@@ -155,7 +155,7 @@ class GrabCutSegmenter:
         Args:
             video: The clip.
             marks: What the user said; the object named first is in front.
-            listen: Told about progress and warnings.
+            listen: Told about progress.
             shelf: Gives the arrays that grow with the clip: in files for a long one.
             flow: The clip's flow at the working size, when another step needs it as well.
 
@@ -185,8 +185,6 @@ class GrabCutSegmenter:
                 warnings += [f"{name}, frame {t}: {doubt}" for doubt in doubts]
                 listen(Advanced("masks", index * len(video) + done + 1, masks[:, :, 0, 0].size))
         listen(Ended("masks"))
-        for warning in warnings:
-            listen(Notice(warning))
         return Cutout(names, masks, video.height, video.width, tuple(warnings))
 
     def _follow(
@@ -370,17 +368,3 @@ def _disc(radius: float) -> UInt8[np.ndarray, "d d"]:
 def _soft(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """The mask with an edge about two pixels wide, which is how a camera sees an edge."""
     return cv2.GaussianBlur(mask.astype(np.uint8) * 255, (0, 0), 0.8)  # type: ignore[no-any-return]
-
-
-def overlay(
-    picture: UInt8[np.ndarray, "h w 3"], masks: Mapping[str, UInt8[np.ndarray, "h w"]]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Tint each object's pixels and draw its outline, to look at."""
-    colours = ((255, 60, 60), (60, 140, 255), (80, 220, 80), (250, 200, 40), (200, 80, 240))
-    shown: np.ndarray = picture.astype(np.float32)
-    for (_, mask), colour in zip(masks.items(), colours * len(masks), strict=False):
-        part = mask.astype(np.float32)[..., None] / 255 * 0.45
-        shown = shown * (1 - part) + np.array(colour, np.float32) * part
-        edge = cv2.morphologyEx((mask > 127).astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-        shown[edge == 1] = colour
-    return shown.round().astype(np.uint8)

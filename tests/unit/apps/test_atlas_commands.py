@@ -65,6 +65,37 @@ def test_a_mask_is_written_and_reads_back_as_one(clip: Path, tmp_path: Path) -> 
     assert "exists" in str(refused(mask, clip, "--box", BOX, "-o", tmp_path / "mask.mkv"))
 
 
+def test_the_preview_shows_the_object_in_the_colour_that_was_asked_for(clip: Path, tmp_path: Path) -> None:
+    for name, words in {"own": (), "lime": ("--preview-colour", "lime")}.items():
+        goals = ("-o", tmp_path / f"{name}-mask.mkv", "--preview", tmp_path / f"{name}.mkv")
+        ran(mask, clip, "--box", BOX, *goals, *words)
+    red, green, _ = read(tmp_path / "lime.mkv").frames[2, :, 36, 38].astype(int)
+    assert green > red
+    source, shown = (read(path).frames[2, :, 36, 38].astype(int) for path in (clip, tmp_path / "own.mkv"))
+    assert np.abs(source - shown).max() > 50
+    error = refused(mask, clip, "--box", BOX, "-o", tmp_path / "m.mkv", "--preview-colour", "limee")
+    assert "'limee' is no colour" in str(error)
+
+
+def test_a_mark_outside_the_picture_is_refused_and_one_half_outside_is_told(
+    clip: Path, tmp_path: Path
+) -> None:
+    for words in (("--box", "2:100,14 160,58"), ("--box", BOX, "--outside", "2:20,90 30,95")):
+        error = refused(mask, clip, *words, "-o", tmp_path / "m.mkv")
+        assert "lies outside the picture of frame 2, which is 96x72" in str(error)
+    said = CliRunner().invoke(mask, [str(clip), "--box", "2:18,14 164,58", "-o", str(tmp_path / "m.mkv")])
+    assert said.stderr.count("the box reaches out of the picture of frame 2") == 1
+
+
+def test_a_doubtful_frame_is_told_once(clip: Path, tmp_path: Path) -> None:
+    video = read(clip)
+    frames = np.concatenate([video.frames[:3], video.frames[:2, :, :1, :1].repeat(72, 2).repeat(96, 3)])
+    write(video.like(frames), tmp_path / "gone.mkv", encoding=Encoding(lossless=True))
+    for _ in ("followed", "taken from the store"):
+        words = [str(tmp_path / "gone.mkv"), "--box", BOX, "-o", str(tmp_path / "m.mkv"), "--force"]
+        assert CliRunner().invoke(mask, words).stderr.count("frame 4: the area jumps") == 1
+
+
 def test_an_outline_and_a_drawn_mask_say_what_the_object_is(clip: Path, tmp_path: Path) -> None:
     drawn = np.zeros((72, 96, 3), np.uint8)
     cv2.circle(drawn, (41, 36), 18, (255, 255, 255), -1)  # as it lies in frame 3

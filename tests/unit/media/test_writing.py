@@ -184,7 +184,7 @@ def test_what_is_lost_is_told(tmp_path: Path) -> None:
     deep = replace(clip(7, 31, 47, alpha=True), origin=Origin(bits=10))
     write(deep, tmp_path / "a.mp4", listen=heard.append)
     assert "has no alpha here" in told(heard)
-    assert "10 bits a colour" in told(heard)
+    assert "10 bits a colour; its frames are rounded to 8" in told(heard)
     assert "47x31 has an odd side" in told(heard)
     uneven = Origin(time_base=Fraction(1, 100), timestamps=(0, 4, 9), end=12, frames=3, variable_rate=True)
     write(replace(clip(3), origin=uneven), tmp_path / "frames", listen=heard.append)
@@ -193,6 +193,20 @@ def test_what_is_lost_is_told(tmp_path: Path) -> None:
         write(replace(clip(3), origin=uneven), tmp_path / "a.avi")
     with pytest.raises(VideoError, match="at most 50 frames a second"):
         write(replace(clip(3), fps=Fraction(60)), tmp_path / "a.gif")
+
+
+def test_a_guessed_matrix_is_told_where_a_clip_is_written_and_not_where_it_is_read(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        file.mux(stream.encode(av.VideoFrame(48, 32, "yuv420p")))
+        file.mux(stream.encode(None))
+    heard: list[Event] = []
+    video = read(tmp_path / "a.mp4", listen=heard.append)
+    assert heard == []
+    write(video, tmp_path / "b.mp4", listen=heard.append)
+    assert "does not say its colour matrix; smpte170m is taken" in told(heard)
 
 
 def test_the_writer_takes_pieces_and_another_size(tmp_path: Path) -> None:

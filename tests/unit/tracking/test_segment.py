@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from retouch.errors import EmptyMask, ParamsError
-from retouch.events import Event, Notice
 from retouch.run import Run
 from retouch.tracking.segment import (
     Cutout,
     GrabCutSegmenter,
     Mark,
     Segmenter,
-    overlay,
     parse_mark,
     working_size,
 )
@@ -110,12 +108,8 @@ def test_a_jump_of_the_area_is_warned_of() -> None:
     video, _ = scene(4)
     frames = video.frames.copy()
     frames[2:] = video.frames[0][:, :1, :1]  # the object is gone, and all texture with it
-    heard: list[Event] = []
-    cutout = GrabCutSegmenter().segment(
-        Video(frames, video.fps), [parse_mark("box", "0:16,20 64,68")], listen=heard.append
-    )
+    cutout = GrabCutSegmenter().segment(Video(frames, video.fps), [parse_mark("box", "0:16,20 64,68")])
     assert any("frame 2" in warning for warning in cutout.warnings)
-    assert any(isinstance(event, Notice) for event in heard)
 
 
 def test_the_same_marks_give_the_same_masks() -> None:
@@ -171,12 +165,3 @@ def test_a_mark_that_holds_nothing_is_refused() -> None:
     video, _ = scene(1)
     with pytest.raises(EmptyMask, match="frame 0"):
         GrabCutSegmenter().segment(video, [Mark("mask", 0, drawn=np.zeros((96, 128), np.uint8))])
-
-
-def test_the_overlay_tints_the_object_alone() -> None:
-    picture = np.full((20, 20, 3), 90, np.uint8)
-    mask = np.zeros((20, 20), np.uint8)
-    mask[5:15, 5:15] = 255
-    shown = overlay(picture, {"object": mask})
-    assert (shown[10, 10] != 90).any()
-    assert (shown[1, 1] == 90).all()

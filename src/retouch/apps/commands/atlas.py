@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from retouch.atlas.atlas import Atlas
+    from retouch.atlas.prepare import Objects
     from retouch.media.encoding import Encoding
+    from retouch.media.tint import Colour
     from retouch.run import Run
+    from retouch.video import Video
 
 PATH = click.Path(path_type=Path)
 CLIP = click.argument("clip", type=PATH)
@@ -57,6 +60,12 @@ def marking(command: Callable[..., None]) -> Callable[..., None]:
     "--object", "name", default="", help="Which object, if several are marked; the first by default."
 )
 @click.option("--preview", type=PATH, help="Also write the clip with the object tinted, to look at.")
+@click.option(
+    "--preview-colour",
+    "colour",
+    default="",
+    help="The tint, as a name or #rrggbb; without it, what shows against the object.",
+)
 @FORCE
 def mask(
     clip: Path,
@@ -69,6 +78,7 @@ def mask(
     out: Path,
     name: str,
     preview: Path | None,
+    colour: str,
     *,
     force: bool,
 ) -> None:
@@ -77,37 +87,51 @@ def mask(
     \b
     retouch mask clip.mp4 --box "40:80,190 430,390" --stroke "40:200,350 210,356" -o mask.mkv
     """  # noqa: D301 - click reads the mark
-    import numpy as np
-
-    from retouch.atlas.prepare import drawn_marks, kept_objects, marks_from, segmenter_named
+    from retouch.atlas.prepare import drawn_marks, marked_objects, marks_from, segmenter_named
     from retouch.media.drafts import check_free
     from retouch.media.io import read, write
-    from retouch.tracking.segment import overlay
+    from retouch.media.tint import named_colour
 
     for goal in (out, preview):
         if goal is not None:
             check_free(goal, force=force)
+    wanted = named_colour(colour) if colour else None
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run() as run:
         video = read(clip, scratch=run.folder / "read")
         marks += drawn_marks(drawn, video)
-        objects = kept_objects(video, tuple(marks), segmenter=segmenter_named(segmenter, run), run=run)
-        for warning in objects.warnings:
-            run.notice(warning)
+        objects = marked_objects(video, marks, segmenter=segmenter_named(segmenter, run), run=run)
         if name and name not in objects.names:
             raise ParamsError(f"no object {name!r} is marked", hint=f"marked: {', '.join(objects.names)}")
-        mattes = objects.mattes[objects.names.index(name) if name else 0]
+        name = name or objects.names[0]
+        mattes = objects.mattes[objects.names.index(name)]
         grey = run.scratch("mask", video.frames.shape)
         for t in range(len(video)):
             grey[t] = mattes.frame(t)[None]
         click.echo(write(video.like(grey), out, encoding=_lossless(out), force=force))
         if preview is not None:
-            tinted = run.scratch("preview", video.frames.shape)
-            for t in range(len(video)):
-                own = {n: m.frame(t) for n, m in zip(objects.names, objects.mattes, strict=True)}
-                picture = np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
-                tinted[t] = overlay(picture, own).transpose(2, 0, 1)
-            click.echo(write(video.like(tinted), preview, force=force))
+            tinted = _tinted(video, objects, {name: wanted} if wanted else {}, run)
+            click.echo(write(video.like(tinted), preview, force=force, listen=run.listen))
+
+
+def _tinted(video: "Video", objects: "Objects", colours: "dict[str, Colour]", run: "Run") -> "np.ndarray":
+    """The clip with every object tinted, in the colours given or in such as show against it."""
+    import numpy as np
+
+    from retouch.media.tint import colour_against, pixels_of, tint
+
+    def picture(t: int) -> np.ndarray:
+        return np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
+
+    some = sorted({int(t) for t in np.linspace(0, len(video) - 1, 8)})
+    for name, mattes in zip(objects.names, objects.mattes, strict=True):
+        own = [pixels_of(picture(t), mattes.frame(t) > 127) for t in some]
+        colours.setdefault(name, colour_against(np.concatenate(own), colours.values()))
+    tinted = run.scratch("preview", video.frames.shape)
+    for t in range(len(video)):
+        masks = {n: m.frame(t) for n, m in zip(objects.names, objects.mattes, strict=True)}
+        tinted[t] = tint(picture(t), masks, colours).transpose(2, 0, 1)
+    return tinted
 
 
 @click.group()
