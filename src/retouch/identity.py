@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
+from retouch.regular import open_regular
+
 _BLOCK = 1 << 22
 
 
@@ -44,7 +46,7 @@ def file_digest(path: Path) -> str:
             if inner.is_file():
                 digest.update(_bytes(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\0"))
         return digest.hexdigest()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -11,6 +11,10 @@ from retouch.errors import RequestError
 from retouch.fields import explain
 from retouch.params import Params
 from retouch.registry import method
+from retouch.regular import read_regular
+
+_LARGEST = 1 << 22
+"""Bytes that a request may have."""
 
 
 @final
@@ -54,7 +58,7 @@ class EditRequest(BaseModel):
             RequestError: there is none, or it says something that no request can say.
         """
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls.from_json(read_regular(path, _LARGEST).decode())
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(
                 f"{path} cannot be read: {error}", hint="give a request.json of an earlier run"

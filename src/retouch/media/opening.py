@@ -6,6 +6,7 @@ Imports no torch, so that `retouch probe` answers at once.
 import difflib
 import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,10 +16,13 @@ import av
 from av.container import InputContainer
 
 from retouch.errors import ResourceError, RetouchError, VideoError
+from retouch.regular import UnfitFile, open_regular
 
 # A picture beyond these is a damaged header or a trap far more often than a clip: 8K video is half of it.
 LARGEST_SIDE = 16384
 LARGEST_PICTURE = 1 << 26
+# Pixels of all frames: a quarter of an hour in full HD.
+LARGEST_CLIP = 1 << 35
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"})
 # The rate of pictures that say none.
@@ -64,17 +68,13 @@ def pictures_at(path: Path) -> list[Path]:
 
 
 def check_file(path: Path) -> None:
-    """Refuses what is no readable file with something in it.
+    """Refuse what is no readable file with something in it.
 
     Raises:
         VideoError: if it is missing, no file, empty, or not ours to read.
     """
     try:
-        if not path.exists():
-            raise VideoError(f"{path} does not exist", hint=_near(path))
-        if not path.is_file():
-            raise VideoError(f"{path} is no file", hint="Give a video file, or a folder of pictures.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if not file.read(1):
                 raise VideoError(f"{path} is empty (0 bytes)", hint="Copy it again from where it came from.")
     except OSError as error:
@@ -94,6 +94,35 @@ def check_size(path: Path, width: int, height: int) -> None:
             f"{path} says that its pictures are {width}x{height}; "
             f"the most that is read is {LARGEST_SIDE} a side and {LARGEST_PICTURE} pixels",
             hint="If that is not the size you expect, the file is damaged; if it is, scale it down first.",
+        )
+
+
+def check_length(path: Path, frames: int, width: int, height: int, folder: Path | None) -> None:
+    """Refuse a clip that no disk here holds, by what it says of itself, before anything is decoded.
+
+    Args:
+        path: What an error calls it by.
+        frames: How many there are.
+        width: Of one.
+        height: Of one.
+        folder: Where they will lie; None for memory.
+
+    Raises:
+        VideoError: if it is absurdly long for its size.
+        ResourceError: if the disk has no room for its frames.
+    """
+    said = f"{path} says that it has {frames} frames of {width}x{height}"
+    if frames * width * height > LARGEST_CLIP:
+        raise VideoError(
+            f"{said}; the most that is read is {LARGEST_CLIP} pixels in all",
+            hint="If that is not what you expect, the file is damaged; if it is, cut it or scale it down.",
+        )
+    while folder is not None and not folder.exists():
+        folder = folder.parent
+    if folder is not None and (free := shutil.disk_usage(folder).free) < 3 * frames * width * height:
+        raise ResourceError(
+            f"{said}, which take {3 * frames * width * height >> 20} MB; {folder} has {free >> 20} left",
+            hint="Free some disk space, or cut or scale down the clip.",
         )
 
 
@@ -146,6 +175,14 @@ def the_video(container: InputContainer, path: Path) -> av.VideoStream:
     return stream
 
 
+def frames_said(path: Path, stream: av.VideoStream) -> int:
+    """Give how many frames a stream says that it has; the packets are counted where it says nothing."""
+    if stream.frames:
+        return stream.frames
+    with opened(path) as container:
+        return sum(packet.size > 0 for packet in container.demux(the_video(container, path)))
+
+
 def complaint(error: Exception, path: Path, *, done: str = "read as video") -> RetouchError:
     """Our error for one of FFmpeg, Pillow or the system about `path`, which could not be `done`."""
     number = getattr(error, "errno", None)
@@ -157,6 +194,8 @@ def complaint(error: Exception, path: Path, *, done: str = "read as video") -> R
         return VideoError(f"no permission for {path}", hint="Change the permissions, or use another folder.")
     if number == errno.ENAMETOOLONG:
         return VideoError(f"the name {path.name[:40]}... is too long", hint="Use a shorter name.")
+    if isinstance(error, UnfitFile):
+        return VideoError(f"{path}: {error}", hint="Give a video file, or a folder of pictures.")
     if isinstance(error, FileNotFoundError):
         return VideoError(f"{path} does not exist", hint=_near(path))
     said = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip().rstrip(".")

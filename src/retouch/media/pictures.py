@@ -22,12 +22,16 @@ from retouch.errors import RetouchError, VideoError
 from retouch.media.colour import to_rgb
 from retouch.media.drafts import drafted
 from retouch.media.opening import check_file, check_size, complaint, opened, the_video
+from retouch.media.png import check_rows
+from retouch.regular import open_regular
 
 # Pillow says on the terminal what it finds wrong with a picture, unless somebody takes its word.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # The text in a PNG that says how many of its kind are shown in a second.
 _RATE = "Frame-Rate"
+# What is opened as a picture. Pillow knows more: its reader of PostScript, for one, runs another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _RGB_MODES = {
     "L": 8,
     "P": 8,
@@ -111,6 +115,9 @@ def read_picture(path: Path | str) -> UInt8[np.ndarray, "h w channels"]:
     with _picture(path) as picture:
         if picture.mode == "F":
             raise _in_floats(path)
+        if picture.format == "PNG":
+            with open_regular(path) as file:
+                check_rows(file)
         if _bits(path, picture) > 8:
             return _turned(_deep(path), picture.getexif().get(_ORIENTATION, 1))
         upright = ImageOps.exif_transpose(picture)
@@ -182,14 +189,16 @@ def moments(path: Path) -> tuple[tuple[int, ...], int]:
     Raises:
         VideoError: if it holds no picture.
     """
-    starts, now, at = [], 0, 12
-    content = path.read_bytes()
-    while at + 8 <= len(content):
-        kind, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
-        if kind == b"ANMF":
-            starts.append(now)
-            now += max(1, int.from_bytes(content[at + 20 : at + 23], "little"))
-        at += 8 + size + size % 2
+    starts, now = [], 0
+    with open_regular(path) as file:
+        file.seek(12)
+        while len(chunk := file.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            behind = file.tell() + size + size % 2
+            if chunk[:4] == b"ANMF":
+                starts.append(now)
+                now += max(1, int.from_bytes(file.read(15)[12:], "little"))
+            file.seek(behind)
     if not starts:
         raise VideoError(f"{path} holds no picture", hint="The file is damaged; copy it again.")
     return tuple(starts), now
@@ -213,7 +222,7 @@ def _picture(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Damaged tags are none of our concern; sizes are checked below, with our own bound.
             warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
+            with open_regular(path) as file, Image.open(file, formats=FORMATS) as picture:
                 check_size(path, *picture.size)
                 yield picture
     except RetouchError:
@@ -226,7 +235,7 @@ def _picture(path: Path) -> Iterator[Image.Image]:
 def _start(path: Path) -> bytes:
     check_file(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(1 << 16)
     except OSError as error:
         raise complaint(error, path) from error
@@ -234,7 +243,7 @@ def _start(path: Path) -> bytes:
 
 def _bits(path: Path, picture: Image.Image) -> int:
     if picture.format == "PNG":
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(25)[-1]
     if picture.format == "TIFF":
         bits = picture.getexif().get(_BITS_A_SAMPLE, 8)
@@ -254,6 +263,7 @@ def _deep(path: Path) -> UInt8[np.ndarray, "h w channels"]:
     """A picture of more than 8 bits a channel, by FFmpeg."""
     with opened(path) as container:
         stream = the_video(container, path)
+        stream.codec_context.options = {"err_detect": "explode"}  # rows that are missing are no picture
         frame = next(iter(container.decode(stream)), None)
         if frame is None:
             raise VideoError(f"{path} holds no picture", hint="The file is damaged; copy it again.")

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from retouch.errors import VideoError
 from retouch.media.colour import MATRICES, OPAQUE, PRIMARIES, TRANSFERS, to_rgb
-from retouch.media.opening import PICTURES_A_SECOND, opened, pictures_at, the_video
+from retouch.media.opening import PICTURES_A_SECOND, check_length, frames_said, opened, pictures_at, the_video
 from retouch.media.pictures import header, is_animation, is_picture, moments
 
 # Fields that say how the pictures are stored, not what they are: another codec may change them.
@@ -237,6 +237,7 @@ def shows_through(frame: av.VideoFrame, stream: av.VideoStream) -> bool:
 
 def _facts_of_container(path: Path, container: InputContainer) -> Facts:
     stream = the_video(container, path)
+    check_length(path, frames_said(path, stream), stream.width, stream.height, None)
     sounds = {sound.index: _Listening(sound) for sound in audible(container)}
     shown: list[tuple[int, int]] = []
     first: av.VideoFrame | None = None

@@ -22,7 +22,9 @@ from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, converts, guess
 from retouch.media.opening import (
     PICTURES_A_SECOND,
     check_file,
+    check_length,
     complaint,
+    frames_said,
     opened,
     pictures_at,
     the_video,
@@ -110,6 +112,7 @@ def _apart(picture: UInt8[np.ndarray, "h w channels"]) -> _Shot:
 
 def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origin, Fraction]:
     first = header(listed[0])
+    reel.expect(len(listed), first.width, first.height, path)
     for picture in listed:
         rgb, alpha = _apart(read_picture(picture))
         reel.add(rgb, alpha, picture)
@@ -134,10 +137,11 @@ def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origi
 
 
 def _from_animation(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
+    (starts, end), first = moments(path), header(path)
+    reel.expect(len(starts), first.width, first.height, path)
     for picture in animation(path):
         rgb, alpha = _apart(picture)
         reel.add(rgb, alpha, path)
-    starts, end = moments(path)
     time_base = Fraction(1, 1000)
     steps = {after - before for before, after in zip(starts, (*starts[1:], end), strict=True)}
     fps = len(starts) / (end * time_base)
@@ -165,6 +169,7 @@ def _from_container(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
     times: list[tuple[int | None, int]] = []
     with opened(path) as container:
         stream = the_video(container, path)
+        reel.expect(frames_said(path, stream), stream.width, stream.height, path)
         colour: _Colour | None = None
         for frame in _decoded(container, stream, path):
             colour = colour or _Colour(path, frame)
@@ -355,6 +360,12 @@ class _Reel:
     def has_alpha(self) -> bool:
         """Whether any frame so far shows through."""
         return self._alphas.count > 0
+
+    def expect(self, frames: int, width: int, height: int, name: Path) -> None:
+        """Refuse what there is no room for; `name` is what an error calls it by."""
+        in_memory = self._scratch is None and 3 * frames * width * height <= self._in_memory
+        folder = None if in_memory else self._scratch or Path(tempfile.gettempdir())
+        check_length(name, frames, width, height, folder)
 
     def add(
         self, rgb: UInt8[np.ndarray, "3 h w"], alpha: UInt8[np.ndarray, "1 h w"] | None, name: Path

@@ -1,0 +1,60 @@
+"""Only regular files are opened, and nothing is waited for."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from retouch.regular import UnfitFile, check_regular, open_regular, read_regular
+
+
+def test_a_file_is_opened_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"four")
+    with open_regular(path) as file:
+        assert file.read() == b"four"
+    assert read_regular(path, 4) == b"four"
+    check_regular(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"fours")
+    with pytest.raises(UnfitFile, match="larger than 4 bytes"):
+        read_regular(path, 4)
+
+
+def test_a_pipe_a_socket_a_device_and_a_folder_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        kinds = [
+            (tmp_path / "pipe", "a named pipe"),
+            (tmp_path / "socket", "a socket"),
+            (Path("/dev/zero"), "a device"),
+            (tmp_path, "a folder"),
+        ]
+        for path, said in kinds:
+            with pytest.raises(UnfitFile, match=said):
+                open_regular(path)
+
+
+def test_a_link_to_a_pipe_is_refused_and_one_to_a_file_is_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    for name in ("pipe", "file"):
+        (tmp_path / f"to {name}").symlink_to(tmp_path / name)
+    with pytest.raises(UnfitFile):
+        check_regular(tmp_path / "to pipe")
+    check_regular(tmp_path / "to file")
+
+
+def test_a_large_file_of_holes_is_refused_and_a_small_one_is_not(tmp_path: Path) -> None:
+    for name, size in (("large", 1 << 40), ("small", 1 << 20)):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"begins well" * 1000)
+            file.truncate(size)
+    with pytest.raises(UnfitFile, match="hardly any of its 1099511627776 bytes"):
+        check_regular(tmp_path / "large")
+    check_regular(tmp_path / "small")
