@@ -32,7 +32,7 @@ from retouch.identity import identity
 from retouch.params import Params
 from retouch.run import Edited, Run
 from retouch.spec import MethodSpec
-from retouch.video import Video
+from retouch.video import Video, decibels
 
 
 @final
@@ -247,7 +247,7 @@ def check_no_op(trial: Trial, psnr: float, folder: Path) -> None:
     """Parameters that ask for nothing give the source back, at least as near as stated."""
     result = trial.run(folder).edited.video
     error = np.square(result.frames.astype(np.float64) - trial.video.frames).mean()
-    found = float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+    found = decibels(float(error), peak=255)
     if found < psnr:
         raise trial.broken(f"gave back the source at {found:.1f} dB; it must be at least {psnr:g}")
 

@@ -6,6 +6,7 @@ Files are read and written in `retouch.media`; nothing here opens one. Nobody bu
 
 import ctypes
 import hashlib
+import math
 import mmap
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from retouch.errors import Diverged, VideoError
 
 # Frames taken at one time where a whole clip is walked through: enough to be fast, few enough to be flat.
 FRAMES_AT_ONCE = 32
+CEILING_DB = 100.0
+"""What PSNR says of equal pixels, so that a mean over clips stays finite."""
 # Frames turned into numbers or back at one time: blocks of some megabytes leave no holes worth speaking of.
 _CONVERTED_AT_ONCE = 2
 # glibc keeps freed blocks of tens of megabytes between living ones; walking through a long clip then takes
@@ -242,6 +245,11 @@ def spans(frames: int, size: int, overlap: int) -> list[range]:
     shown = frames + (count - 1) * overlap
     ends = [0, *(shown * (i + 1) // count - i * overlap for i in range(count))]
     return [range(max(0, ends[i] - overlap), ends[i + 1]) for i in range(count)]
+
+
+def decibels(error: float, peak: float) -> float:
+    """Return a mean squared error as PSNR below `peak`, at most `CEILING_DB`."""
+    return CEILING_DB if error <= 0 else min(CEILING_DB, 10 * math.log10(peak**2 / error))
 
 
 def release_pages(pictures: np.ndarray | None) -> None:

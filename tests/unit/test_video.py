@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from retouch.errors import Diverged, VideoError
 from retouch.identity import identity
-from retouch.video import Origin, Video, spans
+from retouch.video import CEILING_DB, Origin, Video, decibels, spans
 
 
 def clip(
@@ -182,3 +182,9 @@ def test_parts_that_do_not_fit_the_frames_are_refused() -> None:
         replace(video, fps=Fraction(0))
     with pytest.raises(VideoError, match="9 timestamps for 5"):
         Video(video.frames[:5], video.fps, None, video.origin)
+
+
+def test_decibels_stop_at_a_ceiling_and_count_from_the_peak() -> None:
+    assert decibels(0.0, peak=255) == decibels(1e-300, peak=1) == CEILING_DB
+    assert decibels(255.0**2, peak=255) == decibels(1.0, peak=1) == 0
+    assert decibels(0.01, peak=1) == pytest.approx(20)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retouch.atlas.mapping import Mapping, Window, knots, spline
 from retouch.atlas.textures import sample
-from retouch.video import FRAMES_AT_ONCE, Video, release_pages
+from retouch.video import FRAMES_AT_ONCE, Video, decibels, release_pages
 
 
 @final
@@ -209,11 +209,6 @@ def shares_of(alphas: Sequence[Float[Tensor, "f 1 h w"]]) -> list[Float[Tensor, 
     return [*made, through]
 
 
-def psnr(error: float) -> float:
-    """Give a mean squared error of values from 0 to 1 in decibels."""
-    return float(-10 * np.log10(max(error, 1e-12)))
-
-
 def errors(atlas: Atlas, video: Video) -> dict[str, list[float]]:
     """Give the reconstruction in dB, frame by frame: of all pixels, and of each layer's own."""
     found: dict[str, list[float]] = {"all": [], **{name: [] for name in atlas.names}}
@@ -223,12 +218,12 @@ def errors(atlas: Atlas, video: Video) -> dict[str, list[float]]:
         wanted = torch.tensor(video.frames[start:stop]).to(atlas.device).float() / 255
         release_pages(video.frames)
         off = (atlas.reconstruct(start, stop) - wanted).square().mean(1, keepdim=True)
-        found["all"] += [psnr(float(e)) for e in off.mean((1, 2, 3))]
+        found["all"] += [decibels(float(e), peak=1) for e in off.mean((1, 2, 3))]
         for name, share in zip(atlas.names, atlas.shares(start, stop), strict=True):
             own = (share > 0.5).float()
             mean = (off * own).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1)
             found[name] += [
-                psnr(float(e)) if float(n) else float("nan")
+                decibels(float(e), peak=1) if float(n) else float("nan")
                 for e, n in zip(mean, own.sum((1, 2, 3)), strict=True)
             ]
     return found

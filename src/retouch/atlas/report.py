@@ -11,11 +11,11 @@ from typing import Final, final
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Atlas, errors, psnr
+from retouch.atlas.atlas import Atlas, errors
 from retouch.atlas.edit import propagated, render
 from retouch.atlas.mapping import anisotropy, area
 from retouch.atlas.pyramid import blocks
-from retouch.video import Video
+from retouch.video import Video, decibels
 
 POOR: Final = 22.0
 """dB below which a frame is not explained well enough for an edit to sit still on it."""
@@ -90,10 +90,10 @@ def examine(atlas: Atlas, video: Video) -> Report:
     return Report(_mean(off["all"]), layers, tuple(_sentences(layers, atlas.frames)))
 
 
-def _mean(decibels: Sequence[float]) -> float:
+def _mean(figures: Sequence[float]) -> float:
     """The dB of the mean error."""
-    known = [10 ** (-d / 10) for d in decibels if np.isfinite(d)]
-    return psnr(float(np.mean(known))) if known else float("nan")
+    known = [10 ** (-d / 10) for d in figures if np.isfinite(d)]
+    return decibels(float(np.mean(known)), peak=1) if known else float("nan")
 
 
 def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> LayerReport:
@@ -135,7 +135,7 @@ def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None
             difference = frames[t - start].astype(np.float64) - video.frames[t]
             squares += float(np.square(difference[:, sure]).sum()) / 255**2
             count, whole = count + 3 * int(sure.sum()), whole + 3 * int(share.sum())
-    return (psnr(squares / count) if count else float("nan")), count / max(whole, 1)
+    return (decibels(squares / count, peak=1) if count else float("nan")), count / max(whole, 1)
 
 
 def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:

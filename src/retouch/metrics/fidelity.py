@@ -6,7 +6,6 @@ the pixels of the whole clip, never a mean of per-frame decibels: one frame that
 a mean without bound.
 """
 
-import math
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -15,15 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from retouch.errors import InputError
-from retouch.video import FRAMES_AT_ONCE, release_pages
+from retouch.video import FRAMES_AT_ONCE, decibels, release_pages
 
 Frames: TypeAlias = UInt8[np.ndarray, "f 3 h w"]
 Other: TypeAlias = UInt8[np.ndarray, "g 3 y x"]
 """A clip that ought to have the size of the first; it is checked, and an error says so."""
 Mask: TypeAlias = Bool[np.ndarray, "f 1 h w"]
-
-CEILING_DB = 100.0
-"""What PSNR says of equal pixels, so that a mean over clips stays finite."""
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -37,8 +33,7 @@ def psnr(clip: Frames, other: Other, mask: Mask | None = None) -> float:
         square = (a.astype(np.int32) - b) ** 2
         kept = square if mask is None else square[:, mask[t, 0]]
         squares, count = squares + int(kept.sum(dtype=np.int64)), count + kept.size
-    mse = squares / _some(count)
-    return CEILING_DB if mse == 0 else min(CEILING_DB, 10 * math.log10(255**2 / mse))
+    return decibels(squares / _some(count), peak=255)
 
 
 def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:

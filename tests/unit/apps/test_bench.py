@@ -31,9 +31,10 @@ from retouch.apps.bench import (
 from retouch.errors import InputError
 from retouch.events import Event, Started
 from retouch.media.io import read_picture
-from retouch.metrics.fidelity import CEILING_DB, Frames
+from retouch.metrics.fidelity import Frames
 from retouch.params import Model, Params, Prompt, SourcePrompt
 from retouch.spec import MethodSpec
+from retouch.video import CEILING_DB
 
 SMALL = Bench(methods=(), kinds=("colour", "object"), clips=2, frames=2, size=32)
 TRAINED_BELOW = 10**9

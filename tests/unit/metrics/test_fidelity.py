@@ -8,7 +8,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import (
-    CEILING_DB,
     MS_SSIM_WEIGHTS,
     changed,
     fidelity_inside,
@@ -19,6 +18,7 @@ from retouch.metrics.fidelity import (
     ssim,
     untouched_share,
 )
+from retouch.video import CEILING_DB
 
 if TYPE_CHECKING:
     from tests.unit.metrics.conftest import Scenes
