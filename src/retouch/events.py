@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-import numpy as np
-
 
 @final
 @dataclass(frozen=True)
@@ -47,16 +45,6 @@ class Ended:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Preview:
-    """A picture of how frame `frame` looks at this moment, uint8 height x width x 3."""
-
-    stage: str
-    frame: int
-    picture: np.ndarray
-
-
-@final
 @dataclass(frozen=True)
 class Reused:
     """A kept result spared the work."""
@@ -74,7 +62,7 @@ class Kept:
     key: str
 
 
-Event: TypeAlias = Notice | Started | Advanced | Ended | Preview | Reused | Kept
+Event: TypeAlias = Notice | Started | Advanced | Ended | Reused | Kept
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -95,10 +83,5 @@ def told_once(listen: Listener) -> Listener:
 
 
 def as_json(event: Event) -> dict[str, object]:
-    """The event as plain values, its class under `event`; pictures are left out."""
-    values = {
-        field.name: value
-        for field in dataclasses.fields(event)
-        if not isinstance(value := getattr(event, field.name), np.ndarray)
-    }
-    return {"event": type(event).__name__.lower(), **values}
+    """Return an event as plain values, its class under `event`."""
+    return {"event": type(event).__name__.lower(), **dataclasses.asdict(event)}

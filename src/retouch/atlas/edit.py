@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from retouch.atlas.atlas import Atlas, Chart
 from retouch.atlas.mapping import Window, area
 from retouch.atlas.pyramid import blocks
-from retouch.atlas.textures import blur, sample
+from retouch.atlas.textures import as_texture, blur, sample
 from retouch.errors import ParamsError
 from retouch.video import Video, release_pages
 
@@ -305,7 +305,7 @@ def patches_from_textures(
                 f"picture {index} is {picture.shape[1]}x{picture.shape[0]}, its texture {u}x{v}",
                 hint="paint over what `retouch atlas export` wrote, and keep its size",
             )
-        whole = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).to(chart.texture) / 255
+        whole = as_texture(picture).to(chart.texture)
         colours, cover = whole[:3], whole[3:] if len(whole) == 4 else torch.ones_like(whole[:1])
         if mode != "over":
             below = F.interpolate(chart.texture[None], (picture.shape[0], picture.shape[1]), mode="bilinear")[

@@ -1,4 +1,4 @@
-"""How near one clip is to another: PSNR, SSIM, MS-SSIM, their masked forms, and what an edit left bit-exact.
+"""How near one clip is to another: PSNR, SSIM, their masked forms, and what an edit left bit-exact.
 
 A clip is `uint8 (f, 3, h, w)`, a mask is `bool (f, 1, h, w)` and true where a pixel counts. One pair of
 frames is in memory at a time, so a memory-mapped clip may be of any length. Every figure is pooled over
@@ -23,7 +23,6 @@ Mask: TypeAlias = Bool[np.ndarray, "f 1 h w"]
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def psnr(clip: Frames, other: Other, mask: Mask | None = None) -> float:
@@ -44,32 +43,10 @@ def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:
     edge = SSIM_WINDOW // 2
     total, count = 0.0, 0
     for t, a, b in pairs(clip, other):
-        similarity, _ = _ssim_maps(_floats(a), _floats(b))
+        similarity = _ssim_map(_floats(a), _floats(b))
         kept = similarity if mask is None else similarity[mask[t, 0, edge:-edge, edge:-edge]]
         total, count = total + float(kept.sum()), count + kept.size
     return total / _some(count)
-
-
-def ms_ssim(clip: Frames, other: Other, *, scales: int = 5) -> float:
-    """Measures SSIM over dyadic scales (Wang et al. 2003); with fewer than five, weights sum to 1 again.
-
-    Raises:
-        InputError: the frames are too small for the coarsest scale.
-    """
-    side = min(clip.shape[-2:])
-    if side >> (scales - 1) < SSIM_WINDOW:
-        raise InputError(
-            f"frames of {clip.shape[-1]}x{clip.shape[-2]} are too small for MS-SSIM at {scales} scales",
-            hint=f"use scales={largest_scales(side)} or fewer; figures of different scales do not compare",
-        )
-    weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
-    per_frame = [_ms_ssim(_floats(a), _floats(b), weights) for _, a, b in pairs(clip, other)]
-    return float(np.mean(per_frame))
-
-
-def largest_scales(side: int) -> int:
-    """Tells how many MS-SSIM scales fit a shorter side: 5 from 176 pixels on, 0 below 11."""
-    return sum(side >> scale >= SSIM_WINDOW for scale in range(len(MS_SSIM_WEIGHTS)))
 
 
 def changed(source: Frames, truth: Other) -> Mask:
@@ -122,28 +99,14 @@ def frames_of(clip: Frames) -> Iterator[np.ndarray]:
             release_pages(clip)
 
 
-def _ms_ssim(
-    a: Float[np.ndarray, "h w 3"], b: Float[np.ndarray, "h w 3"], weights: Float[np.ndarray, " scales"]
-) -> float:
-    product = np.ones(a.shape[-1])
-    for scale, weight in enumerate(weights):
-        similarity, contrast = _ssim_maps(a, b)
-        term = similarity if scale == len(weights) - 1 else contrast
-        product *= np.maximum(term.mean(axis=(0, 1)), 0) ** weight  # a negative mean has no real power
-        a, b = _halved(a), _halved(b)
-    return float(product.mean())
-
-
-def _ssim_maps(
-    a: Float[np.ndarray, "h w 3"], b: Float[np.ndarray, "h w 3"]
-) -> tuple[Float[np.ndarray, "y x 3"], Float[np.ndarray, "y x 3"]]:
-    """Gives the maps of similarity and of its contrast-structure factor, where the whole window fits."""
+def _ssim_map(a: Float[np.ndarray, "h w 3"], b: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
+    """Return the similarity where the whole window fits."""
     mean_a, mean_b = _blurred(a), _blurred(b)
     var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
     covariance = _blurred(a * b) - mean_a * mean_b
     contrast = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
     luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
-    return luminance * contrast, contrast
+    return np.asarray(luminance * contrast)
 
 
 def _blurred(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
@@ -155,11 +118,6 @@ def _blurred(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
         )
     full = cv2.GaussianBlur(x, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA)
     return np.asarray(full[edge:-edge, edge:-edge])
-
-
-def _halved(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
-    h, w = x.shape[0] // 2, x.shape[1] // 2
-    return np.asarray(x[: 2 * h, : 2 * w].reshape(h, 2, w, 2, 3).mean(axis=(1, 3)))
 
 
 def _floats(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "h w 3"]:

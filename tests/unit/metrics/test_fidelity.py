@@ -8,12 +8,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import (
-    MS_SSIM_WEIGHTS,
     changed,
     fidelity_inside,
     fidelity_outside,
-    largest_scales,
-    ms_ssim,
     psnr,
     ssim,
     untouched_share,
@@ -101,53 +98,14 @@ def test_ssim_under_a_mask_averages_the_windows_centred_in_it(scenes: "Scenes") 
     )
 
 
-def naive_ms_ssim(a: np.ndarray, b: np.ndarray, scales: int) -> float:
-    """The formula of Wang et al. written out with loops over windows, for one channel."""
-    axis = np.arange(11) - 5
-    kernel = np.exp(-(axis**2) / (2 * 1.5**2))
-    window = np.outer(kernel, kernel) / kernel.sum() ** 2
-    weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
-    product = 1.0
-    for scale in range(scales):
-        luminance, contrast = [], []
-        for y in range(a.shape[0] - 10):
-            for x in range(a.shape[1] - 10):
-                p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
-                mp, mq = (window * p).sum(), (window * q).sum()
-                vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
-                cov = (window * (p - mp) * (q - mq)).sum()
-                contrast.append((2 * cov + 58.5225) / (vp + vq + 58.5225))
-                luminance.append((2 * mp * mq + 6.5025) / (mp**2 + mq**2 + 6.5025))
-        last = scale == scales - 1
-        term = np.mean(np.array(luminance) * contrast) if last else np.mean(contrast)
-        product *= max(term, 0) ** weights[scale]
-        a, b = (x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2).mean(axis=(1, 3)) for x in (a, b))
-    return product
-
-
-def test_ms_ssim_equals_a_naive_one(scenes: "Scenes") -> None:
-    clip = scenes.moving_square().frames[:1]
-    other = noisy(clip)
-    naive = np.mean([naive_ms_ssim(clip[0, c].astype(float), other[0, c].astype(float), 3) for c in range(3)])
-    assert ms_ssim(clip, other, scales=3) == pytest.approx(naive, abs=BLUR_SUMS)
-
-
-def test_ms_ssim_of_small_frames_says_how_many_scales_fit(scenes: "Scenes") -> None:
-    clip = scenes.moving_square().frames
-    assert [largest_scales(side) for side in (10, 11, 22, 48, 175, 176, 4000)] == [0, 1, 2, 3, 4, 5, 5]
-    with pytest.raises(InputError) as caught:
-        ms_ssim(clip, clip)
-    assert "scales=3" in caught.value.hint
-
-
-@pytest.mark.parametrize("measure", [psnr, ssim, lambda a, b: ms_ssim(a, b, scales=3)])
+@pytest.mark.parametrize("measure", [psnr, ssim])
 def test_blur_lowers_fidelity_and_more_blur_lowers_it_more(scenes: "Scenes", measure: Measure) -> None:
     clip = scenes.moving_square().frames
     figures = [measure(clip, other) for other in (clip, scenes.blurred(clip, 0.6), scenes.blurred(clip, 2.0))]
     assert figures[0] > figures[1] > figures[2]
 
 
-@pytest.mark.parametrize("measure", [psnr, ssim, lambda a, b: ms_ssim(a, b, scales=3)])
+@pytest.mark.parametrize("measure", [psnr, ssim])
 def test_a_shift_of_one_pixel_lowers_fidelity(scenes: "Scenes", measure: Measure) -> None:
     clip = scenes.moving_square().frames
     assert measure(clip, np.roll(clip, 1, axis=3)) < measure(clip, clip)
