@@ -105,6 +105,18 @@ def renamed(
     return values
 
 
+def pair(text: str, form: str = "NAME=VALUE", *, example: str, mark: str = "=") -> tuple[str, str]:
+    """Split a text at the first `mark` into two parts; `form` says what they are called.
+
+    Raises:
+        ParamsError: a part is missing.
+    """
+    name, _, value = text.partition(mark)
+    if not (name and value):
+        raise ParamsError(f"{text!r} is not {form}", hint=f"for example {example}")
+    return name, value
+
+
 def explain(
     error: ValidationError, params: type[BaseModel], *, kind: type[RetouchError] = ParamsError
 ) -> RetouchError:

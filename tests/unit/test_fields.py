@@ -8,7 +8,7 @@ from pydantic import Field, create_model, model_validator
 
 from retouch.compute import Compute
 from retouch.errors import ParamsError, PluginError
-from retouch.fields import Option, describe, near, parse, renamed
+from retouch.fields import Option, describe, near, pair, parse, renamed
 from retouch.params import Formerly, MaskFile, Params, Prompt, Steps, Strength
 from retouch.request import EditRequest
 
@@ -166,3 +166,18 @@ def test_a_parameter_under_both_names_is_refused() -> None:
     with pytest.raises(ParamsError, match="fps is given twice") as caught:
         renamed(Renewed, {"fps": 5, "rate": 6}, print)
     assert "rate" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [("a=1", ("a", "1")), ("a=b=c", ("a", "b=c")), ("a b= c", ("a b", " c"))]
+)
+def test_a_pair_is_split_at_its_first_mark(text: str, parts: tuple[str, str]) -> None:
+    assert pair(text, example="a=1") == parts
+    assert pair(text.replace("=", "."), mark=".", example="a.1")[0] == parts[0]
+
+
+@pytest.mark.parametrize("text", ["", "a", "=1", "a=", "="])
+def test_a_text_that_is_no_pair_is_refused_with_its_form_and_an_example(text: str) -> None:
+    with pytest.raises(ParamsError, match="is not FRAME=PICTURE") as caught:
+        pair(text, "FRAME=PICTURE", example="40=k40.png")
+    assert "40=k40.png" in caught.value.hint

@@ -13,6 +13,7 @@ from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
 from retouch.atlas.file import load_atlas
 from retouch.atlas.pyramid import AtlasSettings, blocks
 from retouch.errors import ParamsError
+from retouch.fields import pair
 from retouch.media.masks import each_mask, read_masks
 from retouch.run import Run
 from retouch.tracking.flow import Flow
@@ -209,12 +210,10 @@ def drawn_marks(texts: Sequence[str], video: Video) -> list[Mark]:
     """
     marks = []
     for text in texts:
-        head, equals, path = text.partition("=")
+        head, path = pair(text, "[NAME@]FRAME=PICTURE", example="40=mask.png or car@40=mask.png")
         name, at, frame = head.rpartition("@")
-        if not (equals and path and frame.isdigit()) or (at and not name):
-            raise ParamsError(
-                f"the drawn mask {text!r} cannot be read", hint="write [NAME@]FRAME=PICTURE, as 40=mask.png"
-            )
+        if not frame.isdigit() or (at and not name):
+            raise ParamsError(f"{head!r} is not [NAME@]FRAME", hint="for example 40, or car@40")
         if int(frame) >= len(video):
             raise ParamsError(
                 f"a drawn mask is on frame {frame}; the clip has frames 0 to {len(video) - 1}",

@@ -11,6 +11,7 @@ import click
 
 from retouch.compute import Compute
 from retouch.errors import ParamsError
+from retouch.fields import pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,7 +186,7 @@ def fit(
     from retouch.media.io import read
 
     check_free(out, force=force)
-    settings = parse(AtlasSettings, dict(_pair(change) for change in changes))
+    settings = parse(AtlasSettings, dict(pair(change, example="--set side=320") for change in changes))
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run(device) as run:
         video = read(clip, scratch=run.folder / "read")
@@ -304,13 +305,6 @@ def _run(device: str = "auto") -> "Iterator[Run]":
             draft=Draft(Path(folder) / "checkpoint.safetensors"),
             listen=listen,
         )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ParamsError(f"{text!r} is not NAME=VALUE", hint="for example --set side=320")
-    return name, value
 
 
 def _lossless(out: Path) -> "Encoding":

@@ -10,6 +10,7 @@ import click
 
 from retouch.errors import InputError
 from retouch.events import Event, Notice, ignore
+from retouch.fields import pair
 
 if TYPE_CHECKING:
     from retouch.models.clip import TextImage
@@ -191,12 +192,8 @@ def _settings(texts: Sequence[str]) -> dict[str, dict[str, object]]:
     """Reads `METHOD.NAME=VALUE`; a value that is JSON counts as such, any other as text."""
     found: dict[str, dict[str, object]] = {}
     for text in texts:
-        place, equals, value = text.partition("=")
-        name, dot, parameter = place.partition(".")
-        if not (equals and dot and parameter):
-            raise InputError(
-                f"--set {text!r} is no METHOD.NAME=VALUE", hint="such as --set fatezero.steps=20"
-            )
+        place, value = pair(text, "METHOD.NAME=VALUE", example="--set fatezero.steps=20")
+        name, parameter = pair(place, "METHOD.NAME", mark=".", example="fatezero.steps")
         try:
             found.setdefault(name, {})[parameter] = json.loads(value)
         except ValueError:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self, TypeAlias, final
 
 from pydantic import Field, model_validator
 
+from retouch.fields import pair
 from retouch.params import (
     Faithful,
     Feather,
@@ -183,25 +184,25 @@ def reach(text: str) -> int | Literal["first", "mid", "last"]:
 
 def factor(text: str) -> tuple[str, float]:
     """A word and how much it counts, from word=factor."""
-    word, found, by = text.rpartition("=")
+    word, by = pair(text, "word=factor", example="blue=2")
     try:
         value = float(by)
     except ValueError:
         value = -1
-    if not (found and word and 0 <= value <= 100):
+    if not 0 <= value <= 100:
         raise ValueError(f"emphasise has {text!r}; write word=factor, with a factor from 0 to 100")
     return word, value
 
 
 def word_window(text: str) -> tuple[str, tuple[float, float]]:
     """A word and when it is the source's, from word=until or word=from-until."""
-    word, found, span = text.rpartition("=")
+    word, span = pair(text, "word=until or word=from-until", example="blue=0.5")
     start, _, end = span.rpartition("-")
     try:
         window = (float(start or 0), float(end))
     except ValueError:
         window = (-1.0, -1.0)
-    if not (found and word and 0 <= window[0] <= window[1] <= 1):
+    if not 0 <= window[0] <= window[1] <= 1:
         raise ValueError(
             f"word_cross has {text!r}; write word=until or word=from-until, in shares from 0 to 1"
         )
