@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 from retouch.testing import Bouncing
 from retouch.testing import bouncing as draw_bouncing
+
+if TYPE_CHECKING:
+    from command_line import Shell
 
 PLUGINS = Path(__file__).parent / "plugins"
 
@@ -32,6 +36,17 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 def bouncing() -> Bouncing:
     """Eight frames of 64 by 64 pixels, with mask and flow."""
     return draw_bouncing()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, home: Path, bouncing: Bouncing) -> "Shell":
+    """A command line in a folder with `clip.mp4`, that clip."""
+    from command_line import Shell
+
+    from retouch.media.io import write
+
+    write(bouncing.video, tmp_path / "clip.mp4")
+    return Shell(tmp_path, home)
 
 
 @pytest.fixture

@@ -4,12 +4,22 @@ A method's own parameters are one frozen class on `Params` in its `spec.py`. A n
 comes from here, so that it cannot drift apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, final
+from typing import Annotated, Any, Literal, TypeAlias, final, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+@final
+class Role(Enum):
+    """What a path or a text in a parameter stands for: a mark in its type, by which it is checked early."""
+
+    KEYFRAME = "a picture of a frame: FRAME=PICTURE, or a path for the first frame"
+    MASK = "masks of the clip's size, one or one a frame"
+    PICTURE = "any picture: a path, or NAME=PICTURE"
 
 
 class Params(BaseModel):
@@ -30,6 +40,19 @@ class Formerly:
     values: Mapping[object, str] = field(default_factory=dict)
 
 
+def given_as(params: Params, role: Role) -> "Iterator[tuple[str, Any]]":
+    """Yield each value that plays a role, with its parameter's name; what was not given is left out."""
+    for name, info in type(params).model_fields.items():
+        if role in info.metadata or _says(info.annotation, role):
+            value = getattr(params, name)
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            yield from ((name, one) for one in values)
+
+
+def _says(annotation: object, role: Role) -> bool:
+    return any(part is role or _says(part, role) for part in get_args(annotation))
+
+
 def _with_whole_path(text: str) -> str:
     """`40=k40.png` with the path made absolute, so that a request means the same from any folder."""
     name, equals, path = text.partition("=")
@@ -38,6 +61,10 @@ def _with_whole_path(text: str) -> str:
 
 PictureAt: TypeAlias = Annotated[str, AfterValidator(_with_whole_path)]
 """A picture for something that has a name or number, as NAME=PICTURE."""
+KeyFrame: TypeAlias = Annotated[PictureAt, Role.KEYFRAME]
+"""A picture of one of the clip's frames, as FRAME=PICTURE."""
+NamedPicture: TypeAlias = Annotated[PictureAt, Role.PICTURE]
+"""A picture of something in the method's own words, as NAME=PICTURE."""
 Prompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the edited clip should show.")]
 SourcePrompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the clip shows now.")]
 NegativePrompt: TypeAlias = Annotated[str, Field(description="What the edited clip should not show.")]
@@ -66,7 +93,9 @@ EdgeScale: TypeAlias = Annotated[
     Field(ge=0, le=2, description="How firmly the source's edges hold the edit; 0 lets it go free."),
 ]
 Reference: TypeAlias = Annotated[
-    Path, Field(description="A picture that speaks beside the prompt; its middle square is seen.")
+    Path,
+    Role.PICTURE,
+    Field(description="A picture that speaks beside the prompt; its middle square is seen."),
 ]
 ReferenceScale: TypeAlias = Annotated[
     float, Field(ge=0, le=2, description="How loud the reference picture is beside the prompt.")
@@ -80,6 +109,7 @@ Adapter: TypeAlias = Annotated[
 ]
 MaskFile: TypeAlias = Annotated[
     Path,
+    Role.MASK,
     Field(
         description="Mask that says where to edit (white): a video, a folder, or one picture for every frame."
     ),

@@ -16,13 +16,15 @@ import numpy as np
 
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
+from retouch.apps.preflight import check_clip_output, look_at
 from retouch.artifacts import ArtifactStore, Draft, full_disk
 from retouch.compute import Compute, Plan
-from retouch.errors import Cancelled, PluginError, RequestError, RetouchError, VideoError
+from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
 from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
 from retouch.fields import near, parse, renamed
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
+from retouch.media.probe import Pictures
 from retouch.places import home
 from retouch.registry import method
 from retouch.request import EditRequest
@@ -88,8 +90,8 @@ def run_edit(
     spec, former = method(request.method), list[str]()
     today = renamed(spec.params, request.params, former.append)
     request, params = request.model_copy(update={"params": today}), spec.fill(today)
-    if request.out and request.out.exists() and not force and not _handed_over(request, folder):
-        raise VideoError(f"{request.out} exists", hint="choose another name, or add --force")
+    output, encoding = request.out or Path(_result_name(request)), Encoding(**request.output.model_dump())
+    check_clip_output(output, encoding, force=force or not request.out or _handed_over(request, folder))
     folder = folder or new_folder(request.method)
     with _locked(folder), _recorded(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
@@ -97,9 +99,12 @@ def run_edit(
         for text in former:
             tell(Notice(text))
         started = time.perf_counter()
-        source = read(request.video, scratch=folder / "scratch", listen=tell)
         _tell_device(request.compute, tell)
-        _plan(spec, source, request).require(request.compute)
+        clip = look_at(request.video, output, encoding, params)
+        if spec.preflight:
+            _function(spec.preflight)(clip, params, tell)
+        _plan(spec, clip.video, request).require(request.compute)
+        source = read(request.video, scratch=folder / "scratch", listen=tell)
         run = Run(
             folder=folder,
             seed=request.seed,
@@ -111,7 +116,7 @@ def run_edit(
             on_step=on_step,
         )
         edited = _call(spec, source, params, run)
-        goal, encoding = folder / _result_name(request), _encoding(request)
+        goal = folder / _result_name(request)
         result = write(edited.video, goal, encoding=encoding, force=True, listen=tell)
         _keep_extras(edited, folder / "extras")
         report = {
@@ -217,18 +222,17 @@ def untouched(source: Video, edited: Edited) -> dict[str, object]:
     return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
 
 
-def _plan(spec: MethodSpec, video: Video, request: EditRequest) -> Plan:
+def _plan(spec: MethodSpec, video: Pictures, request: EditRequest) -> Plan:
     """What the method says it will need; a method that says nothing needs nothing."""
     if not spec.plan:
         return Plan(0)
     plan = cast("Callable[..., Plan]", _function(spec.plan))
-    return plan(len(video), video.height, video.width, spec.fill(request.params), request.compute)
+    return plan(video.frames, video.height, video.width, spec.fill(request.params), request.compute)
 
 
 def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
     """The method's edit, held to what every method promises."""
-    function = cast("Callable[[Video, object, Run], Edited]", _function(spec.edit))
-    edited = function(video, params, run)
+    edited = _function(spec.edit)(video, params, run)
     if not isinstance(edited, Edited):
         raise PluginError(f"{spec.name} gave back a {type(edited).__name__}, not an Edited")
     if len(edited.video) != len(video) or edited.video.fps != video.fps:
@@ -246,10 +250,10 @@ def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
     return edited
 
 
-def _function(place: str) -> object:
+def _function(place: str) -> Callable[..., object]:
     module, _, name = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return cast("Callable[..., object]", getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError) as error:
         raise PluginError(f"{place} cannot be loaded: {error}", hint="see: retouch doctor") from error
 
@@ -267,10 +271,6 @@ def _result_name(request: EditRequest) -> str:
     if codec == "auto" and request.output.lossless:
         return "result.mkv"
     return f"result{_SUFFIXES.get(codec, '.mp4')}"
-
-
-def _encoding(request: EditRequest) -> Encoding:
-    return Encoding(**request.output.model_dump())
 
 
 def _keep_extras(edited: Edited, folder: Path) -> None:

@@ -90,12 +90,7 @@ def painted_key(
     Raises:
         ParamsError: the picture has another size than the frame.
     """
-    if picture.shape[:2] != source.shape[:2]:
-        raise ParamsError(
-            f"the picture for frame {frame} is {picture.shape[1]}x{picture.shape[0]}, the clip "
-            f"{source.shape[1]}x{source.shape[0]}",
-            hint=f"paint over the frame itself: retouch keyframe CLIP --at {frame} -o k{frame}.png",
-        )
+    check_painted_size(frame, picture.shape[:2], source.shape[:2])
     below: np.ndarray = source.astype(np.float32)
     above: np.ndarray = picture[..., :3].astype(np.float32)
     if picture.shape[2] == 4:
@@ -109,6 +104,19 @@ def painted_key(
         cover = blur(cover[None], feather / 4)[0]
     value = above - below if mode == "delta" else above
     return Key(frame, torch.from_numpy(value.transpose(2, 0, 1) / 255).float(), cover)
+
+
+def check_painted_size(frame: int, picture: tuple[int, ...], clip: tuple[int, ...]) -> None:
+    """Refuse a painted frame of another height and width than the clip's.
+
+    Raises:
+        ParamsError: says both sizes.
+    """
+    if picture != clip:
+        raise ParamsError(
+            f"the picture for frame {frame} is {picture[1]}x{picture[0]}, the clip {clip[1]}x{clip[0]}",
+            hint=f"paint over the frame itself: retouch keyframe CLIP --at {frame} -o k{frame}.png",
+        )
 
 
 @torch.no_grad()

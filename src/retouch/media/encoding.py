@@ -4,8 +4,9 @@ Imports no torch.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +63,8 @@ _CONTAINERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "": ("", ("png",)),
     }
 )
+SILENT = ("", "gif", "apng")
+"""Containers without audio."""
 _LOSSLESS_DEFAULT = MappingProxyType({".mkv": "ffv1", ".avi": "ffv1"})
 _WITH_ALPHA = frozenset({"prores", "ffv1", "vp9", "png", "apng", "gif"})
 _LOSSY_ONLY = MappingProxyType({"prores": "ProRes", "gif": "GIF", "av1": "the AV1 encoder"})
@@ -118,8 +121,34 @@ def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bo
     return Recipe(codec, container, encoder, pixel_format, MappingProxyType(options), tag, remarks)
 
 
-def carries(container: str, codec: str) -> bool:
+def check_source(
+    planned: Recipe, path: Path, *, fps: Fraction, variable_rate: bool, sounds: Iterable[str]
+) -> None:
+    """Refuse a container that cannot show frames when they are to be shown, or does not take the audio.
+
+    Raises:
+        VideoError: names a container that can.
+    """
+    if planned.container == "avi" and variable_rate:
+        raise VideoError(
+            "AVI has no variable rate, which the source has", hint=f"Use {path.with_suffix('.mkv')}."
+        )
+    if planned.container == "gif" and fps > 50:
+        raise VideoError(
+            f"GIF shows at most 50 frames a second; the clip has {float(fps):.2f}",
+            hint=f"Use {path.with_suffix('.apng')} or {path.with_suffix('.mp4')}.",
+        )
+    for codec in () if planned.container in SILENT else sounds:
+        if not _carries(planned.container, codec):
+            raise VideoError(
+                f"{path.suffix} does not hold the source's {codec} audio",
+                hint="Write to .mkv, which holds it, or leave it out with Encoding(sound=False).",
+            )
+
+
+def _carries(container: str, codec: str) -> bool:
     """Whether a container takes an audio codec, by FFmpeg's own list."""
+    codec = {"mp3float": "mp3", "libopus": "opus", "libvorbis": "vorbis"}.get(codec, codec)
     with av.open(BytesIO(), "w", format=container) as empty:
         return codec in empty.supported_codecs
 

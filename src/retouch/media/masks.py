@@ -58,19 +58,14 @@ def _is_single(path: Path) -> bool:
 
 def _single(path: Path, like: Video) -> UInt8[np.ndarray, "1 h w"]:
     picture = read_picture(path)
-    _check_size(path, picture.shape[0], picture.shape[1], like)
+    check_fits(path, (1, picture.shape[0], picture.shape[1]), (len(like), like.height, like.width))
     return _selected(*_planes(picture))
 
 
 def _masks(path: Path, like: Video, scratch: Path | None = None) -> Video:
     """A clip of masks, one for each frame or a single one."""
     video = read(path, scratch=scratch)
-    _check_size(path, video.height, video.width, like)
-    if len(video) not in (1, len(like)):
-        raise VideoError(
-            f"{path} has {len(video)} masks; the clip has {len(like)} frames",
-            hint="Give one mask for each frame, or a single one for all.",
-        )
+    check_fits(path, (len(video), video.height, video.width), (len(like), like.height, like.width))
     return video
 
 
@@ -130,11 +125,23 @@ def boxes(masks: UInt8[np.ndarray, "f 1 h w"]) -> list[tuple[int, int, int, int]
     return found
 
 
-def _check_size(path: Path, height: int, width: int, like: Video) -> None:
-    if (height, width) != (like.height, like.width):
+def check_fits(path: Path, masks: tuple[int, int, int], clip: tuple[int, int, int]) -> None:
+    """Refuse masks of another number than one or one a frame, or of another size than the clip's.
+
+    Both are given as number, height and width.
+
+    Raises:
+        VideoError: says what the masks are and what the clip is.
+    """
+    if masks[1:] != clip[1:]:
         raise VideoError(
-            f"the mask {path} is {width}x{height}; the clip is {like.width}x{like.height}",
+            f"the mask {path} is {masks[2]}x{masks[1]}; the clip is {clip[2]}x{clip[1]}",
             hint="Bring the mask to the size of the clip.",
+        )
+    if masks[0] not in (1, clip[0]):
+        raise VideoError(
+            f"{path} has {masks[0]} masks; the clip has {clip[0]} frames",
+            hint="Give one mask for each frame, or a single one for all.",
         )
 
 

@@ -161,10 +161,7 @@ def encoded(
             f"a picture cannot be {array.dtype} {array.shape}",
             hint="Give bytes of height, width and 1, 3 or 4.",
         )
-    kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
-    kind = kinds.get(suffix.lower())
-    if kind is None:
-        raise VideoError(f"no picture is written as {suffix or 'a name without suffix'!r}", hint="Use .png.")
+    kind = check_suffix(suffix)
     if kind == "JPEG" and array.shape[2:] == (4,):
         raise VideoError("JPEG has no alpha", hint="Use .png, or give three channels.")
     options: dict[str, object] = {}
@@ -181,6 +178,18 @@ def encoded(
     file = BytesIO()
     Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).save(file, kind, **options)
     return file.getvalue()
+
+
+def check_suffix(suffix: str) -> str:
+    """Return Pillow's name for the kind of picture that a suffix asks for.
+
+    Raises:
+        VideoError: no picture is written under such a name.
+    """
+    kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
+    if suffix.lower() not in kinds:
+        raise VideoError(f"no picture is written as {suffix or 'a name without suffix'!r}", hint="Use .png.")
+    return kinds[suffix.lower()]
 
 
 def moments(path: Path) -> tuple[tuple[int, ...], int]:

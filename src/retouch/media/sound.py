@@ -9,26 +9,10 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 
-from retouch.errors import VideoError
 from retouch.identity import file_digest
-from retouch.media.encoding import carries
 from retouch.media.opening import opened
 from retouch.media.probe import clock_start
 from retouch.video import Origin
-
-
-def check_sound(origin: Origin, container: str, suffix: str) -> None:
-    """Refuses a container that does not take the source's audio.
-
-    Raises:
-        VideoError: if it does not.
-    """
-    for sound in origin.sounds:
-        if not carries(container, _canonical(sound.codec)):
-            raise VideoError(
-                f"{suffix} does not hold the source's {sound.codec} audio",
-                hint="Write to .mkv, which holds it, or leave it out with Encoding(sound=False).",
-            )
 
 
 def why_silent(origin: Origin) -> str:
@@ -100,7 +84,3 @@ class Soundtrack:
                 packet.dts -= shift
             packet.stream = self._copies[packet.stream.index]
             yield moment - begin, packet
-
-
-def _canonical(name: str) -> str:
-    return {"mp3float": "mp3", "libopus": "opus", "libvorbis": "vorbis"}.get(name, name)

@@ -17,13 +17,12 @@ from retouch.errors import RetouchError, VideoError
 from retouch.events import Listener, Notice, ignore
 from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, guessed_matrix, to_frame
 from retouch.media.drafts import check_free, drafted
-from retouch.media.encoding import Encoding, Recipe, recipe
+from retouch.media.encoding import SILENT, Encoding, Recipe, check_source, recipe
 from retouch.media.opening import complaint
 from retouch.media.pictures import encoded
-from retouch.media.sound import Soundtrack, check_sound, why_silent
+from retouch.media.sound import Soundtrack, why_silent
 from retouch.video import FRAMES_AT_ONCE, Origin, Video
 
-_SILENT = ("", "gif", "apng")
 _THREADS = 4
 _UNSPECIFIED = 2
 
@@ -87,9 +86,11 @@ class Writer:
     def __enter__(self) -> Self:
         check_free(self._path, force=self._force)
         planned = self._planned(self._like.width, self._like.height, alpha=self._like.alpha is not None)
-        _check_time(self._like, planned, self._path)
-        if self._sounding(planned):
-            check_sound(self._like.origin, planned.container, self._path.suffix)
+        origin = self._like.origin
+        sounds = [sound.codec for sound in origin.sounds] if self._encoding.sound else []
+        check_source(
+            planned, self._path, fps=self._like.fps, variable_rate=origin.variable_rate, sounds=sounds
+        )
         self._draft = self._stack.enter_context(drafted(self._path, force=self._force))
         return self
 
@@ -159,7 +160,7 @@ class Writer:
         silence = why_silent(origin) if sounding else ""
         if silence:
             self._listen(Notice(silence))
-        if origin.sounds and self._encoding.sound and planned.container in _SILENT:
+        if origin.sounds and self._encoding.sound and planned.container in SILENT:
             self._listen(Notice(f"{self._path.suffix} has no audio; that of the source is left out"))
         with _in_our_words(self._path):
             return _Container(self._draft, planned, self._like, width, height, sound=sounding and not silence)
@@ -168,7 +169,7 @@ class Writer:
         return recipe(self._path, self._encoding, width=width, height=height, alpha=alpha)
 
     def _sounding(self, planned: Recipe) -> bool:
-        return bool(self._like.origin.sounds) and self._encoding.sound and planned.container not in _SILENT
+        return bool(self._like.origin.sounds) and self._encoding.sound and planned.container not in SILENT
 
 
 class _Sink(Protocol):
@@ -348,19 +349,6 @@ class _Clock:
         begin = 0 if self._origin.is_whole else times[0]
         time = times[index] if index < len(times) else self._origin.end
         return (time - begin) * self._origin.time_base
-
-
-def _check_time(like: Video, planned: Recipe, path: Path) -> None:
-    """Refuses containers that cannot show frames when they are to be shown."""
-    if planned.container == "avi" and like.origin.variable_rate:
-        raise VideoError(
-            "AVI has no variable rate, which the source has", hint=f"Use {path.with_suffix('.mkv')}."
-        )
-    if planned.container == "gif" and like.fps > 50:
-        raise VideoError(
-            f"GIF shows at most 50 frames a second; the clip has {float(like.fps):.2f}",
-            hint=f"Use {path.with_suffix('.apng')} or {path.with_suffix('.mp4')}.",
-        )
 
 
 def _levels(origin: Origin, pixel_format: str, height: int) -> tuple[str, bool]:

@@ -11,6 +11,7 @@ the paper's, our edit is laid over the original frames, so what it does not touc
 bit.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,21 @@ from retouch.atlas.edit import (
     Mode,
     Patch,
     Period,
+    check_painted_size,
     painted_key,
     patches_from_frames,
     patches_from_textures,
     render,
 )
 from retouch.atlas.file import texture_index
-from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
+from retouch.atlas.prepare import BACKGROUND, atlas_for, drawn_marks, marks_from, segmenter_named
 from retouch.errors import ParamsError
-from retouch.media.pictures import read_picture
+from retouch.events import Listener
+from retouch.media.pictures import header, read_picture
+from retouch.media.probe import Facts
 from retouch.methods.paint.spec import PaintParams
 from retouch.run import Edited, Run
+from retouch.tracking.segment import DEFAULT_OBJECT
 from retouch.video import Video
 
 
@@ -39,12 +44,7 @@ from retouch.video import Video
 def edit(video: Video, params: PaintParams, run: Run) -> Edited:
     """Show what was painted in every frame where its place is seen."""
     period = period_of(params.frames, params.fade, len(video))
-    keys, pictures = pairs(params.keyframe, "keyframe"), pairs(params.texture, "texture")
-    if not keys and not pictures:
-        raise ParamsError(
-            "nothing is painted",
-            hint="take a frame out, paint on it, and give it: --keyframe 40=k40.png (or --texture)",
-        )
+    keys, pictures = paintings(params)
     marks = marks_from(
         box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside
     ) + drawn_marks(params.drawn, video)
@@ -68,12 +68,46 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
     return Edited(video.like(frames), touched=touched, figures={"touched": share})
 
 
+def preflight(clip: Facts, params: PaintParams, tell: Listener) -> None:
+    """Refuse what cannot be painted, before the clip is taken apart into an atlas.
+
+    Raises:
+        ParamsError: nothing is painted, a picture has another size than the clip, or a name is unknown.
+    """
+    del tell
+    period_of(params.frames, params.fade, clip.video.frames)
+    keys, _ = paintings(params)
+    for at, path in keys.items():
+        found = header(path)
+        check_painted_size(int(at), (found.height, found.width), (clip.video.height, clip.video.width))
+    marks = marks_from(box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside)
+    drawn = [text.partition("=")[0].rpartition("@")[0] for text in params.drawn]
+    names = {mark.name for mark in marks} | {name or DEFAULT_OBJECT for name in drawn}
+    if params.layer and not params.atlas:
+        layer_named(params.layer, [*sorted({DEFAULT_OBJECT} if params.mask else names), BACKGROUND])
+
+
+def paintings(params: PaintParams) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the painted frames by number and the painted textures by name.
+
+    Raises:
+        ParamsError: there are none, or a text is no NAME=PICTURE.
+    """
+    keys, textures = pairs(params.keyframe, "keyframe"), pairs(params.texture, "texture")
+    if not keys and not textures:
+        raise ParamsError(
+            "nothing is painted",
+            hint="take a frame out, paint on it, and give it: --keyframe 40=k40.png (or --texture)",
+        )
+    return keys, textures
+
+
 def painted(
     video: Video, atlas: Atlas, keys: dict[str, Path], pictures: dict[str, Path], params: PaintParams
 ) -> list[Patch]:
     """The edit in texture space, from painted frames and painted textures."""
     mode: Mode = params.mode
-    layers = [layer_of(atlas, params.layer)] if params.layer else None
+    layers = [layer_named(params.layer, atlas.names)] if params.layer else None
     shots = []
     for text, path in keys.items():
         at = frame_number(text, len(video))
@@ -89,15 +123,15 @@ def painted(
     return patches
 
 
-def layer_of(atlas: Atlas, name: str) -> int:
-    """The layer of a name.
+def layer_named(name: str, layers: Sequence[str]) -> int:
+    """Return which of the layers has a name.
 
     Raises:
-        ParamsError: there is none.
+        ParamsError: none has.
     """
-    if name not in atlas.names:
-        raise ParamsError(f"there is no layer {name!r}", hint=f"layers: {', '.join(atlas.names)}")
-    return atlas.names.index(name)
+    if name not in layers:
+        raise ParamsError(f"there is no layer {name!r}", hint=f"layers: {', '.join(layers)}")
+    return layers.index(name)
 
 
 def pairs(texts: tuple[str, ...], what: str) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from retouch.params import Feather, MaskFile, Params, PictureAt
+from retouch.params import Feather, KeyFrame, MaskFile, NamedPicture, Params, PictureAt
 from retouch.spec import MethodSpec, Paper
 
 
@@ -13,11 +13,11 @@ from retouch.spec import MethodSpec, Paper
 class PaintParams(Params):
     """Parameters of painting over an atlas."""
 
-    keyframe: tuple[PictureAt, ...] = Field(
+    keyframe: tuple[KeyFrame, ...] = Field(
         default=(),
         description="A painted frame, as FRAME=PICTURE; what differs from the frame is the edit. Repeatable.",
     )
-    texture: tuple[PictureAt, ...] = Field(
+    texture: tuple[NamedPicture, ...] = Field(
         default=(),
         description="A painted texture, as NAME=PICTURE, both from `retouch atlas export`. Repeatable.",
     )
@@ -63,6 +63,7 @@ SPEC = MethodSpec(
     summary="Carries paint on one or more frames, or on a texture, through the whole clip; needs no weights.",
     params=PaintParams,
     edit="retouch.methods.paint.edit:edit",
+    preflight="retouch.methods.paint.edit:preflight",
     needs=(),
     presets={"paper": {}, "laptop": {}},
     paper=Paper(

@@ -11,11 +11,12 @@ from retouch.params import (
     Feather,
     FixedPoint,
     Guidance,
+    KeyFrame,
     MaskFile,
     Model,
     Params,
-    PictureAt,
     Prompt,
+    Role,
     SourcePrompt,
     Steps,
     Strength,
@@ -29,9 +30,11 @@ from retouch.spec import MethodSpec, Paper
 class VideoshopParams(Params):
     """What to carry through the clip, by which model, and how closely the source is held."""
 
-    first: Annotated[Path, Field(description="The clip's first frame as you edited it: a picture.")]
+    first: Annotated[
+        Path, Role.KEYFRAME, Field(description="The clip's first frame as you edited it: a picture.")
+    ]
     later: Annotated[
-        tuple[PictureAt, ...],
+        tuple[KeyFrame, ...],
         Field(description="More edited frames, as FRAME=PICTURE, from which the edit is taken up afresh."),
     ] = ()
     model: Model = "tiny:svd"

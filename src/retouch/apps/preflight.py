@@ -1,0 +1,90 @@
+"""What can be known before the first expensive step: by cheap reads of headers, and of the pictures given.
+
+Every command asks here before it begins, so that nothing is refused after hours that could be at once.
+"""
+
+import math
+from pathlib import Path
+
+from retouch.errors import ParamsError
+from retouch.media.drafts import check_free
+from retouch.media.encoding import Encoding, check_source, recipe
+from retouch.media.masks import check_fits
+from retouch.media.opening import pictures_at
+from retouch.media.pictures import check_suffix, header, is_picture, read_picture
+from retouch.media.probe import Facts, probe
+from retouch.params import Params, Role, given_as
+
+ASPECT_TOLERANCE = 0.01
+"""By how much the logarithm of a picture's proportions may differ from that of the clip's."""
+
+
+def check_clip_output(path: Path, encoding: Encoding = Encoding(), *, force: bool) -> None:  # noqa: B008 - frozen
+    """Refuse a place for a clip that is taken, cannot be written to, or cannot hold what is asked for.
+
+    Raises:
+        VideoError: the place, the suffix or the codec will not do.
+        ParamsError: the codec cannot do what `encoding` asks.
+    """
+    check_free(path, force=force)
+    recipe(path, encoding, width=2, height=2, alpha=False)
+
+
+def check_picture_output(path: Path, *, force: bool) -> None:
+    """Refuse a place for a picture that is taken, cannot be written to, or names no kind of picture.
+
+    Raises:
+        VideoError: the place or the suffix will not do.
+    """
+    check_free(path, force=force)
+    check_suffix(path.suffix)
+
+
+def look_at(clip: Path, output: Path, encoding: Encoding, params: Params) -> Facts:
+    """Return what a clip's file says, after refusing parameters and outputs that do not fit it.
+
+    Raises:
+        VideoError: the clip, a mask or a picture cannot be read, or the output cannot hold the clip.
+        ParamsError: a key frame is not in the clip, or a picture of another shape than it.
+    """
+    facts = probe(clip)
+    planned = recipe(output, encoding, width=facts.video.width, height=facts.video.height, alpha=False)
+    codecs = [sound.codec for sound in facts.sounds] if encoding.sound else []
+    check_source(planned, output, fps=facts.video.fps, variable_rate=facts.video.variable_rate, sounds=codecs)
+    for name, value in given_as(params, Role.KEYFRAME):
+        _check_keyframe(name, value, facts)
+    for _, value in given_as(params, Role.MASK):
+        _check_masks(Path(value), facts)
+    for _, value in given_as(params, Role.PICTURE):
+        read_picture(value if isinstance(value, Path) else value.partition("=")[2])
+    return facts
+
+
+def _check_keyframe(name: str, value: Path | str, clip: Facts) -> None:
+    """Refuse a picture, a path for the first frame or FRAME=PICTURE, that is none of the clip's."""
+    at, equals, path = ("0", "=", str(value)) if isinstance(value, Path) else value.partition("=")
+    if not (at and equals and path):
+        raise ParamsError(f"{name} {value!r} is not FRAME=PICTURE", hint="for example 40=k40.png")
+    frames, width, height = clip.video.frames, clip.video.width, clip.video.height
+    if not at.isdecimal() or int(at) >= frames:
+        raise ParamsError(f"{name} names frame {at}", hint=f"the clip's frames are 0 to {frames - 1}")
+    rows, columns = read_picture(path).shape[:2]
+    if abs(math.log(columns * height / (rows * width))) > ASPECT_TOLERANCE:
+        raise ParamsError(
+            f"the picture for frame {at} is {columns}x{rows}, the clip {width}x{height}",
+            hint=f"edit the frame itself, uncropped: retouch keyframe CLIP --at {at} -o k{at}.png",
+        )
+
+
+def _check_masks(path: Path, clip: Facts) -> None:
+    wanted = (clip.video.frames, clip.video.height, clip.video.width)
+    listed = pictures_at(path)
+    for picture in listed:
+        found = header(picture)
+        check_fits(picture, (len(listed), found.height, found.width), wanted)
+    if not listed and is_picture(path):
+        rows, columns = read_picture(path).shape[:2]
+        check_fits(path, (1, rows, columns), wanted)
+    elif not listed:
+        video = probe(path).video
+        check_fits(path, (video.frames, video.height, video.width), wanted)

@@ -1,0 +1,107 @@
+"""What can be known is known before the first expensive step: nothing has begun when it is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Shell
+
+from retouch.media.io import read_frame, write, write_picture
+from retouch.testing import Bouncing
+
+PAINT = ("edit", "paint", "clip.mp4", "--box", "0:8,8 40,40")
+SHOP = ("edit", "videoshop", "clip.mp4")
+WORDS = ("edit", "fatezero", "clip.mp4", "--source-prompt", "a red ball", "--prompt", "a blue ball")
+
+
+@pytest.fixture
+def files(shell: Shell, bouncing: Bouncing) -> Path:
+    """The shell's folder, with pictures, masks and things that are neither."""
+    frame = read_frame(shell.folder / "clip.mp4", 0)
+    write_picture(frame, shell.folder / "key.png")
+    write_picture(frame[:, ::2], shell.folder / "narrow.png")
+    write_picture(frame[::2, ::2], shell.folder / "half.png")
+    (shell.folder / "cut.png").write_bytes((shell.folder / "key.png").read_bytes()[:300])
+    (shell.folder / "words.txt").write_text("no picture")
+    write(bouncing.video[:5], shell.folder / "five.mkv")
+    write(bouncing.video, shell.folder / "masks")
+    write_picture(np.zeros((3, 3), np.uint8), shell.folder / "masks" / "000007.png", force=True)
+    (shell.folder / "file").touch()
+    return shell.folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*PAINT, "--keyframe", "500=key.png"), "keyframe names frame 500 | frames are 0 to 7"),
+        ((*PAINT, "--keyframe", "-1=key.png"), "keyframe names frame -1"),
+        ((*PAINT, "--keyframe", "3=narrow.png"), "the picture for frame 3 is 32x64, the clip 64x64"),
+        ((*PAINT, "--keyframe", "3=half.png"), "the picture for frame 3 is 32x32, the clip 64x64"),
+        ((*PAINT, "--keyframe", "3=cut.png"), "cut.png cannot be read as a picture"),
+        ((*PAINT, "--keyframe", "3=none.png"), "none.png does not exist"),
+        ((*PAINT, "--keyframe", "3=words.txt"), "words.txt cannot be read as a picture"),
+        (PAINT, "nothing is painted"),
+        ((*PAINT, "--keyframe", "3=key.png", "--frames", "6-9"), "frame '9' is not in the clip"),
+        (
+            (*PAINT, "--keyframe", "3=key.png", "--layer", "cat"),
+            "no layer 'cat' | layers: object, background",
+        ),
+        ((*PAINT, "--keyframe", "3"), "keyframe '3' is not FRAME=PICTURE"),
+        ((*PAINT, "--texture", "car=none.png"), "none.png does not exist"),
+        ((*PAINT, "--keyframe", "3=key.png", "--mask", "five.mkv"), "has 5 masks; the clip has 8 frames"),
+        ((*PAINT, "--keyframe", "3=key.png", "--mask", "half.png"), "is 32x32; the clip is 64x64"),
+        ((*PAINT, "--keyframe", "3=key.png", "--mask", "masks"), "000007.png is 3x3; the clip is 64x64"),
+        ((*SHOP, "--first", "narrow.png"), "the picture for frame 0 is 32x64, the clip 64x64"),
+        ((*SHOP, "--first", "cut.png"), "cut.png cannot be read as a picture"),
+        ((*WORDS, "--mask", "five.mkv"), "has 5 masks; the clip has 8 frames"),
+    ],
+)
+def test_a_frame_a_picture_or_a_mask_that_does_not_fit_is_refused_before_any_stage(
+    arguments: tuple[str, ...], said: str, shell: Shell, files: Path
+) -> None:
+    del files
+    ended = shell(*arguments)
+    assert ended.code == 2, ended.err
+    assert all(part in ended.err for part in said.split(" | ")), ended.err
+    (folder,) = shell.runs
+    events = folder / "events.jsonl"
+    assert "started" not in (events.read_text() if events.exists() else "")
+    assert not (folder / "scratch").exists()
+    assert not list(shell.home.glob("store/*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("-o", "x.foo"), "no clip is written as .foo"),
+        (("-o", "none/x.mp4"), "there is no folder"),
+        (("-o", "file/x.mp4"), "there is no folder"),
+        (("-o", "x.mp4", "--codec", "ffv1"), ".mp4 does not hold ffv1"),
+        (("-o", "x.mp4", "--codec", "vp9", "--bits", "10"), "vp9 is not written with 10 bits"),
+        (("--codec", "prores", "--lossless"), "ProRes does not keep every RGB byte"),
+        (("-o", "key.png"), "key.png exists"),
+        (("-o", "x" * 300 + ".mp4"), "is too long"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_a_run_is_made(
+    flags: tuple[str, ...], said: str, shell: Shell, files: Path
+) -> None:
+    del files
+    ended = shell(*PAINT, "--keyframe", "3=key.png", *flags)
+    assert ended.code == 2, ended.err
+    assert said in ended.err
+    assert not shell.runs
+
+
+def test_a_resumed_run_is_looked_at_in_the_same_way(shell: Shell, files: Path) -> None:
+    (files / "gone.png").write_bytes((files / "key.png").read_bytes())
+    assert shell("edit", "tint", "clip.mp4", "--steps", "2", "--quiet").code == 0
+    (folder,) = shell.runs
+    request = json.loads((folder / "request.json").read_text())
+    request |= {"method": "paint", "params": {"keyframe": [f"9={files / 'key.png'}"], "box": ["0:8,8 40,40"]}}
+    (folder / "request.json").write_text(json.dumps(request))
+    (folder / "report.json").unlink()
+    for command in ("resume", "replay"):
+        ended = shell(command, folder.name)
+        assert (ended.code, "keyframe names frame 9" in ended.err) == (2, True), ended.err
