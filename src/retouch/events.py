@@ -67,7 +67,7 @@ Listener: TypeAlias = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Listens to nothing; for callers who want silence."""
+    """Listen to nothing; for callers who want silence."""
 
 
 def told_once(listen: Listener) -> Listener:

@@ -59,7 +59,7 @@ class Option:
 
 
 def describe(params: type[BaseModel]) -> tuple[Option, ...]:
-    """The options of a parameter class, in the order in which they are written.
+    """Return the options of a parameter class, in the order in which they are written.
 
     Raises:
         PluginError: a field has no description, or a type outside the vocabulary.
@@ -68,7 +68,7 @@ def describe(params: type[BaseModel]) -> tuple[Option, ...]:
 
 
 def parse(params: type[M], given: Mapping[str, object]) -> M:
-    """The parameters that these values make.
+    """Return the parameters that these values make.
 
     Raises:
         ParamsError: names the value, its bound and, for an unknown name, the near one.
@@ -120,7 +120,7 @@ def pair(text: str, form: str = "NAME=VALUE", *, example: str, mark: str = "=") 
 def explain(
     error: ValidationError, params: type[BaseModel], *, kind: type[RetouchError] = ParamsError
 ) -> RetouchError:
-    """The first fault of a validation as one sentence and one hint."""
+    """Return the first fault of a validation as one sentence and one hint."""
     fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"])
     owner, info = _field_at(params, fault["loc"])
@@ -135,7 +135,7 @@ def explain(
 
 
 def _as_meant(params: type[BaseModel], name: str, value: object) -> object:
-    """A choice that is no text, taken from its text; forms and command lines know only texts."""
+    """Return a choice that is no text, taken from its text; forms and command lines know only texts."""
     annotation = params.model_fields[name].annotation if name in params.model_fields else None
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     return next((choice for choice in choices if isinstance(value, str) and str(choice) == value), value)
@@ -144,7 +144,7 @@ def _as_meant(params: type[BaseModel], name: str, value: object) -> object:
 def _field_at(
     params: type[BaseModel], place: Iterable[int | str]
 ) -> tuple[type[BaseModel], FieldInfo | None]:
-    """The field that a place in a validation error means, with the class it belongs to."""
+    """Return the field that a place in a validation error means, with the class it belongs to."""
     info: FieldInfo | None = None
     for part in place:
         inner = info.annotation if info else None
@@ -155,13 +155,13 @@ def _field_at(
 
 
 def _shortly(value: object) -> str:
-    """A value as it is shown in a sentence."""
+    """Return a value as it is shown in a sentence."""
     text = repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A question that names the closest known name, or nothing.
+    """Return a question that names the closest known name, or nothing.
 
     Example:
         >>> near("fatezro", ["fatezero", "paint"])
@@ -197,14 +197,14 @@ def _formerly(info: FieldInfo) -> list[Formerly]:
 
 
 def _shared(info: FieldInfo) -> FieldInfo | None:
-    """What a shared type such as `MaskFile` says of itself where a field makes it optional."""
+    """Return what a shared type such as `MaskFile` says of itself where a field makes it optional."""
     parts = get_args(info.annotation) if get_origin(info.annotation) in (Union, types.UnionType) else ()
     marks = (mark for part in parts if get_origin(part) is Annotated for mark in get_args(part)[1:])
     return next((mark for mark in marks if isinstance(mark, FieldInfo)), None)
 
 
 def _kind(params: type[BaseModel], name: str, annotation: Any) -> tuple[Kind, tuple[str, ...], Kind | None]:
-    """The word for a type: an optional one counts as what it holds."""
+    """Return the word for a type: an optional one counts as what it holds."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kind(params, name, get_args(annotation)[0])

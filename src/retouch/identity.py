@@ -21,7 +21,7 @@ _BLOCK = 1 << 22
 
 
 def identity(value: object) -> str:
-    """The hash of a value's meaning, as 64 hexadecimal digits.
+    """Return the hash of a value's meaning, as 64 hexadecimal digits.
 
     Knows plain values, paths (by the content of the file or folder), arrays, tensors, parameter classes,
     frozen dataclasses, and whatever says it itself by an `identity` property.
@@ -39,7 +39,7 @@ def identity(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The hash of a file's bytes, or of a folder's names and bytes."""
+    """Return the hash of a file's bytes, or of a folder's names and bytes."""
     digest = hashlib.sha256()
     if path.is_dir():
         for inner in sorted(path.rglob("*")):
@@ -53,7 +53,7 @@ def file_digest(path: Path) -> str:
 
 
 def _feed(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one arm a type is the clearest form
-    """Adds a value with its type and length in front, so that no two different values look alike."""
+    """Add a value with its type and length in front, so that no two different values look alike."""
     if value is None or isinstance(value, bool):
         _add(digest, "const", repr(value).encode())
     elif isinstance(value, int):
@@ -103,12 +103,12 @@ def _feed_pairs(digest: "hashlib._Hash", name: str, pairs: Mapping[str, object])
 
 
 def _key(key: object) -> str:
-    """A mapping's key as text; a number never looks like the text of it."""
+    """Return a mapping's key as text; a number never looks like the text of it."""
     return key if isinstance(key, str) else identity(key)
 
 
 def _bytes(text: str) -> bytes:
-    """A text's bytes; file names that are no Unicode pass too."""
+    """Return a text's bytes; file names that are no Unicode pass too."""
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -52,7 +52,7 @@ class EditRequest(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The request in a JSON file.
+        """Return the request in a JSON file.
 
         Raises:
             RequestError: there is none, or it says something that no request can say.
@@ -66,7 +66,7 @@ class EditRequest(BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The request that a JSON text describes; raises RequestError as `read` does."""
+        """Return the request that a JSON text describes; raises RequestError as `read` does."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -78,9 +78,9 @@ class EditRequest(BaseModel):
             raise explain(error, cls, kind=RequestError) from None
 
     def as_json(self) -> str:
-        """The request as text that `from_json` turns back into an equal one."""
+        """Return the request as text that `from_json` turns back into an equal one."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
     def filled(self) -> Params:
-        """The parameters, checked by their method."""
+        """Return the parameters, checked by their method."""
         return method(self.method).fill(self.params)

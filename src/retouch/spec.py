@@ -80,7 +80,7 @@ class MethodSpec:
         preset: str | None = None,
         tell: Callable[[str], None] = lambda _text: None,
     ) -> Params:
-        """The parameters from what was given, over a preset, over the defaults.
+        """Return the parameters from what was given, over a preset, over the defaults.
 
         `tell` hears, in a sentence, of each parameter that is given under a former name.
 
@@ -98,7 +98,7 @@ class MethodSpec:
         return parse(self.params, {**base, **renamed(self.params, given, tell)})
 
     def check(self) -> None:
-        """Raises PluginError where the description does not hold together."""
+        """Raise PluginError where the description does not hold together."""
         module, _, function = self.edit.partition(":")
         if not (self.name.isidentifier() and module and function):
             raise PluginError(

@@ -85,14 +85,14 @@ class Origin:
         return bool(self.timestamps) and len(self.timestamps) == self.frames
 
     def between(self, start: int, stop: int) -> "Origin":
-        """The part of the origin that belongs to frames `start` to `stop`, which must lie within the clip."""
+        """Return the origin of frames `start` to `stop`, which must lie within the clip."""
         if not self.timestamps:
             return self
         end = self.timestamps[stop] if stop < len(self.timestamps) else self.end
         return replace(self, timestamps=self.timestamps[start:stop], end=end)
 
     def untimed(self) -> "Origin":
-        """The same origin for frames that are not, one by one, the frames of the file."""
+        """Return the same origin for frames that are not, one by one, the frames of the file."""
         return replace(self, timestamps=(), end=0, variable_rate=False)
 
 
@@ -185,7 +185,7 @@ class Video:
         return self.digest
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[range, "Video"]]:
-        """Gives the clip piece by piece, with the frames' numbers; see `spans` for where the pieces lie.
+        """Yield the clip piece by piece, with the frames' numbers; see `spans` for where the pieces lie.
 
         A piece of a memory-mapped clip leaves memory when the next one is asked for.
         """
@@ -199,7 +199,7 @@ class Video:
     def pixels(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "f 3 h w"]:
-        """Gives the frames as numbers in [-1, 1]."""
+        """Return the frames as numbers in [-1, 1]."""
         pixels = torch.empty(self.frames.shape, dtype=dtype, device=device)
         for start in range(0, len(self), _CONVERTED_AT_ONCE):
             part = torch.tensor(self.frames[start : start + _CONVERTED_AT_ONCE], device=device)
@@ -207,7 +207,7 @@ class Video:
         return pixels
 
     def like(self, pixels: Float[Tensor, "g 3 y x"] | UInt8[np.ndarray, "g 3 y x"]) -> "Video":
-        """Gives other pictures the rate and origin of this clip: numbers in [-1, 1], or bytes as they are.
+        """Give other pictures the rate and origin of this clip: numbers in [-1, 1], or bytes as they are.
 
         Timestamps stay if there are as many pictures as frames; so does alpha, brought to the pictures' size.
 
@@ -224,7 +224,7 @@ class Video:
 
 
 def spans(frames: int, size: int, overlap: int) -> list[range]:
-    """Lays windows of at most `size` over `frames`: as few as can be, equally long within one frame.
+    """Lay windows of at most `size` over `frames`: as few as can be, equally long within one frame.
 
     Neighbours share exactly `overlap` frames; with an overlap of 0 every frame is in one window.
 
@@ -253,7 +253,7 @@ def decibels(error: float, peak: float) -> float:
 
 
 def release_pages(pictures: np.ndarray | None) -> None:
-    """Tells the system that a memory-mapped array may leave memory; its pages come back when read again.
+    """Tell the system that a memory-mapped array may leave memory; its pages come back when read again.
 
     Other arrays, and mappings whose changes live in memory only (mode `c`), are left alone.
     """
@@ -282,7 +282,7 @@ def _bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
 
 
 def _own_pages(shape: tuple[int, ...]) -> UInt8[np.ndarray, "f 3 h w"]:
-    """Bytes in a mapping of their own, which is gone with them; in the heap they would leave a hole."""
+    """Return bytes in a mapping of their own; in the heap they would leave a hole."""
     size = int(np.prod(shape))
     if sys.platform == "win32" or size == 0:
         return np.empty(shape, np.uint8)

@@ -46,16 +46,16 @@ class Mattes:
         return len(self.ends)
 
     def packed_frame(self, t: int) -> bytes:
-        """Give the PNG bytes of a frame's matte."""
+        """Return the PNG bytes of a frame's matte."""
         start = int(self.ends[t - 1]) if t else 0
         return self.packed[start : int(self.ends[t])].tobytes()
 
     def frame(self, t: int) -> UInt8[np.ndarray, "h w"]:
-        """Give the matte of a frame."""
+        """Return the matte of a frame."""
         return unpack_matte(self.packed_frame(t))
 
     def frames(self, start: int, stop: int) -> UInt8[np.ndarray, "f 1 h w"]:
-        """Give the mattes of some frames."""
+        """Return the mattes of some frames."""
         return np.stack([self.frame(t) for t in range(start, stop)])[:, None]
 
 
@@ -99,23 +99,23 @@ class Chart:
         return self.start + len(self.mapping)
 
     def covers(self, t: int) -> bool:
-        """Whether a frame takes anything from this chart."""
+        """Return whether a frame takes anything from this chart."""
         return self.start <= t < self.stop and float(self.blend[t - self.start]) > 0
 
     def part(self, start: int, stop: int) -> Mapping:
-        """Give the mapping of some frames of the clip."""
+        """Return the mapping of some frames of the clip."""
         return self.mapping.part(start - self.start, stop - self.start)
 
     def gain_basis(
         self, window: Window, start: int, stop: int
     ) -> tuple[Float[Tensor, "f hh kh"], Float[Tensor, "f ww kw"]]:
-        """Give the spline weights of the gain for the rows and columns of a window."""
+        """Return the spline weights of the gain for the rows and columns of a window."""
         origins = self.mapping.origins[start - self.start : stop - self.start]
         away_y, away_x = knots(window, origins, self.mapping.extent, (self.gain.shape[2], self.gain.shape[3]))
         return spline(away_y), spline(away_x)
 
     def gains(self, window: Window, start: int, stop: int) -> Float[Tensor, "f 3 hh ww"]:
-        """Give the gain at every pixel of a window of frames `start` to `stop` of the clip."""
+        """Return the gain at every pixel of a window of frames `start` to `stop` of the clip."""
         a, b = start - self.start, stop - self.start
         controls = self.gain[a:b]
         rows, columns = self.gain_basis(window, start, stop)
@@ -143,11 +143,11 @@ class Atlas:
     """What it was solved with, as JSON."""
 
     def charts_of(self, layer: int, start: int, stop: int) -> list[Chart]:
-        """Give the charts that a layer takes any of some frames from."""
+        """Return the charts that a layer takes any of some frames from."""
         return [c for c in self.charts if c.layer == layer and c.start < stop and c.stop > start]
 
     def shares(self, start: int, stop: int) -> list[Float[Tensor, "f 1 h w"]]:
-        """Give how much of each pixel each layer makes up; over the layers it sums to 1."""
+        """Return how much of each pixel each layer makes up; over the layers it sums to 1."""
         packed = [torch.from_numpy(m.frames(start, stop)) for m in self.mattes]
         return shares_of([alpha.to(self.device).float() / 255 for alpha in packed])
 
@@ -157,11 +157,11 @@ class Atlas:
         return self.charts[0].texture.device
 
     def to(self, device: torch.device | str) -> "Atlas":
-        """Give the same atlas on another device."""
+        """Return the same atlas on another device."""
         return replace(self, charts=tuple(moved(chart, device) for chart in self.charts))
 
     def layer(self, layer: int, start: int, stop: int) -> Float[Tensor, "f 3 h w"]:
-        """Give what a layer alone shows, 0 to 1, wherever its charts reach."""
+        """Return what a layer alone shows, 0 to 1, wherever its charts reach."""
         shown = torch.zeros(stop - start, 3, self.height, self.width, device=self.device)
         for chart in self.charts_of(layer, start, stop):
             a, b = max(start, chart.start), min(stop, chart.stop)
@@ -173,7 +173,7 @@ class Atlas:
         return shown
 
     def reconstruct(self, start: int, stop: int) -> Float[Tensor, "f 3 h w"]:
-        """Give the clip as the atlas explains it, 0 to 1."""
+        """Return the clip as the atlas explains it, 0 to 1."""
         total = torch.zeros(stop - start, 3, self.height, self.width, device=self.device)
         for index, share in enumerate(self.shares(start, stop)):
             total += share * self.layer(index, start, stop)
@@ -181,7 +181,7 @@ class Atlas:
 
 
 def moved(chart: Chart, device: torch.device | str) -> Chart:
-    """Give the same chart on another device."""
+    """Return the same chart on another device."""
     mapping = chart.mapping
     there = replace(
         mapping,
@@ -200,7 +200,7 @@ def moved(chart: Chart, device: torch.device | str) -> Chart:
 
 
 def shares_of(alphas: Sequence[Float[Tensor, "f 1 h w"]]) -> list[Float[Tensor, "f 1 h w"]]:
-    """Give how much of each pixel each layer makes up, from straight mattes front to back; last, the rest."""
+    """Return each layer's share of each pixel, from straight mattes front to back; last, the rest."""
     assert alphas, "an atlas has at least one object"
     made, through = [alphas[0]], 1 - alphas[0]
     for alpha in alphas[1:]:
@@ -210,7 +210,7 @@ def shares_of(alphas: Sequence[Float[Tensor, "f 1 h w"]]) -> list[Float[Tensor, 
 
 
 def errors(atlas: Atlas, video: Video) -> dict[str, list[float]]:
-    """Give the reconstruction in dB, frame by frame: of all pixels, and of each layer's own."""
+    """Return the reconstruction in dB, frame by frame: of all pixels, and of each layer's own."""
     found: dict[str, list[float]] = {"all": [], **{name: [] for name in atlas.names}}
     step = max(1, FRAMES_AT_ONCE // 4)
     for start in range(0, atlas.frames, step):

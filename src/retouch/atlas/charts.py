@@ -49,7 +49,7 @@ class Span:
 
 
 def candidates(frames: int) -> list[int]:
-    """Give the frames that are tried as references, evenly over the clip and with its middle."""
+    """Return the frames that are tried as references, evenly over the clip and with its middle."""
     step = max(1, -(-frames // CANDIDATES))
     return sorted({*range(step // 2, frames, step), frames // 2})
 
@@ -57,7 +57,7 @@ def candidates(frames: int) -> list[int]:
 def coverage(
     masks: UInt8[np.ndarray, "f h w"], flow: ClipFlow, references: Sequence[int]
 ) -> Float32[np.ndarray, "references f"]:
-    """Give the share of the object in every frame that can be followed there from each reference.
+    """Return the share of the object in every frame that can be followed there from each reference.
 
     `masks` may lie in a file: frames are read one at a time.
     """
@@ -91,7 +91,7 @@ def _followed(
     back: Float32[np.ndarray, "2 h w"],
     mask: UInt8[np.ndarray, "h w"],
 ) -> Float32[np.ndarray, "m 4"]:
-    """Points (where they are now, where they began) one frame on, without those that get lost."""
+    """Return points (where they are now, where they began) one frame on, without those that get lost."""
     height, width = mask.shape
     now, began = points[:, :2], points[:, 2:]
     x, y = now.round().astype(int).T
@@ -107,7 +107,7 @@ def _followed(
 
 
 def _bend(points: Float32[np.ndarray, "n 4"]) -> float:
-    """How far points lie from any affine image of where they began, in parts of the object's size."""
+    """Return how far points lie from any affine image of where they began, in parts of the object's size."""
     if len(points) < 8:
         return 1.0
     now, began = points[:, :2].astype(np.float64), points[:, 2:].astype(np.float64)
@@ -120,7 +120,7 @@ def _bend(points: Float32[np.ndarray, "n 4"]) -> float:
 
 
 def references(shown: Float32[np.ndarray, "candidates f"], most: int) -> list[int]:
-    """Give the rows to take, in order: each time the one that covers most of what is not covered enough."""
+    """Return the rows to take, in order: each time the one that covers most of what is not covered enough."""
     wanted = np.minimum(shown, ENOUGH)
     have = np.zeros(shown.shape[1], np.float32)
     taken: list[int] = []
@@ -171,7 +171,7 @@ def _fade(t: np.ndarray, cut: int, width: int) -> Float[np.ndarray, " f"]:
 
 
 def _padded(blend: np.ndarray, start: int, stop: int, reference: int) -> Float[Tensor, " f"]:
-    """The run made to hold its reference, which may lie outside when fades are long."""
+    """Return the run made to hold its reference, which may lie outside when fades are long."""
     before, after = max(0, start - reference), max(0, reference + 1 - stop)
     return torch.from_numpy(np.pad(blend, (before, after))).float()
 
@@ -179,7 +179,7 @@ def _padded(blend: np.ndarray, start: int, stop: int, reference: int) -> Float[T
 def zoom_coverage(
     matrices: Float[Tensor, "references f 3 3"], height: int, width: int
 ) -> Float32[np.ndarray, "references f"]:
-    """Give the share of each frame that a flat background's picture shows neither too large nor too small."""
+    """Return the share of each frame that a flat background's picture shows at a fair size."""
     y, x = torch.meshgrid(
         torch.linspace(0, height - 1, 8).double(), torch.linspace(0, width - 1, 8).double(), indexing="ij"
     )

@@ -142,7 +142,7 @@ def refinements(
     flow: Flow | None = None,
     run: Run,
 ) -> Iterator[Atlas]:
-    """Give the atlas after each stage, better each time; every one of them can be used."""
+    """Yield the atlas after each stage, better each time; every one of them can be used."""
     _check(video, mattes, names)
     size = working_size(video.height, video.width, settings.side)
     pyramid = ClipPyramid(video, mattes, run.compute.torch_device())
@@ -190,7 +190,7 @@ def _checkpoint(run: Run, atlas: Atlas) -> None:
 
 
 def _resumed(run: Run, pyramid: ClipPyramid) -> Atlas | None:
-    """The atlas of the last stage that a stopped run completed, if it is of this clip."""
+    """Return the atlas of the last stage that a stopped run completed, if it is of this clip."""
     tensors = run.draft.load()
     if not tensors or "tree" not in tensors:
         return None
@@ -215,7 +215,7 @@ def from_flow(
     run: Run,
     set_progress: SetProgress,
 ) -> Atlas:
-    """Charts that follow the flow, with averaged textures."""
+    """Return charts that follow the flow, with averaged textures."""
     video = pyramid.video
     clip_flow = flow_between(video, size, flow or DisFlow(magnify=2 if max(size) < SMALL else 1), run)
     pairs = pair_matrices(pyramid, clip_flow, size)
@@ -242,7 +242,7 @@ def from_flow(
 
 
 def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> ClipFlow:
-    """Give the flow between the clip's neighbours at a size, kept in a file."""
+    """Return the flow between the clip's neighbours at a size, kept in a file."""
     shelf = run.scratch("flow", (max(len(video) - 1, 1), 2, 2, *size), np.float16)
 
     def frame(t: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -254,7 +254,7 @@ def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> C
 def _bare(
     layer: int, reference: int, start: int, mapping: Mapping, blend: Float[Tensor, " f"], pyramid: ClipPyramid
 ) -> Chart:
-    """A chart in pixels of the full reference frame, with nothing in its texture."""
+    """Return a chart in pixels of the full reference frame, with nothing in its texture."""
     video, device = pyramid.video, pyramid.device
     zoom = video.width / mapping.width
     whole = mapping.at_size(video.height, video.width).retextured(zoom, (0.0, 0.0))
@@ -267,7 +267,7 @@ def _bare(
 
 
 def averaged(atlas: Atlas, pyramid: ClipPyramid, size: tuple[int, int]) -> Atlas:
-    """Every texture as the mean of what the frames show of it, at a working size."""
+    """Return every texture as the mean of what the frames show of it, at a working size."""
     scale = size[1] / atlas.width
     charts = [mean_texture(reframed(chart, pyramid, size, scale), pyramid, size) for chart in atlas.charts]
     return replace(atlas, charts=tuple(charts))
@@ -291,7 +291,7 @@ def reframed(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int], scale: f
 def _bounds(
     chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
-    """The lowest and highest texture position of any visible pixel."""
+    """Return the lowest and highest texture position of any visible pixel."""
     mapping = chart.mapping.at_size(*size)
     low, high = torch.full((2,), 1e9), torch.full((2,), -1e9)
     for a, b in blocks(chart.start, chart.stop):
@@ -405,7 +405,7 @@ def solved(atlas: Atlas, pyramid: ClipPyramid, smooth: float, run: Run, *, round
 def _explained(
     atlas: Atlas, pyramid: ClipPyramid, textures: list[Tensor], run: Run, *, of_the_rest: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What textures show, or what they leave of the pictures, gathered back into texture space.
+    """Return what textures show, or what they leave of the pictures, gathered back into texture space.
 
     In the second case also the sum of squared weights of every texel.
     """
@@ -465,7 +465,7 @@ def with_edges(
 def _refined(
     wanted: Float[Tensor, "f 3 h w"], colours: list[Tensor], alphas: list[Tensor], which: int
 ) -> Float[Tensor, "f 1 h w"]:
-    """One matte, given the others: the least squares answer, held to what it was before."""
+    """Return one matte, given the others: the least squares answer, held to what it was before."""
     front, through = torch.zeros_like(wanted), torch.ones_like(alphas[0])
     for alpha, colour in zip(alphas[:which], colours, strict=False):
         front = front + through * alpha * colour
@@ -529,7 +529,7 @@ def _gained(
 
 
 def _plain_gain(chart: Chart, across: int) -> Chart:
-    """The chart with a gain of one everywhere, `across` knots along its box's long side."""
+    """Return the chart with a gain of one everywhere, `across` knots along its box's long side."""
     width, height = chart.mapping.extent
     knot = max(width, height) / across
     counts = (max(1, round(height / knot)) + 3, max(1, round(width / knot)) + 3)
@@ -544,7 +544,7 @@ def _gain_change(
     shown: Float[Tensor, "f 3 h w"],
     rest: Float[Tensor, "f 3 h w"],
 ) -> Float[Tensor, "f 3 kh kw"]:
-    """What to add to the gain so that `shown`, multiplied by it, explains the rest as well."""
+    """Return what to add to the gain so that `shown`, multiplied by it, explains the rest as well."""
     rows, columns = chart.gain_basis(window, start, stop)
     kh, kw = chart.gain.shape[2:]
     matrix = normal_matrix(rows, columns, shown.square())

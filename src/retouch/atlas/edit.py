@@ -157,7 +157,7 @@ def propagate_to_neighbours(atlas: Atlas, direct: Pairs[int, Sequence[Patch]]) -
 def _passed(
     atlas: Atlas, order: Sequence[int], direct: Pairs[int, Sequence[Patch]]
 ) -> dict[int, list[Patch]]:
-    """What each chart gets from the one before it in an order."""
+    """Return what each chart gets from the one before it in an order."""
     got: dict[int, list[Patch]] = {}
     for before, after in itertools.pairwise(order):
         parts = [*direct.get(before, []), *got.get(before, [])]
@@ -206,7 +206,7 @@ def patch_to_neighbour(atlas: Atlas, patch: Patch, after: int) -> Patch | None:
 def _box(
     uv: Float[Tensor, "1 2 h w"], wanted: Bool[Tensor, "1 1 h w"], chart: Chart
 ) -> tuple[float, float, float, float] | None:
-    """The rectangle of the chart that holds all wanted pixels, with a margin."""
+    """Return the rectangle of the chart that holds all wanted pixels, with a margin."""
     points = uv[0].movedim(0, 2)[wanted[0, 0]]
     if not len(points):
         return None
@@ -250,7 +250,7 @@ def _read_back(
 
 
 def _detail(at: Float[Tensor, "1 2 v u"]) -> Float[Tensor, "1 v u"]:
-    """How many pixels of the frame there are to a texel, which is how well the frame sees it."""
+    """Return how many pixels of the frame there are to a texel, which is how well the frame sees it."""
     along_u = F.pad(torch.diff(at, dim=3), (0, 1, 0, 0), mode="replicate")
     along_v = F.pad(torch.diff(at, dim=2), (0, 0, 0, 1), mode="replicate")
     return area(torch.stack([along_u, along_v], 2)).abs().clamp(1e-3, 10)
@@ -338,7 +338,7 @@ class Period:
     fade_out: int = 0
 
     def strength(self, t: int) -> float:
-        """Give how strong the edit is in a frame, 0 to 1."""
+        """Return how strong the edit is in a frame, 0 to 1."""
         if not self.start <= t < self.stop:
             return 0.0
         coming = (t - self.start + 1) / (self.fade_in + 1)
@@ -350,7 +350,7 @@ class Period:
 def render(
     atlas: Atlas, video: Video, patches: Sequence[Patch], mode: Mode = "over", period: Period | None = None
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]]:
-    """Give the edited clip block by block: its first frame's number, frames, and where they may differ.
+    """Yield the edited clip block by block: its first frame's number, frames, and where they may differ.
 
     Where no patch reaches, frames are the source's, bit for bit.
     """
@@ -374,7 +374,7 @@ def render(
 def _changes(
     atlas: Atlas, patches: Sequence[Patch], mode: Mode, below: Float[Tensor, "f 3 h w"], a: int, b: int
 ) -> tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 1 h w"]]:
-    """What to add to frames, and how much of each pixel the edit makes up."""
+    """Return what to add to frames, and how much of each pixel the edit makes up."""
     size = (atlas.height, atlas.width)
     change, cover = torch.zeros_like(below), torch.zeros_like(below[:, :1])
     own = atlas.shares(a, b)
@@ -413,7 +413,7 @@ def _layer_colours(chart: Chart, window: Window, start: int, stop: int) -> Float
 
 
 def propagated(atlas: Atlas, video: Video, frame: int, layer: int) -> list[Patch]:
-    """Give what one whole frame says about a layer, as patches: what painting over all of it would do."""
+    """Return what one whole frame says about a layer, as patches: what painting over all of it would do."""
     picture = torch.tensor(np.array(video.frames[frame])).to(atlas.device).float() / 255
     share = atlas.shares(frame, frame + 1)[layer][0]
     return patches_from_frames(atlas, [Key(frame, picture, (share > 0.5).float())], [layer])

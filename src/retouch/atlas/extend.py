@@ -22,7 +22,7 @@ from retouch.video import Video
 
 @torch.no_grad()
 def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
-    """Give the atlas of a longer clip that begins with the atlas's own.
+    """Return the atlas of a longer clip that begins with the atlas's own.
 
     Textures do not change, so every edit made for the shorter clip holds.
 
@@ -51,7 +51,7 @@ def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
 
 
 def _longer(matte: Mattes, video: Video, known: int) -> Mattes:
-    """The matte, followed into the new frames."""
+    """Return the matte, followed into the new frames."""
     last = matte.frame(known - 1)
     packed = [matte.packed_frame(t) for t in range(known)]
     rest = video[known - 1 :]
@@ -64,7 +64,7 @@ def _longer(matte: Mattes, video: Video, known: int) -> Mattes:
 
 
 def _with_frame(chart: Chart, pyramid: ClipPyramid, flow: ClipFlow, t: int, size: tuple[int, int]) -> Chart:
-    """The chart with frame `t` behind its last one."""
+    """Return the chart with frame `t` behind its last one."""
     small = chart.mapping.at_size(*size)
     before = small.part(len(small) - 1, len(small))
     share = pyramid.share(chart.layer, t - 1, t, *size)[0, 0].cpu().numpy() > 0.9
@@ -97,13 +97,13 @@ def _behind(first: Tensor, last: Tensor) -> Tensor:
 
 
 def _matrix_moved(before: Mapping, matrix: Float64[np.ndarray, "3 3"]) -> Mapping:
-    """The last frame's mapping, taken one frame on by the motion between them."""
+    """Return the last frame's mapping, taken one frame on by the motion between them."""
     matrices = before.matrices.cpu().double() @ torch.from_numpy(np.linalg.inv(matrix))
     return replace(before, matrices=(matrices / matrices[:, 2:, 2:]).to(before.matrices))
 
 
 def _box_moved(mapping: Mapping, matrix: Float64[np.ndarray, "3 3"]) -> Mapping:
-    """The mapping with its box, an object's, taken along by the motion and kept inside the frame."""
+    """Return the mapping with its box, an object's, taken along by the motion and kept inside the frame."""
     corner, extent = mapping.origins[0].cpu().double().numpy(), np.array(mapping.extent)
     middle = corner + extent / 2 - 0.5
     lifted = matrix @ np.append(middle, 1.0)

@@ -225,7 +225,7 @@ def _from_png16(content: bytes) -> Float[Tensor, "c v u"]:
 
 
 def texture_name(atlas: Atlas, index: int) -> str:
-    """Give the name that a chart's texture goes by outside: the layer's, with a number if it has several."""
+    """Return the name of a chart's texture outside: the layer's, with a number if it has several."""
     chart = atlas.charts[index]
     row = sorted((c.start, i) for i, c in enumerate(atlas.charts) if c.layer == chart.layer)
     name = atlas.names[chart.layer]
@@ -276,7 +276,7 @@ def export(atlas: Atlas, folder: Path, *, force: bool = False, exr: bool = False
 
 
 def _written(stem: Path, picture: Float[Tensor, "c h w"], *, exr: bool) -> Path:
-    """A picture for compositors: grey or in three colours."""
+    """Return a picture for compositors: grey or in three colours."""
     if not exr:
         return _write(stem.with_suffix(".png"), _png16(picture))
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +285,7 @@ def _written(stem: Path, picture: Float[Tensor, "c h w"], *, exr: bool) -> Path:
 
 
 def st_map(atlas: Atlas, index: int, t: int) -> Float[Tensor, "3 h w"]:
-    """Give where each pixel of a frame lies in a chart's texture, as `export` says it."""
+    """Return where each pixel of a frame lies in a chart's texture, as `export` says it."""
     chart = atlas.charts[index]
     part = chart.part(t, t + 1)
     window = part.window()

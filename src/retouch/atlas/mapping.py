@@ -21,7 +21,7 @@ NEWTON_STEPS = 6
 
 
 def spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
-    """Give the uniform cubic B-spline at a distance from its centre, in knots."""
+    """Return the uniform cubic B-spline at a distance from its centre, in knots."""
     a = x.abs()
     near = (4 - 6 * a**2 + 3 * a**3) / 6
     far = (2 - a).clamp(min=0) ** 3 / 6
@@ -29,7 +29,7 @@ def spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
 
 
 def spline_slope(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
-    """Give the derivative of the uniform cubic B-spline."""
+    """Return the derivative of the uniform cubic B-spline."""
     a = x.abs()
     near = -2 * a + 1.5 * a**2
     far = -((2 - a).clamp(min=0) ** 2) / 2
@@ -47,7 +47,7 @@ class Window:
     width: int
 
     def part(self, start: int, stop: int) -> "Window":
-        """Give the rectangles of some of the frames."""
+        """Return the rectangles of some of the frames."""
         return Window(self.corners[start:stop], self.height, self.width)
 
     def cut(self, pictures: Float[Tensor, "f c h w"]) -> Float[Tensor, "f c hh ww"]:
@@ -70,7 +70,7 @@ class Window:
 def positions(
     window: Window, like: Float[Tensor, "*s"]
 ) -> tuple[Float[Tensor, "f ww"], Float[Tensor, "f hh"]]:
-    """Give the x of every column and the y of every row of a window, in frame pixels."""
+    """Return the x of every column and the y of every row of a window, in frame pixels."""
     corners = window.corners.to(like)
     x = corners[:, :1] + torch.arange(window.width).to(like)
     y = corners[:, 1:] + torch.arange(window.height).to(like)
@@ -80,7 +80,7 @@ def positions(
 def knots(
     window: Window, origins: Float[Tensor, "f 2"], extent: tuple[float, float], counts: tuple[int, int]
 ) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
-    """Give how far each row and column lies from each control of a grid over a box, in knots.
+    """Return how far each row and column lies from each control of a grid over a box, in knots.
 
     Positions outside the box are held to its border.
     """
@@ -114,14 +114,14 @@ class Mapping:
         return int(self.matrices.shape[0])
 
     def part(self, start: int, stop: int) -> "Mapping":
-        """Give the mapping of some of the frames."""
+        """Return the mapping of some of the frames."""
         cut = slice(start, stop)
         return replace(
             self, matrices=self.matrices[cut], controls=self.controls[cut], origins=self.origins[cut]
         )
 
     def at_size(self, height: int, width: int) -> "Mapping":
-        """Give the same mapping for frames of another size; texels stay as they are."""
+        """Return the same mapping for frames of another size; texels stay as they are."""
         sx, sy = self.width / width, self.height / height
         shrink = torch.tensor(
             [[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]], dtype=torch.float64
@@ -137,7 +137,7 @@ class Mapping:
         )
 
     def retextured(self, scale: float, offset: tuple[float, float]) -> "Mapping":
-        """Give the same mapping into a texture `scale` times as fine, moved by `offset` texels."""
+        """Return the same mapping into a texture `scale` times as fine, moved by `offset` texels."""
         centre = 0.5 * scale - 0.5
         move = torch.tensor(
             [[scale, 0, centre + offset[0]], [0, scale, centre + offset[1]], [0, 0, 1]], dtype=torch.float64
@@ -149,7 +149,7 @@ class Mapping:
         )
 
     def window(self) -> Window:
-        """Give the whole pixels that each frame's box touches, moved inside the frame."""
+        """Return the whole pixels that each frame's box touches, moved inside the frame."""
         box_w = min(self.width, int(-(-self.extent[0] // 1)) + 1)
         box_h = min(self.height, int(-(-self.extent[1] // 1)) + 1)
         corners = self.origins.floor().long()
@@ -157,12 +157,12 @@ class Mapping:
         return Window(corners.clamp(min=0).minimum(limit), box_h, box_w)
 
     def basis(self, window: Window) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
-        """Give the spline weights of each row and each column of the window."""
+        """Return the spline weights of each row and each column of the window."""
         knots_y, knots_x = self._knots(window)
         return spline(knots_y), spline(knots_x)
 
     def uv(self, window: Window) -> Float[Tensor, "f 2 hh ww"]:
-        """Give the texture position of every pixel of a window."""
+        """Return the texture position of every pixel of a window."""
         rows, columns = self.basis(window)
         x, y = self._positions(window)
         top, bottom = self._homogeneous(x[:, None, :], y[:, :, None])
@@ -170,7 +170,7 @@ class Mapping:
         return top / bottom + bent
 
     def jacobian(self, window: Window) -> Float[Tensor, "f 2 2 hh ww"]:
-        """Give d uv / d p for every pixel: [:, i, j] is how component i of uv moves along axis j."""
+        """Return d uv / d p for every pixel: [:, i, j] is how component i of uv moves along axis j."""
         knots_y, knots_x = self._knots(window)
         rows, columns = spline(knots_y)[:, None], spline(knots_x)[:, None]
         slope_y, slope_x = spline_slope(knots_y)[:, None], spline_slope(knots_x)[:, None]
@@ -185,7 +185,7 @@ class Mapping:
         return torch.stack([along[0] + bent_x, along[1] + bent_y], dim=2)
 
     def uv_at(self, t: int, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Give the texture positions of single points of one frame."""
+        """Return the texture positions of single points of one frame."""
         return self._at(t, points)[0]
 
     def invert(
@@ -207,7 +207,7 @@ class Mapping:
     def _at(
         self, t: int, points: Float[Tensor, "n 2"]
     ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2 2"]]:
-        """The texture positions of points and the Jacobian there."""
+        """Return the texture positions of points and the Jacobian there."""
         matrix = self.matrices[t].to(points.dtype)
         lifted = points @ matrix[:, :2].T + matrix[:, 2]
         flat = lifted[:, :2] / lifted[:, 2:]
@@ -248,18 +248,18 @@ class Mapping:
 
 
 def compose(first: Float[Tensor, "3 3"], second: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
-    """Give the matrix that applies `first`, then `second`, scaled so that its last entry is 1."""
+    """Return the matrix that applies `first`, then `second`, scaled so that its last entry is 1."""
     both = second @ first
     return both / both[2, 2]
 
 
 def area(jacobian: Float[Tensor, "f 2 2 h w"]) -> Float[Tensor, "f h w"]:
-    """Give how many texels a pixel covers; zero or less is a fold."""
+    """Return how many texels a pixel covers; zero or less is a fold."""
     return jacobian[:, 0, 0] * jacobian[:, 1, 1] - jacobian[:, 0, 1] * jacobian[:, 1, 0]
 
 
 def anisotropy(jacobian: Float[Tensor, "f 2 2 h w"]) -> Float[Tensor, "f h w"]:
-    """Give how many times longer than wide a small painted disc becomes."""
+    """Return how many times longer than wide a small painted disc becomes."""
     whole = jacobian.square().sum(dim=(1, 2))
     det = area(jacobian).abs().clamp(min=1e-9)
     root = (whole.square() - 4 * det.square()).clamp(min=0).sqrt()

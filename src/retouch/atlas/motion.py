@@ -59,7 +59,7 @@ def pair_matrices(
 def robust_matrix(
     flow: Float32[np.ndarray, "2 h w"], inside: Bool[np.ndarray, "h w"], *, affine: bool
 ) -> Float64[np.ndarray, "3 3"]:
-    """Give the affine matrix or homography that most flow vectors agree on."""
+    """Return the affine matrix or homography that most flow vectors agree on."""
     y, x = np.nonzero(inside)
     if len(x) < FEWEST:
         return np.eye(3)
@@ -76,7 +76,7 @@ def robust_matrix(
 def chain(
     pairs: Float64[np.ndarray, "pairs 3 3"], reference: int, start: int, stop: int
 ) -> Float[Tensor, "f 3 3"]:
-    """Give the matrix from each frame to the reference."""
+    """Return the matrix from each frame to the reference."""
     made = {reference: torch.eye(3, dtype=torch.float64)}
     for t in range(reference + 1, stop):
         made[t] = compose(torch.linalg.inv(torch.from_numpy(pairs[t - 1])), made[t - 1])
@@ -116,7 +116,7 @@ def plan(
 def boxes(
     pyramid: ClipPyramid, layer: int, span: Span, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "f 2"], tuple[float, float]]:
-    """Give the corner of a layer's box in each frame, and the one extent that holds it in all of them."""
+    """Return the corner of a layer's box in each frame, and the one extent that holds it in all of them."""
     height, width = size
     if layer == pyramid.layers - 1:
         return torch.zeros(span.stop - span.start, 2), (float(width), float(height))
@@ -204,7 +204,7 @@ def fit_to_flow(
 
 
 def _reach(mapping: Mapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
-    """The lowest and highest place that the matrices take any corner of a box to."""
+    """Return the lowest and highest place that the matrices take any corner of a box to."""
     sides = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]) * torch.tensor([*mapping.extent, 0])
     corners = sides + torch.nn.functional.pad(mapping.origins.cpu(), (0, 1), value=1.0)[:, None]
     lifted = corners @ mapping.matrices.cpu().float().transpose(1, 2)

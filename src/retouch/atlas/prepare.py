@@ -53,7 +53,7 @@ def atlas_for(
     settings: AtlasSettings | None = None,
     deadline: float = 0.0,
 ) -> Atlas:
-    """Give the atlas of a clip: read it, or decompose the clip by masks or marks and keep the result.
+    """Return the atlas of a clip: read it, or decompose the clip by masks or marks and keep the result.
 
     Args:
         video: The clip.
@@ -160,7 +160,7 @@ def objects_from_cutout(cutout: Cutout) -> Objects:
 
 
 def segmenter_named(name: str, run: Run) -> Segmenter | None:
-    """Give who follows objects: nothing for `grabcut`, which is the default, or `sam2:MODEL`.
+    """Return who follows objects: nothing for `grabcut`, which is the default, or `sam2:MODEL`.
 
     Raises:
         ParamsError: there is none of that name.
@@ -175,7 +175,7 @@ def segmenter_named(name: str, run: Run) -> Segmenter | None:
 
 
 def flow_named(name: str, run: Run) -> Flow | None:
-    """Give where motion comes from: nothing for `dis`, which is the default, or `raft:MODEL`.
+    """Return where motion comes from: nothing for `dis`, which is the default, or `raft:MODEL`.
 
     Raises:
         ParamsError: there is none of that name.
@@ -190,7 +190,7 @@ def flow_named(name: str, run: Run) -> Flow | None:
 
 
 def _model_named(what: str, name: str, without: str, kind: str) -> str | None:
-    """The model in `KIND:MODEL`; nothing for the one that goes without."""
+    """Return the model in `KIND:MODEL`; nothing for the one that goes without."""
     if name == without:
         return None
     given, _, ref = name.partition(":")

@@ -54,7 +54,7 @@ class ClipPyramid:
         return len(self.mattes) + 1
 
     def stiffness(self, layer: int, settings: AtlasSettings) -> float:
-        """Give how much a layer's mapping resists bending."""
+        """Return how much a layer's mapping resists bending."""
         return settings.stiffness if layer < self.layers - 1 else settings.ground
 
     def keep(self, height: int, width: int, run: Run) -> None:
@@ -72,7 +72,7 @@ class ClipPyramid:
         self.kept[height, width] = (pictures, mattes)
 
     def pictures(self, start: int, stop: int, height: int, width: int) -> Float[Tensor, "f 3 h w"]:
-        """Give frames, 0 to 1."""
+        """Return frames, 0 to 1."""
         if (height, width) in self.kept:
             got = np.array(self.kept[height, width][0][start:stop])
             release_pages(self.kept[height, width][0])
@@ -82,17 +82,17 @@ class ClipPyramid:
         return torch.tensor(got, device=self.device).float() / 255  # a copy: a file may not be written to
 
     def shares(self, start: int, stop: int, height: int, width: int) -> list[Float[Tensor, "f 1 h w"]]:
-        """Give how much of each pixel each layer makes up."""
+        """Return how much of each pixel each layer makes up."""
         return shares_of([self._alpha(i, start, stop, height, width) for i in range(len(self.mattes))])
 
     def share(self, layer: int, start: int, stop: int, height: int, width: int) -> Float[Tensor, "f 1 h w"]:
-        """Give how much of each pixel one layer makes up."""
+        """Return how much of each pixel one layer makes up."""
         return self.shares(start, stop, height, width)[layer]
 
     def confident(
         self, layer: int, start: int, stop: int, height: int, width: int
     ) -> Float[Tensor, "f 1 h w"]:
-        """Give how far each pixel speaks for one layer alone; edges do not."""
+        """Return how far each pixel speaks for one layer alone; edges do not."""
         share = self.share(layer, start, stop, height, width)
         if layer < self.layers - 1:
             return share**4
@@ -110,13 +110,13 @@ class ClipPyramid:
 
 
 def blocks(start: int, stop: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """Give frame numbers a few at a time."""
+    """Yield frame numbers a few at a time."""
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
 
 def overlap(a: int, b: int, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Give the index of each span that shares frames with `a` to `b`, and the frames shared."""
+    """Yield the index of each span that shares frames with `a` to `b`, and the frames shared."""
     for index, (start, stop) in enumerate(spans):
         first, last = max(a, start), min(b, stop)
         if first < last:

@@ -64,11 +64,11 @@ class Report:
     sentences: tuple[str, ...]
 
     def plain(self) -> dict[str, object]:
-        """Give everything as plain values."""
+        """Return everything as plain values."""
         return asdict(self)
 
     def words(self) -> str:
-        """Give everything as a person reads it."""
+        """Return everything as a person reads it."""
         lines = [f"explained  {self.explained:.1f} dB"]
         for one in self.layers:
             lines += [
@@ -91,7 +91,7 @@ def examine(atlas: Atlas, video: Video) -> Report:
 
 
 def _mean(figures: Sequence[float]) -> float:
-    """The dB of the mean error."""
+    """Return the dB of the mean error."""
     known = [10 ** (-d / 10) for d in figures if np.isfinite(d)]
     return decibels(float(np.mean(known)), peak=1) if known else float("nan")
 
@@ -121,7 +121,7 @@ def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> Laye
 
 
 def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None) -> tuple[float, float]:
-    """Give how well one frame of a layer gives the others, in dB, and the share of pixels that it reaches."""
+    """Return how well one frame of a layer gives the others, in dB, and the share of pixels reached."""
     if frame is None:
         own = sorted(c.reference for c in atlas.charts if c.layer == layer)
         frame = own[len(own) // 2]
@@ -139,7 +139,7 @@ def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None
 
 
 def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
-    """The 95th percentile of the stretch of visible pixels, in all frames and in the worst one; the folds."""
+    """Return the stretch of visible pixels (95th percentile), overall and of the worst frame; the folds."""
     stretches, worst, folded, count = [], (0, 1.0), 0, 0
     for chart in atlas.charts:
         if chart.layer != layer:
@@ -164,7 +164,7 @@ def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
 
 
 def _sentences(layers: Sequence[LayerReport], frames: int) -> list[str]:
-    """What to expect, in plain words."""
+    """Return what to expect, in plain words."""
     said = []
     for one in layers:
         if one.poor:

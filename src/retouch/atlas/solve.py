@@ -27,7 +27,7 @@ SAME_PLACE = 1e-4
 
 @functools.lru_cache(maxsize=32)
 def bending(rows: int, columns: int) -> Float[Tensor, "n n"]:
-    """Give the matrix whose quadratic form is the squared second differences of a control grid."""
+    """Return the matrix whose quadratic form is the squared second differences of a control grid."""
 
     def second(n: int) -> Tensor:
         d = torch.zeros(max(n - 2, 0), n, dtype=torch.float64)
@@ -47,7 +47,7 @@ def bending(rows: int, columns: int) -> Float[Tensor, "n n"]:
 def normal_matrix(
     rows: Float[Tensor, "f h gh"], columns: Float[Tensor, "f w gw"], weights: Float[Tensor, "f c h w"]
 ) -> Float[Tensor, "f c n n"]:
-    """Give the sum over pixels of weight times B(p) B(p)^T, for every weight picture."""
+    """Return the sum over pixels of weight times B(p) B(p)^T, for every weight picture."""
     pairs_y, place_y = _pairs(rows.shape[2])
     pairs_x, place_x = _pairs(columns.shape[2])
     by = rows[..., pairs_y[0]] * rows[..., pairs_y[1]]
@@ -60,7 +60,7 @@ def normal_matrix(
 
 @functools.lru_cache(maxsize=32)
 def _pairs(count: int) -> tuple[Tensor, Tensor]:
-    """The pairs of controls that share a pixel, and where each entry of a matrix finds its pair."""
+    """Return the pairs of controls that share a pixel, and where each entry of a matrix finds its pair."""
     pairs = [(a, b) for a in range(count) for b in range(a, min(count, a + 4))]
     place = torch.full((count, count), len(pairs))
     for index, (a, b) in enumerate(pairs):
@@ -71,12 +71,12 @@ def _pairs(count: int) -> tuple[Tensor, Tensor]:
 def rhs(
     rows: Float[Tensor, "f h gh"], columns: Float[Tensor, "f w gw"], values: Float[Tensor, "f c h w"]
 ) -> Float[Tensor, "f c n"]:
-    """Give the sum over pixels of value times B(p), for every value picture."""
+    """Return the sum over pixels of value times B(p), for every value picture."""
     return (rows.transpose(1, 2)[:, None] @ values @ columns[:, None]).flatten(2)
 
 
 def geman_mcclure(squared: Float[Tensor, "*s"], scale: float) -> Float[Tensor, "*s"]:
-    """Give the Geman-McClure weight of a squared residual: 1 for small ones, next to none for outliers."""
+    """Return the Geman-McClure weight of a squared residual: 1 for small ones, next to none for outliers."""
     return (1 + squared / scale**2) ** -2
 
 
@@ -112,7 +112,7 @@ def fit_field(
 
 
 def texel_size(mapping: Mapping, window: Window) -> Float[Tensor, "f 1 1 1"]:
-    """Give the usual length of a pixel in texels, one number a frame, from the matrices alone."""
+    """Return the usual length of a pixel in texels, one number a frame, from the matrices alone."""
     bare = replace(mapping, controls=torch.zeros_like(mapping.controls))
     middle = Window(window.corners + window.corners.new_tensor([window.width // 2, window.height // 2]), 1, 1)
     return area(bare.jacobian(middle)).abs().clamp(min=1e-6).sqrt()[:, None]
@@ -195,7 +195,7 @@ def without_folds(
 def _slopes(
     pictures: Float[Tensor, "f 3 h w"], jacobian: Float[Tensor, "f 2 2 h w"]
 ) -> tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]]:
-    """How colours change along the texture's two axes: the picture's slopes through the inverse Jacobian."""
+    """Return how colours change along the texture's axes: picture slopes through the inverse Jacobian."""
     pad = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
     along_x = 0.5 * (pad[..., 1:-1, 2:] - pad[..., 1:-1, :-2])
     along_y = 0.5 * (pad[..., 2:, 1:-1] - pad[..., :-2, 1:-1])
@@ -251,7 +251,7 @@ def conjugate_gradients(
 
 
 def roughness(texture: Float[Tensor, "c v u"]) -> Float[Tensor, "c v u"]:
-    """Give the gradient of half the squared differences between neighbouring texels."""
+    """Return the gradient of half the squared differences between neighbouring texels."""
     out = torch.zeros_like(texture)
     along_u, along_v = torch.diff(texture, dim=2), torch.diff(texture, dim=1)
     out[:, :, 1:] += along_u

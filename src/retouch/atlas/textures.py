@@ -34,7 +34,7 @@ def splat(
 
 
 def _grid(uv: Float[Tensor, "f 2 h w"], height: int, width: int) -> Float[Tensor, "1 n w 2"]:
-    """Positions as `grid_sample` counts them: -1 to 1 between the centres of the outermost texels."""
+    """Return positions as `grid_sample` counts them: -1 to 1 between the centres of the outermost texels."""
     scale = uv.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     return (uv.movedim(1, 3) * scale - 1).flatten(0, 1)[None]
 

@@ -26,16 +26,16 @@ class ImageTextEncoder(Protocol):
     """A network that puts pictures and texts into one space, as vectors of length one."""
 
     def images(self, frames: Frames, /) -> Float[Tensor, "f d"]:
-        """Embeds frames, cropped and resized as the network was trained."""
+        """Embed frames, cropped and resized as the network was trained."""
         ...
 
     def texts(self, sentences: list[str], /) -> Float[Tensor, "n d"]:
-        """Embeds texts."""
+        """Embed texts."""
         ...
 
 
 def key(metric: str, network: str, crop: str, frames: str = "all") -> str:
-    """Names a figure so that only like is set beside like: `clip-f@vit-b32/224c/all`."""
+    """Name a figure so that only like is set beside like: `clip-f@vit-b32/224c/all`."""
     return f"{metric}@{network}/{crop}/{frames}"
 
 
@@ -49,7 +49,7 @@ def clip_text(result: Frames, prompt: str, encoder: ImageTextEncoder) -> float:
 def clip_direction(
     result: Frames, source: Frames, prompt: str, source_prompt: str, encoder: ImageTextEncoder
 ) -> float:
-    """Mean cosine of E(y_t) - E(x_t) and E(p_t) - E(p_s): did the picture move the way the words did?
+    """Return the mean cosine of E(y_t) - E(x_t) and E(p_t) - E(p_s): did pictures move as the words did?
 
     A frame that did not move at all counts 0: no change is no change in the right direction.
 
@@ -97,7 +97,7 @@ def frame_accuracy(result: Frames, prompt: str, source_prompt: str, encoder: Ima
 
 
 def embedded(frames: Frames, encoder: ImageTextEncoder) -> Float[Tensor, "f d"]:
-    """Embeds a clip of any length, `AT_ONCE` frames at a time."""
+    """Embed a clip of any length, `AT_ONCE` frames at a time."""
     parts = []
     for t in range(0, len(frames), AT_ONCE):
         parts.append(encoder.images(np.asarray(frames[t : t + AT_ONCE])).float().cpu())
@@ -106,5 +106,5 @@ def embedded(frames: Frames, encoder: ImageTextEncoder) -> Float[Tensor, "f d"]:
 
 
 def told(encoder: ImageTextEncoder, *texts: str) -> Float[Tensor, "n d"]:
-    """Embeds texts on the CPU in full precision, where cosines of near neighbours keep their order."""
+    """Embed texts on the CPU in full precision, where cosines of near neighbours keep their order."""
     return encoder.texts(list(texts)).float().cpu()

@@ -20,7 +20,7 @@ _25_TO_7 = 25.0**7
 def colour_drift(
     result: Frames, source: Other | None = None, *, window: int = 8
 ) -> Float[np.ndarray, " windows"]:
-    """Measures, window by window, how far the mean colour has drifted from the first window's, in dE2000.
+    """Measure, window by window, how far the mean colour has drifted from the first window's, in dE2000.
 
     With `source`, the change of the source's own mean colour is taken off first (in CIELAB), so that a
     clip that pans from sand to sea does not count as drift. The first value is 0; the worst one is what a
@@ -38,7 +38,7 @@ def colour_drift(
 
 
 def delta_e(lab: Lab, other: Lab) -> Float[np.ndarray, " n"]:
-    """Computes CIEDE2000 with unit weights, in the steps of Sharma, Wu and Dalal (2005)."""
+    """Compute CIEDE2000 with unit weights, in the steps of Sharma, Wu and Dalal (2005)."""
     l1, a1, b1 = np.moveaxis(np.asarray(lab, dtype=np.float64), -1, 0)
     l2, a2, b2 = np.moveaxis(np.asarray(other, dtype=np.float64), -1, 0)
     chroma_mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
@@ -68,7 +68,7 @@ def delta_e(lab: Lab, other: Lab) -> Float[np.ndarray, " n"]:
 
 
 def lab_of(rgb: UInt8[np.ndarray, "n 3"]) -> Lab:
-    """Turns 8-bit sRGB into CIELAB under D65, 2 degrees."""
+    """Turn 8-bit sRGB into CIELAB under D65, 2 degrees."""
     light = _LINEAR[rgb]
     ratio = light @ _TO_XYZ.T / _WHITE
     f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
@@ -95,7 +95,7 @@ def _polar(
 def _mean_hue(
     h1: Float[np.ndarray, " n"], h2: Float[np.ndarray, " n"], *, grey: Bool[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Gives the hue half-way on the shorter arc; a grey has no hue and takes the other's."""
+    """Return the hue half-way on the shorter arc; a grey has no hue and takes the other's."""
     total = h1 + h2
     far = np.abs(h1 - h2) > 180
     around = np.where(total < 360, (total + 360) / 2, (total - 360) / 2)

@@ -36,7 +36,7 @@ class Motion:
 
 
 def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
-    """Measures how far each frame is from the next one brought back along `motion`: mean |.| from 0 to 1.
+    """Measure how far each frame is from the next one brought back along `motion`: mean |.| from 0 to 1.
 
     The motion is the source's: what it shows moving must move alike in the edit. Only pixels that stay in
     view count, pooled over the clip; bilinear sampling.
@@ -63,7 +63,7 @@ def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
 
 
 def flicker(result: Frames, source: Other) -> float:
-    """Measures how much more `result` changes from frame to frame than `source`: ratio of mean changes.
+    """Measure how much more `result` changes from frame to frame than `source`: ratio of mean changes.
 
     1 is as lively as the source, 2.8 flickers. A source that stands still gives 1 where the result does
     too, else infinity.
@@ -72,20 +72,20 @@ def flicker(result: Frames, source: Other) -> float:
 
 
 def flicker_peak(result: Frames, source: Other) -> float:
-    """Measures as `flicker` does, by the 99th percentile of the changes: it finds small spots that flash."""
+    """Measure as `flicker` does, by the 99th percentile of the changes: it finds small spots that flash."""
     return _ratio(_percentile(_changes(result), 0.99), _percentile(_changes(source), 0.99))
 
 
 def true_motion(
     flow: Float[np.ndarray, "pairs 2 h w"], seen: Bool[np.ndarray, "pairs 1 h w"]
 ) -> Iterator[Motion]:
-    """Gives known motion pair by pair; the arrays may be memory-mapped."""
+    """Yield known motion pair by pair; the arrays may be memory-mapped."""
     for t in range(len(flow)):
         yield Motion(np.asarray(flow[t]), np.asarray(seen[t]))
 
 
 def estimated_motion(source: Frames, flow: FlowFinder | None = None) -> Iterator[Motion]:
-    """Estimates the motion of a clip, pair by pair; `flow` is dense inverse search unless given.
+    """Estimate the motion of a clip, pair by pair; `flow` is dense inverse search unless given.
 
     In view is what comes back to within a pixel when it follows the flow there and back.
     """
@@ -107,7 +107,7 @@ def _mean(changes: Iterable[UInt8[np.ndarray, "3 h w"]]) -> float:
 
 
 def _percentile(changes: Iterable[UInt8[np.ndarray, "3 h w"]], share: float) -> float:
-    """Finds the lowest of the 256 levels that `share` of all changes do not exceed: exact, in flat memory."""
+    """Find the lowest of the 256 levels that `share` of all changes do not exceed: exact, in flat memory."""
     counts = np.zeros(256, dtype=np.int64)
     for change in changes:
         counts += np.bincount(change.ravel(), minlength=256)

@@ -26,7 +26,7 @@ SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(clip: Frames, other: Other, mask: Mask | None = None) -> float:
-    """Measures peak signal-to-noise in decibels over the pixels of `mask`, at most `CEILING_DB`."""
+    """Measure peak signal-to-noise in decibels over the pixels of `mask`, at most `CEILING_DB`."""
     squares, count = 0, 0
     for t, a, b in pairs(clip, other):
         square = (a.astype(np.int32) - b) ** 2
@@ -36,7 +36,7 @@ def psnr(clip: Frames, other: Other, mask: Mask | None = None) -> float:
 
 
 def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:
-    """Measures structural similarity (Wang et al. 2004): Gauss window 11, sigma 1.5, per channel, no padding.
+    """Measure structural similarity (Wang et al. 2004): Gauss window 11, sigma 1.5, per channel, no padding.
 
     With a mask, windows *centred* in it are averaged; one that straddles its border also sees the other side.
     """
@@ -50,7 +50,7 @@ def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:
 
 
 def changed(source: Frames, truth: Other) -> Mask:
-    """Marks the pixels where the true edit differs from the source at all: the *inside* of edit fidelity."""
+    """Mark the pixels where the true edit differs from the source at all: the *inside* of edit fidelity."""
     mask = np.empty((len(source), 1, *source.shape[-2:]), dtype=bool)
     for t, a, b in pairs(source, truth):
         mask[t, 0] = (a != b).any(axis=0)
@@ -58,17 +58,17 @@ def changed(source: Frames, truth: Other) -> Mask:
 
 
 def fidelity_inside(result: Frames, truth: Other, mask: Mask) -> float:
-    """Measures how well `result` shows the true edit where it should: PSNR to the truth inside `mask`."""
+    """Measure how well `result` shows the true edit where it should: PSNR to the truth inside `mask`."""
     return psnr(result, truth, mask)
 
 
 def fidelity_outside(result: Frames, truth: Other, mask: Mask) -> float:
-    """Measures how well `result` leaves the rest alone: PSNR against the truth outside `mask`."""
+    """Measure how well `result` leaves the rest alone: PSNR against the truth outside `mask`."""
     return psnr(result, truth, ~mask)
 
 
 def untouched_share(result: Frames, source: Other, touched: Mask) -> float:
-    """Counts the share of pixels outside `touched` that equal the source to the bit in all three channels."""
+    """Count the share of pixels outside `touched` that equal the source to the bit in all three channels."""
     equal, count = 0, 0
     for t, a, b in pairs(result, source):
         same = (a == b).all(axis=0)[~touched[t, 0]]
@@ -77,7 +77,7 @@ def untouched_share(result: Frames, source: Other, touched: Mask) -> float:
 
 
 def pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Gives index and frames `(3, h, w)` of two clips side by side.
+    """Yield index and frames `(3, h, w)` of two clips side by side.
 
     Raises:
         InputError: the clips differ in size or length; nothing is resized or cut in silence.
@@ -92,7 +92,7 @@ def pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndar
 
 
 def frames_of(clip: Frames) -> Iterator[np.ndarray]:
-    """Gives the frames `(3, h, w)` one by one; those of a memory-mapped clip leave memory again."""
+    """Yield the frames `(3, h, w)` one by one; those of a memory-mapped clip leave memory again."""
     for t in range(len(clip)):
         yield clip[t]
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:

@@ -81,11 +81,11 @@ class Metric:
     rewards_doing_nothing: bool = False
 
     def fits(self, case: Case) -> bool:
-        """Whether the case knows all that is needed."""
+        """Return whether the case knows all that is needed."""
         return all(getattr(case, need) is not None for need in self.needs)
 
     def key(self, case: Case) -> str:
-        """Names the figure with what moves it: `psnr@rgb8/64x64/8f`, `clip-t@vit-b32/224c/8f`."""
+        """Name the figure with what moves it: `psnr@rgb8/64x64/8f`, `clip-t@vit-b32/224c/8f`."""
         frames, _, height, width = case.result.shape
         if "encoder" in self.needs:
             return f"{self.name}@{case.network}/{case.crop}/{frames}f"
@@ -93,7 +93,7 @@ class Metric:
 
 
 def metrics() -> Mapping[str, Metric]:
-    """All metrics by name, ours and those of installed packages.
+    """Return all metrics by name, ours and those of installed packages.
 
     Raises:
         PluginError: an entry point does not load, or is no `Metric`, or takes a name that is taken.
@@ -102,7 +102,7 @@ def metrics() -> Mapping[str, Metric]:
 
 
 def find(name: str) -> Metric:
-    """The metric of that name.
+    """Return the metric of that name.
 
     Raises:
         InputError: there is none; the hint names the nearest.
@@ -115,7 +115,7 @@ def find(name: str) -> Metric:
 
 
 def measure(case: Case, names: tuple[str, ...] = ()) -> dict[str, float]:
-    """Measures a case: the metrics named, or all those whose needs are known. The keys are full ones.
+    """Measure a case: the metrics named, or all those whose needs are known. The keys are full ones.
 
     Raises:
         InputError: a named metric needs what the case does not know.

@@ -29,7 +29,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
-    """Gives the mean of `values`, one per clip, with its percentile bootstrap interval over clips.
+    """Return the mean of `values`, one per clip, with its percentile bootstrap interval over clips.
 
     Raises:
         InputError: there is no value, or one that is no number; a mean that hides it would be a lie.
@@ -54,7 +54,7 @@ def paired(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Gives the mean of `values - others` with its interval, both taken on the same clips in the same order.
+    """Return the mean of `values - others` with its interval, both taken on the same clips in the same order.
 
     Hard clips are hard for both, so that this is far narrower than the two intervals side by side.
     """

@@ -29,7 +29,7 @@ _SINE = (
 
 
 def sine(turns: float) -> float:
-    """Sine of an angle in turns."""
+    """Return the sine of an angle in turns."""
     x = turns - floor(turns + 0.5)
     if x > 0.25:
         x = 0.5 - x
@@ -43,12 +43,12 @@ def sine(turns: float) -> float:
 
 
 def cosine(turns: float) -> float:
-    """Cosine of an angle in turns."""
+    """Return the cosine of an angle in turns."""
     return sine(turns + 0.25)
 
 
 def waves(turns: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Sine of every angle in an array of turns."""
+    """Return the sine of every angle in an array of turns."""
     x = turns - np.floor(turns + 0.5)
     x = np.where(x > 0.25, 0.5 - x, np.where(x < -0.25, -0.5 - x, x))
     square = x * x
@@ -60,7 +60,7 @@ def waves(turns: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def smooth(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """The curve from 0 to 1 that is level at both ends, for x in [0, 1]."""
+    """Return the curve from 0 to 1 that is level at both ends, for x in [0, 1]."""
     curve: Float[np.ndarray, "*shape"] = x * x * (3 - 2 * x)
     return curve
 
@@ -72,7 +72,7 @@ def unit(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def to_bytes(x: Float[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """Values in [0, 1] as bytes, rounded half up."""
+    """Return values in [0, 1] as bytes, rounded half up."""
     levels: Float[np.ndarray, "*shape"] = unit(x) * x.dtype.type(255) + x.dtype.type(0.5)
     rounded: Shaped[np.ndarray, "*shape"] = levels.astype(np.uint8)
     return rounded
@@ -81,7 +81,7 @@ def to_bytes(x: Float[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
 def over(
     top: Shaped[np.ndarray, "3 h w"], alpha: Shaped[np.ndarray, "h w"], below: Shaped[np.ndarray, "3 h w"]
 ) -> Shaped[np.ndarray, "3 h w"]:
-    """Bytes of `top` laid over bytes of `below`, in whole numbers, rounded to nearest."""
+    """Return the bytes of `top` laid over bytes of `below`, in whole numbers, rounded to nearest."""
     a = alpha.astype(np.uint16)
     total: Shaped[np.ndarray, "3 h w"] = top * a + below * (255 - a) + np.uint16(128)
     laid: Shaped[np.ndarray, "3 h w"] = np.right_shift(total + np.right_shift(total, 8), 8).astype(
@@ -116,13 +116,13 @@ class Dice:
         self._thrown = iter(uniform(count, seed, stream).tolist())
 
     def between(self, low: float, high: float) -> float:
-        """A number from `low` to `high`."""
+        """Return a number from `low` to `high`."""
         return low + (high - low) * float(next(self._thrown))
 
     def pick(self, count: int) -> int:
-        """A whole number from 0 to `count` - 1."""
+        """Return a whole number from 0 to `count` - 1."""
         return min(int(float(next(self._thrown)) * count), count - 1)
 
     def chance(self, share: float) -> bool:
-        """True in `share` of all throws."""
+        """Return True in `share` of all throws."""
         return float(next(self._thrown)) < share

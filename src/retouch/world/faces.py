@@ -182,7 +182,7 @@ class Liveliness:
     phase: float = 0.0
 
     def at(self, t: float) -> Expression:
-        """The expression at `t` seconds; an eye shuts and opens within a quarter of a second."""
+        """Return the expression at `t` seconds; an eye shuts and opens within a quarter of a second."""
         turns = t / self.period + self.phase
         since = t / self.blinks + self.phase
         since = (since - int(since)) * self.blinks
@@ -219,7 +219,7 @@ class Portrait:
 
     @classmethod
     def sample(cls, seed: int) -> "Portrait":
-        """The portrait that belongs to a seed; identity, motion and background are drawn apart."""
+        """Return the portrait that belongs to a seed; identity, motion and background are drawn apart."""
         return cls(sample_identity(seed), sample_motion(seed), *_sample_behind(seed))
 
     @property
@@ -237,7 +237,7 @@ class Portrait:
 
     @classmethod
     def of(cls, caption: str, seed: int = 0) -> "Portrait":
-        """The portrait of a seed, changed to show what a caption says.
+        """Return the portrait of a seed, changed to show what a caption says.
 
         Skin, shape, eyes, hair and background stay as the seed has them where the caption is silent; glasses,
         beard and hat are there only if it names them.
@@ -258,7 +258,7 @@ class Portrait:
         return portrait.changed("hair=bald") if re.search(r"\bno hair\b", text) else portrait
 
     def changed(self, text: str) -> "Portrait":
-        """The portrait with one thing changed: `glasses=yes`, `hair=long`, `hat=red`, `background=snow`.
+        """Return the portrait with one thing changed, as in `glasses=yes`, `hair=long` or `background=snow`.
 
         Raises:
             RequestError: there is no such thing to change, or no such word for it.
@@ -315,7 +315,7 @@ _STREAM = 7_000_003
 
 
 def sample_identity(seed: int) -> Identity:
-    """Who belongs to a seed."""
+    """Return who belongs to a seed."""
     dice = Dice(seed, _STREAM + WORLD_VERSION, 16)
 
     def one(words: tuple[str, ...]) -> str:
@@ -338,7 +338,7 @@ def sample_identity(seed: int) -> Identity:
 
 
 def sample_motion(seed: int) -> Liveliness:
-    """How the face of a seed moves."""
+    """Return how the face of a seed moves."""
     dice = Dice(seed, _STREAM + 100 + WORLD_VERSION, 16)
     return Liveliness(
         centre=(dice.between(-0.12, 0.12), dice.between(-0.08, 0.1)),
@@ -380,7 +380,7 @@ class FaceClip:
 
     @classmethod
     def of(cls, portrait: Portrait, frames: int = 16, size: Size = 128, fps: Fraction = FPS) -> "FaceClip":
-        """Draws the first `frames` frames of a portrait."""
+        """Draw the first `frames` frames of a portrait."""
         hw = height_width(size)
         drawn = [_drawn(portrait, number * fps.denominator / fps.numerator, hw) for number in range(frames)]
         video, colour, alpha, parts, landmarks = (np.stack(kind) for kind in zip(*drawn, strict=True))
@@ -392,7 +392,7 @@ class FaceClip:
         return self.portrait.caption
 
     def edited(self, *changes: str) -> "FaceClip":
-        """The true edited clip: the portrait with the changes made, moving in the same way."""
+        """Return the true edited clip: the portrait with the changes made, moving in the same way."""
         portrait = self.portrait
         for change in changes:
             portrait = portrait.changed(change)
@@ -400,12 +400,12 @@ class FaceClip:
 
 
 def face_picture(portrait: Portrait, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "h w 3"]:
-    """The portrait at `t` seconds: rows, columns, red green blue."""
+    """Return the portrait at `t` seconds: rows, columns, red green blue."""
     return np.ascontiguousarray(_drawn(portrait, t, height_width(size))[0].transpose(1, 2, 0))
 
 
 def face_landmarks(identity: Identity, pose: Expression) -> Float32[np.ndarray, "landmarks 2"]:
-    """Where the landmarks of a face lie in the world."""
+    """Return where the landmarks of a face lie in the world."""
     layout = _Layout.of(identity, pose)
     points: dict[str, tuple[float, float]] = {"nose tip": layout.nose, "chin": (0.0, _chin(identity.shape))}
     for name, (x, y), outward in (("left", layout.left, -1), ("right", layout.right, 1)):
@@ -449,7 +449,7 @@ class _Layout:
         )
 
     def eye_width(self, side: int) -> float:
-        """Half the width of the eye on the left (-1) or right (1), narrower on the side turned away."""
+        """Return half an eye's width, left (-1) or right (1), narrower on the side turned away."""
         return 0.135 * (1 - 0.18 * self.yaw * side)
 
 
@@ -528,7 +528,7 @@ def _grown(shape: Distance, by: float) -> Distance:
 
 
 def _pieces(who: Identity, pose: Expression) -> list[_Piece]:
-    """What to paint, back to front."""
+    """Return what to paint, back to front."""
     layout = _Layout.of(who, pose)
     groups: tuple[Callable[[Identity, Expression, _Layout], list[_Piece]], ...] = (
         _body,

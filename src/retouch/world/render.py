@@ -61,12 +61,12 @@ def height_width(size: Size) -> tuple[int, int]:
 
 
 def picture(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "h w 3"]:
-    """The scene at `t` seconds, as pictures are kept in files: rows, columns, red green blue."""
+    """Return the scene at `t` seconds, as pictures are kept in files: rows, columns, red green blue."""
     return np.ascontiguousarray(planes(scene, t, size).transpose(1, 2, 0))
 
 
 def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "3 h w"]:
-    """The scene at `t` seconds, as frames of a video are kept: red, green and blue planes."""
+    """Return the scene at `t` seconds, as frames of a video are kept: red, green and blue planes."""
     hw, view = height_width(size), scene.camera.at(t)
     sheets = [sheet_of(actor, actor.motion.at(t), view, hw) for actor in scene.actors]
     return styled(composed(background_planes(scene.background, scene.ground, view, hw), sheets), scene.style)
@@ -75,7 +75,7 @@ def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "
 def composed(
     background: UInt8[np.ndarray, "3 h w"], sheets: Sequence[Sheet | None]
 ) -> UInt8[np.ndarray, "3 h w"]:
-    """The background with sheets laid over it, the first in front."""
+    """Return the background with sheets laid over it, the first in front."""
     frame = background.copy()
     for sheet in reversed(sheets):
         if sheet is not None:
@@ -86,7 +86,7 @@ def composed(
 
 
 def film(scene: Scene, frames: int, size: Size = 128, fps: Fraction = FPS) -> Video:
-    """The first `frames` frames of the scene as a clip, without the truth about it."""
+    """Return the first `frames` frames of the scene as a clip, without the truth about it."""
     h, w = height_width(size)
     clip = np.empty((frames, 3, h, w), np.uint8)
     for number in range(frames):
@@ -97,7 +97,7 @@ def film(scene: Scene, frames: int, size: Size = 128, fps: Fraction = FPS) -> Vi
 def background_planes(
     background: str, ground: tuple[float, float], view: View, hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "3 h w"]:
-    """A background alone, unstyled; `ground` is the place of its tile that lies at the world's origin."""
+    """Return a background, unstyled; `ground` is the place of its tile at the world's origin."""
     x, y = world_axes(view, hw)
     pixel = 2 / (min(hw) * view.zoom)
     levels = looked_up(background, x + ground[0], y + ground[1], pixel)
@@ -125,7 +125,7 @@ def pixel_places(
 def texture_coordinates(
     actor: Actor, pose: Pose, x: Float[np.ndarray, "*x"], y: Float[np.ndarray, "*y"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Where on the actor the world points at columns `x` and rows `y` lie."""
+    """Return where on the actor the world points at columns `x` and rows `y` lie."""
     c, s = cosine(pose.turn) / pose.scale, sine(pose.turn) / pose.scale
     dx, dy = x - pose.x, y - pose.y
     u, v = c * dx + s * dy, c * dy - s * dx
@@ -136,7 +136,7 @@ def texture_coordinates(
 def world_points(
     actor: Actor, pose: Pose, u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Where in the world points of the actor lie: `texture_coordinates` undone."""
+    """Return where in the world points of the actor lie: `texture_coordinates` undone."""
     c, s = cosine(pose.turn) * pose.scale, sine(pose.turn) * pose.scale
     u = -u if actor.mirrored else u
     v = v + pose.bend * (u * u - 1 / 3)
@@ -144,7 +144,7 @@ def world_points(
 
 
 def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet | None:
-    """What an actor adds to the frame; `None` when it is out of sight."""
+    """Return what an actor adds to the frame; `None` when it is out of sight."""
     x, y = world_axes(view, hw)
     reach = (REACH + 0.1) * pose.scale
     columns = np.flatnonzero(np.abs(x - pose.x) <= reach)
@@ -163,7 +163,7 @@ def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet
 
 
 def painted(actor: Actor, u: Plane, v: Plane, width: float) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
-    """Colour and alpha in [0, 1] of an actor at texture coordinates; `width` is a pixel's."""
+    """Return colour and alpha in [0, 1] of an actor at texture coordinates; `width` is a pixel's."""
     first = PAINT[actor.colour]
     second = _SECOND_DARK.get(actor.colour, _SECOND_PALE)
     share = second_share(actor.pattern, u, v, width)

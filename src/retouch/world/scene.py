@@ -55,7 +55,7 @@ class Motion:
     phase: float = 0.0
 
     def at(self, t: float) -> Pose:
-        """The pose at `t` seconds."""
+        """Return the pose at `t` seconds."""
         turns = t / self.period + self.phase
         return Pose(
             x=self.centre[0] + self.swing[0] * sine(turns),
@@ -115,7 +115,7 @@ class Camera:
     phase: float = 0.0
 
     def at(self, t: float) -> View:
-        """The view at `t` seconds."""
+        """Return the view at `t` seconds."""
         turns = t / self.period + self.phase
         return View(
             x=self.pan[0] * sine(turns),
@@ -199,7 +199,7 @@ class Scene:
 
     @classmethod
     def sample(cls, seed: int, variety: Variety = Variety()) -> "Scene":
-        """The scene that belongs to a seed.
+        """Return the scene that belongs to a seed.
 
         Every choice has its own throw of the dice, so that a narrower variety changes nothing else.
         """
@@ -215,7 +215,7 @@ class Scene:
 
     @classmethod
     def of(cls, caption: str, seed: int = 0, variety: Variety = Variety()) -> "Scene":
-        """The scene of a seed, changed to show what a caption says; the rest stays as the seed has it.
+        """Return the scene of a seed, changed to show what a caption says; the rest stays as the seed has it.
 
         Colour and pattern words belong to the object word after them. An object without a pattern word is
         plain, and a caption without a style word is a plain picture.
@@ -243,7 +243,7 @@ class Scene:
 
 
 def check_word(what: str, word: str, known: tuple[str, ...]) -> None:
-    """Refuses a word that is not among those known.
+    """Refuse a word that is not among those known.
 
     Raises:
         RequestError: with the known words in its hint.

@@ -43,7 +43,7 @@ class Part:
 
 
 def circle(x: float, y: float, radius: float) -> Distance:
-    """A disc."""
+    """Return a disc."""
 
     def distance(u: Plane, v: Plane) -> Plane:
         du, dv = u - x, v - y
@@ -53,7 +53,7 @@ def circle(x: float, y: float, radius: float) -> Distance:
 
 
 def ellipse(x: float, y: float, wide: float, high: float) -> Distance:
-    """An upright ellipse with half axes `wide` and `high`; the distance is exact at the border only."""
+    """Return an upright ellipse of half axes `wide` and `high`; the distance is exact at the border only."""
 
     def distance(u: Plane, v: Plane) -> Plane:
         du, dv = (u - x) / wide, (v - y) / high
@@ -66,7 +66,7 @@ def ellipse(x: float, y: float, wide: float, high: float) -> Distance:
 
 
 def slab(left: float, top: float, right: float, bottom: float, corner: float = 0.0) -> Distance:
-    """A rectangle with rounded corners."""
+    """Return a rectangle with rounded corners."""
     x, y = (left + right) / 2, (top + bottom) / 2
     wide, high = (right - left) / 2 - corner, (bottom - top) / 2 - corner
 
@@ -82,7 +82,7 @@ def slab(left: float, top: float, right: float, bottom: float, corner: float = 0
 
 
 def polygon(*corners: tuple[float, float]) -> Distance:
-    """A convex polygon; outside it keeps its sharp corners at every distance."""
+    """Return a convex polygon; outside it keeps its sharp corners at every distance."""
     pairs = list(zip(corners, corners[1:] + corners[:1], strict=True))
     if sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs) < 0:
         pairs = [(b, a) for a, b in pairs]
@@ -102,7 +102,7 @@ def polygon(*corners: tuple[float, float]) -> Distance:
 
 
 def stroke(ax: float, ay: float, bx: float, by: float, radius: float) -> Distance:
-    """A straight line with round ends."""
+    """Return a straight line with round ends."""
     dx, dy = bx - ax, by - ay
     square = dx * dx + dy * dy
 
@@ -116,12 +116,12 @@ def stroke(ax: float, ay: float, bx: float, by: float, radius: float) -> Distanc
 
 
 def ring(shape: Distance, half: float) -> Distance:
-    """The border of a shape, `half` wide to both sides."""
+    """Return the border of a shape, `half` wide to both sides."""
     return lambda u, v: np.abs(shape(u, v)) - half
 
 
 def union(*shapes: Distance) -> Distance:
-    """What lies in any of the shapes."""
+    """Return what lies in any of the shapes."""
 
     def distance(u: Plane, v: Plane) -> Plane:
         nearest = shapes[0](u, v)
@@ -133,17 +133,17 @@ def union(*shapes: Distance) -> Distance:
 
 
 def without(shape: Distance, hole: Distance) -> Distance:
-    """What lies in `shape` and not in `hole`."""
+    """Return what lies in `shape` and not in `hole`."""
     return lambda u, v: np.maximum(shape(u, v), -hole(u, v))
 
 
 def within(shape: Distance, frame: Distance) -> Distance:
-    """What lies in both."""
+    """Return what lies in both."""
     return lambda u, v: np.maximum(shape(u, v), frame(u, v))
 
 
 def pointed_star(outer: float, inner: float, y: float = 0.0) -> Distance:
-    """A five-pointed star: the plane is folded into one tenth, where the border is a single straight line."""
+    """Return a five-pointed star: the plane is folded into one tenth, where its border is one line."""
     nu, nv = cosine(0.1), sine(0.1)  # across the mirror between a point and the notch beside it
     ix, iy = inner * sine(0.1), -inner * cosine(0.1)
     length = float(np.sqrt(ix * ix + (iy + outer) * (iy + outer)))
@@ -305,7 +305,7 @@ SHAPES: Mapping[str, tuple[Part, ...]] = MappingProxyType(
 def paint(
     parts: tuple[Part, ...], u: Plane, v: Plane, width: float, own: Float[np.ndarray, "3 h w"]
 ) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
-    """Colour and alpha, both in [0, 1], of an object seen at texture coordinates `u`, `v`.
+    """Return colour and alpha, both in [0, 1], of an object seen at texture coordinates `u`, `v`.
 
     A pixel is `width` wide in texture coordinates; `own` is the object's colour with its pattern, everywhere.
     """

@@ -43,7 +43,7 @@ def face_rows(clip: FaceClip, frames: list[int], after: FaceClip | None = None) 
 
 
 def vocabulary_rows(size: int = 96) -> Rows:
-    """Every word of the world, shown."""
+    """Return every word of the world, shown."""
     hues = [COLOURS[number % len(COLOURS)] for number in range(len(OBJECTS))]
     ball = Scene((Actor("ball", "red", motion=Motion(scale=0.45)),), "grass", ground=(0.9, 0.35))
     car = replace(ball, actors=(Actor("car", "red", motion=Motion(scale=0.8)),))
@@ -68,7 +68,7 @@ def vocabulary_rows(size: int = 96) -> Rows:
 
 
 def face_vocabulary_rows(size: int = 96) -> Rows:
-    """Every word for a face, shown on one face."""
+    """Return every word for a face, shown on one face."""
     face = Portrait.of("an oval face with fair skin, short brown hair and blue eyes, in sky")
     face = replace(face, motion=replace(face.motion, centre=(0.0, 0.08), sway=(0.0, 0.0), roll=0.0, yaw=0.0))
     return {
@@ -101,14 +101,14 @@ def _on_grey(
 
 
 def _painted(numbers: UInt8[np.ndarray, "1 h w"]) -> Picture:
-    """Every number in a colour of its own."""
+    """Return every number in a colour of its own."""
     hues = np.array([[(level * (5 + k // 6)) // 7 for level in _HUES[k % 6]] for k in range(16)], np.uint8)
     painted: Picture = hues[numbers[0]]
     return painted
 
 
 def _texture(clip: Clip, t: int) -> Picture:
-    """Texture coordinates of what is seen as a chessboard: it has to stay where it is on every layer."""
+    """Return the texture coordinates that are seen, as a chessboard that stays where it is on each layer."""
     h, w = clip.owner[t].shape
     board = np.zeros((h, w, 3), np.uint8)
     for k, layer in enumerate(clip.layers):

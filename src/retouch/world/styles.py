@@ -21,7 +21,7 @@ _STREAM = 1_000_033
 
 
 def styled(picture: UInt8[np.ndarray, "3 h w"], style: str) -> UInt8[np.ndarray, "3 h w"]:
-    """The picture in a style of `STYLES`."""
+    """Return the picture in a style of `STYLES`."""
     if style == "none":
         return picture
     if style == "pixel art":
@@ -30,12 +30,12 @@ def styled(picture: UInt8[np.ndarray, "3 h w"], style: str) -> UInt8[np.ndarray,
 
 
 def _length(picture: Float[np.ndarray, "3 h w"], share: float) -> float:
-    """A length that is `share` pixels where the shorter side has 64."""
+    """Return a length that is `share` pixels where the shorter side has 64."""
     return share * float(min(picture.shape[1:])) / 64
 
 
 def _shifted(plane: Float[np.ndarray, "*c h w"], down: int, across: int) -> Float[np.ndarray, "*c h w"]:
-    """The plane moved, its border repeated."""
+    """Return the plane moved, its border repeated."""
     h, w = plane.shape[-2:]
     rows = np.clip(np.arange(h) - down, 0, h - 1)
     columns = np.clip(np.arange(w) - across, 0, w - 1)
@@ -44,7 +44,7 @@ def _shifted(plane: Float[np.ndarray, "*c h w"], down: int, across: int) -> Floa
 
 
 def _blurred(plane: Float[np.ndarray, "*c h w"], radius: int) -> Float[np.ndarray, "*c h w"]:
-    """A box blur, summed in a fixed order."""
+    """Return a box blur, summed in a fixed order."""
     if radius < 1:
         return plane
     scale = np.float32(1 / (2 * radius + 1))
@@ -69,7 +69,7 @@ def _grey(picture: Picture) -> Plane:
 
 
 def _step(picture: Float[np.ndarray, "*c h w"], reach: int) -> Float[np.ndarray, "*c h w"]:
-    """How much a picture changes across every place."""
+    """Return how much a picture changes across every place."""
     dx = _shifted(picture, 0, reach) - _shifted(picture, 0, -reach)
     dy = _shifted(picture, reach, 0) - _shifted(picture, -reach, 0)
     length: Float[np.ndarray, "*c h w"] = np.sqrt(dx * dx + dy * dy)
@@ -78,7 +78,7 @@ def _step(picture: Float[np.ndarray, "*c h w"], reach: int) -> Float[np.ndarray,
 
 @lru_cache(maxsize=8)
 def _grain(h: int, w: int, cell: float, key: int) -> Plane:
-    """Smooth noise in [0, 1] fixed to the screen, its grains `cell` pixels wide."""
+    """Return smooth noise in [0, 1] fixed to the screen, its grains `cell` pixels wide."""
     down, across = int(h / cell) + 3, int(w / cell) + 3
     values = uniform(down * across, key, _STREAM).astype(np.float32).reshape(down, across)
     for axis, n in ((0, h), (1, w)):
@@ -94,7 +94,7 @@ def _grain(h: int, w: int, cell: float, key: int) -> Plane:
 
 @lru_cache(maxsize=8)
 def _hatching(h: int, w: int, period: float, slope: int) -> Plane:
-    """Slanted lines fixed to the screen: 0 on a line, 1 between lines."""
+    """Return slanted lines fixed to the screen: 0 on a line, 1 between lines."""
     y, x = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)[None, :]
     turns = (x + slope * y) / np.float32(period)
     plane: Plane = np.abs(turns - np.floor(turns) - np.float32(0.5)) * 2

@@ -28,7 +28,7 @@ RGB: TypeAlias = tuple[int, int, int]
 
 
 def lattice(cells_down: int, cells_across: int, key: int, size: int = TILE) -> Plane:
-    """Smooth noise in [0, 1] that repeats over the tile: random values on a lattice, blended between."""
+    """Return noise in [0, 1] that repeats over the tile: random values on a lattice, blended between."""
     values = uniform(cells_down * cells_across, key, _STREAM).astype(np.float32)
     values = values.reshape(cells_down, cells_across)
     values = _stretched(values, size)  # down
@@ -46,7 +46,7 @@ def _stretched(values: Float[np.ndarray, "v u"], size: int) -> Float[np.ndarray,
 
 
 def clouds(cells: int, key: int, octaves: int = 3, *, wide: int = 1, high: int = 1) -> Plane:
-    """Noise of several sizes summed, in [0, 1]; `wide` and `high` stretch its grains."""
+    """Return noise of several sizes summed, in [0, 1]; `wide` and `high` stretch its grains."""
     total: Plane = np.zeros((TILE, TILE), np.float32)
     weight, sum_of_weights = 1.0, 0.0
     for octave in range(octaves):
@@ -58,7 +58,7 @@ def clouds(cells: int, key: int, octaves: int = 3, *, wide: int = 1, high: int =
 
 
 def mixed(share: Plane, low: RGB, high: RGB) -> Float[np.ndarray, "3 h w"]:
-    """The colour that lies `share` of the way from `low` to `high`, in [0, 1]."""
+    """Return the colour that lies `share` of the way from `low` to `high`, in [0, 1]."""
     s = unit(share)
     return np.stack(
         [np.float32(a / 255) + s * np.float32((b - a) / 255) for a, b in zip(low, high, strict=True)]
@@ -268,7 +268,7 @@ BACKGROUND_TILES: Mapping[str, Callable[[], Float[np.ndarray, "3 h w"]]] = Mappi
 
 @cache
 def ladder(background: str) -> tuple[UInt8[np.ndarray, "3 h w"], ...]:
-    """The tile of a background and its halvings down to 8 texels."""
+    """Return the tile of a background and its halvings down to 8 texels."""
     levels = [np.ascontiguousarray(to_bytes(BACKGROUND_TILES[background]()))]
     while levels[-1].shape[1] > 8:
         fine = levels[-1].astype(np.uint16)
@@ -323,7 +323,7 @@ PATTERN_PERIOD = 0.42
 
 
 def second_share(pattern: str, u: Plane, v: Plane, width: float) -> Plane | None:
-    """Where an object's second colour shows, in [0, 1]; `None` for a plain object."""
+    """Return where an object's second colour shows, in [0, 1]; `None` for a plain object."""
     period = np.float32(PATTERN_PERIOD)
     if pattern == "plain":
         return None

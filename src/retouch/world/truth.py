@@ -62,7 +62,7 @@ class Change:
 
     @classmethod
     def parse(cls, text: str) -> "Change":
-        """Reads `colour=blue`, `background=snow`, `1.object=fish`; `blue` alone will do, the word says what.
+        """Read `colour=blue`, `background=snow`, `1.object=fish`; `blue` alone will do, the word says what.
 
         The number says which object as the caption names them, from 0; without it the first is meant.
 
@@ -86,7 +86,7 @@ class Change:
         return cls(fitting[0], word, int(number or 0))
 
     def of(self, scene: Scene) -> Scene:
-        """The scene with the change made; motion, camera and everything else stay.
+        """Return the scene with the change made; motion, camera and everything else stay.
 
         Raises:
             RequestError: the scene has no such object.
@@ -144,7 +144,7 @@ class Clip:
 
     @classmethod
     def of(cls, scene: Scene, frames: int = 16, size: Size = 128, fps: Fraction = FPS) -> "Clip":
-        """Draws the first `frames` frames of a scene."""
+        """Draw the first `frames` frames of a scene."""
         hw = height_width(size)
         drawn = [_drawn(scene, _seconds(number, fps), hw) for number in range(frames)]
         video = Video(np.stack([frame for frame, _ in drawn]), fps)
@@ -198,7 +198,7 @@ class Clip:
         return self._flows(-1)[1]
 
     def flow(self, start: int, stop: int) -> tuple[Float32[np.ndarray, "2 h w"], Bool[np.ndarray, "1 h w"]]:
-        """The flow from any frame to any other, and where what `start` shows is seen in `stop`."""
+        """Return the flow from any frame to any other, and where what `start` shows is seen in `stop`."""
         h, w = hw = (self.video.height, self.video.width)
         owner, pure = self.owner, self.shares.max(axis=1) >= PURE
         before, after = _seconds(start, self.video.fps), _seconds(stop, self.video.fps)
@@ -230,7 +230,7 @@ class Clip:
 
 
 def edited(clip: Clip, *changes: Change) -> Clip:
-    """The true edited clip: the same scene with the changes made, moving in the same way.
+    """Return the true edited clip: the same scene with the changes made, moving in the same way.
 
     Without a change of style, every pixel that no changed layer reaches has the same bytes as before.
     """
@@ -241,7 +241,7 @@ def edited(clip: Clip, *changes: Change) -> Clip:
 
 
 def reached(before: Clip, after: Clip) -> Bool[np.ndarray, "f 1 h w"]:
-    """Where an edited clip may differ from the clip it was made of: where changed layers have any say.
+    """Return where an edited clip may differ from the clip it was made of: where changed layers have any say.
 
     With a style of the whole picture that is everywhere, for a style looks at a pixel's surroundings too.
     """
@@ -299,7 +299,7 @@ def _shares(alphas: list[UInt8[np.ndarray, "f h w"]]) -> UInt8[np.ndarray, "f la
 
 
 def _moved(scene: Scene, actor: Actor | None, before: float, after: float, hw: tuple[int, int]) -> Places:
-    """Where what a layer shows at every pixel at one time is at another; `None` for the background."""
+    """Return where what a layer shows at every pixel at one time is at another; `None` for the background."""
     x, y = world_axes(scene.camera.at(before), hw)
     if actor is None:
         points = tuple(np.broadcast_arrays(x[None, :], y[:, None]))
