@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte
+from retouch.atlas.atlas import Atlas, Mattes, pack_matte, reconstruction_decibels
 from retouch.atlas.decompose import refinements
 from retouch.atlas.edit import Key, painted_key, patches_from_frames, render
 from retouch.atlas.prepare import kept_objects, objects_from_cutout
@@ -87,7 +87,10 @@ def solved(video: Video, mattes: tuple[Mattes, ...], what: str) -> tuple[Atlas, 
             if atlas_now is None:
                 break
             atlas = atlas_now
-            off = {name: round(mean_db(values), 2) for name, values in errors(atlas, video).items()}
+            off = {
+                name: round(mean_db(values), 2)
+                for name, values in reconstruction_decibels(atlas, video).items()
+            }
             print(f"  {what} {atlas.stage:9} {spent:6.2f} s  {off}", flush=True)
     assert atlas is not None
     return atlas, spent
@@ -207,7 +210,10 @@ def benchmark_world(figures: dict[str, float]) -> None:
     """The world clip, whose truth is known."""
     clip = world()
     atlas, seconds = solved(clip.video, packed(clip.shares[:, 0]), "world")
-    figures |= {"world seconds": seconds, "world dB": mean_db(errors(atlas, clip.video)["all"])}
+    figures |= {
+        "world seconds": seconds,
+        "world dB": mean_db(reconstruction_decibels(atlas, clip.video)["all"]),
+    }
     report = examine(atlas, clip.video)
     for layer, name in enumerate(NAMES):
         figures[f"world {name} drift px"], figures[f"world {name} drift p95"] = drift(clip, atlas, layer, 12)
@@ -351,7 +357,7 @@ def memory_of(folder: Path, frames: int) -> dict[str, float]:
             "own memory MB": memory.most,
             "with pages of files MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "seconds": time.process_time() - began,
-            "object dB": mean_db(errors(atlas, video)["object"]),
+            "object dB": mean_db(reconstruction_decibels(atlas, video)["object"]),
         }
 
 

@@ -27,7 +27,7 @@ from retouch.compute import Compute
 from retouch.diffusion.ddim import climb, move, schedule
 from retouch.diffusion.guidance import guided
 from retouch.metrics.fidelity import psnr as clip_psnr
-from retouch.metrics.uncertainty import interval
+from retouch.metrics.uncertainty import bootstrap_interval
 from retouch.models.annotate import canny
 from retouch.models.clip import TextImage
 from retouch.models.image import Control, StableDiffusion
@@ -325,7 +325,7 @@ def svd_gain_figures(clips: range) -> Figures:
         if moves.sum() >= FEW_MOVING:
             predicted = continued(pipe, truth[0], n, WAYS_ON["predicted"])
             gains.append(clip_psnr(predicted, truth, moves) - clip_psnr(truth[:1].repeat(8, 0), truth, moves))
-    gain = interval(gains)
+    gain = bootstrap_interval(gains)
     ends = {"": gain.mean, "_from": gain.low, "_to": gain.high}
     named = {f"gain_of_predicted{end}": round(value, 2) for end, value in ends.items()}
     return {"clips_of_gain": len(gains), **named}

@@ -30,7 +30,7 @@ from retouch.methods.fatezero.spec import SPEC as FATEZERO
 from retouch.methods.fatezero.spec import FateZeroParams
 from retouch.methods.frame_by_frame.edit import edit as frame_by_frame
 from retouch.methods.frame_by_frame.spec import FrameByFrameParams
-from retouch.metrics.fidelity import changed, psnr
+from retouch.metrics.fidelity import changed_pixels, psnr
 from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
@@ -149,7 +149,7 @@ def baseline(count: int) -> None:
             hue = [colour for colour in COLOURS if colour != actor.colour][number % 7]
             truth = edited(clip, Change.parse(f"colour={hue}"))
             got = by_frame(clip.video, truth.caption, strength=strength).frames
-            where = changed(clip.video.frames, truth.video.frames)
+            where = changed_pixels(clip.video.frames, truth.video.frames)
             inside.append(psnr(got, truth.video.frames, where))
             outside.append(psnr(got, truth.video.frames, ~where))
         found[f"strength {strength:g}"] = [float(np.mean(inside)), float(np.mean(outside))]

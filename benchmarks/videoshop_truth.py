@@ -31,8 +31,8 @@ from retouch.methods.frame_by_frame.spec import FrameByFrameParams
 from retouch.methods.videoshop.edit import edit_with
 from retouch.methods.videoshop.spec import SPEC, VideoshopParams
 from retouch.metrics.consistency import true_motion, warp_error
-from retouch.metrics.fidelity import changed, psnr
-from retouch.metrics.uncertainty import paired
+from retouch.metrics.fidelity import changed_pixels, psnr
+from retouch.metrics.uncertainty import paired_interval
 from retouch.models.image_to_video import ImageToVideo
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Run
@@ -117,7 +117,7 @@ def cases(count: int, first: int, frames: int, size: int) -> Iterator[Case]:
             else edited(source, another(scene, kind, which, first + number))
         )
         poses = [scene.actors[which].motion.at(t / float(source.video.fps)) for t in (0, frames - 1)]
-        reached = changed(source.video.frames, truth.video.frames)[1:]
+        reached = changed_pixels(source.video.frames, truth.video.frames)[1:]
         turned = 360 * abs(poses[1].turn - poses[0].turn)
         yield Case(kind, circumstance, source, truth, turned, float(unseen(source)[1:][reached].mean()))
 
@@ -225,12 +225,12 @@ def captioned(case: Case, run: Run) -> Frames:
 def figures(shown: Frames, case: Case) -> Row:
     """`FIGURES` of one result; what cannot be measured on this clip is no number."""
     real = case.truth.video.frames
-    inside = changed(case.source.video.frames, real)
+    inside = changed_pixels(case.source.video.frames, real)
     inside[0] = False
     late, new = inside.copy(), inside & unseen(case.source)
     late[: len(real) // 2] = False
     motion = true_motion(case.truth.forward, case.truth.forward_seen)
-    outside = ~changed(case.source.video.frames, real)[1:]
+    outside = ~changed_pixels(case.source.video.frames, real)[1:]
     values = (
         *(_psnr(shown, real, mask) for mask in (inside, late, new)),
         _psnr(shown[1:], real[1:], outside),
@@ -284,7 +284,7 @@ def _cell(ours: Sequence[float], theirs: Sequence[float]) -> str:
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if np.isfinite(a) and np.isfinite(b)]
     if not both:
         return ""
-    found = paired([a for a, _ in both], [b for _, b in both])
+    found = paired_interval([a for a, _ in both], [b for _, b in both])
     return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 

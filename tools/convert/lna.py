@@ -31,15 +31,15 @@ import torch  # noqa: E402
 from jaxtyping import Float  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from retouch.atlas.atlas import Atlas, Chart, Mattes, errors, pack_matte  # noqa: E402
-from retouch.atlas.charts import Span  # noqa: E402
-from retouch.atlas.decompose import reframed  # noqa: E402
+from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte, reconstruction_decibels  # noqa: E402
+from retouch.atlas.charts import ChartSpan  # noqa: E402
+from retouch.atlas.decompose import reframe_texture  # noqa: E402
 from retouch.atlas.file import save_atlas  # noqa: E402
-from retouch.atlas.mapping import Mapping, Window  # noqa: E402
-from retouch.atlas.motion import boxes  # noqa: E402
-from retouch.atlas.pyramid import ClipPyramid, blocks  # noqa: E402
+from retouch.atlas.mapping import Mapping, PixelWindow  # noqa: E402
+from retouch.atlas.motion import layer_boxes  # noqa: E402
+from retouch.atlas.pyramid import ClipPyramid, frame_blocks  # noqa: E402
 from retouch.atlas.solve import fit_field  # noqa: E402
-from retouch.atlas.textures import fill, splat  # noqa: E402
+from retouch.atlas.textures import fill_unseen, splat_values  # noqa: E402
 from retouch.errors import ModelMismatch, ModelNotFound, RetouchError  # noqa: E402
 from retouch.media.drafts import check_free  # noqa: E402
 from retouch.media.io import read  # noqa: E402
@@ -139,7 +139,9 @@ class Trained:
     width: int
     most_frames: int
 
-    def positions(self, t: int, frames: int, window: Window, size: tuple[int, int]) -> Float[Tensor, "n 3"]:
+    def positions(
+        self, t: int, frames: int, window: PixelWindow, size: tuple[int, int]
+    ) -> Float[Tensor, "n 3"]:
         """Give the network's position of every pixel of a window of frame `t`, for frames of any size."""
         left, top = window.corners[0].tolist()
         x = (torch.arange(window.width) + left + 0.5) * (self.width / size[1]) - 0.5
@@ -149,7 +151,7 @@ class Trained:
         return torch.stack([columns, rows, torch.full_like(rows, t / (frames / 2) - 1)], -1).flatten(0, 1)
 
     def uv(
-        self, layer: int, t: int, frames: int, window: Window, size: tuple[int, int]
+        self, layer: int, t: int, frames: int, window: PixelWindow, size: tuple[int, int]
     ) -> Float[Tensor, "1 2 h w"]:
         """Give where the pixels of a window lie, from -1 to 1."""
         network = self.background if layer else self.foreground
@@ -159,7 +161,7 @@ class Trained:
         """Give a layer's colours, 0 to 1. The two layers share one atlas, each in a quadrant of its own."""
         return (self.atlas(uv / 2 + (-0.5 if layer else 0.5)).T + 1) / 2
 
-    def share(self, t: int, frames: int, window: Window, size: tuple[int, int]) -> Float[Tensor, "h w"]:
+    def share(self, t: int, frames: int, window: PixelWindow, size: tuple[int, int]) -> Float[Tensor, "h w"]:
         """Give how much of each pixel is foreground: never quite 0 or 1, as it was trained."""
         shown = self.alpha(self.positions(t, frames, window, size))
         return (0.99 * (shown + 1) / 2 + 0.001).view(window.height, window.width)
@@ -196,7 +198,7 @@ def main(checkpoint: Path, clip: Path, out: Path, spacing: float, scale: float, 
     click.echo(f"{out}: {made.frames} frames of {made.width}x{made.height}")
     for name, fit in zip(made.names, fits, strict=True):
         click.echo(f"  {name}: fitted to {fit.rms:.3f} px rms, {fit.p95:.3f} px at the 95th percentile")
-    found = errors(made, video)["all"]
+    found = reconstruction_decibels(made, video)["all"]
     click.echo(f"  reconstruction of the clip: {float(np.mean(found)):.2f} dB")
     if len(whole) > len(video):
         click.echo(f"  the clip goes on: retouch atlas extend {out} {clip} -o LONGER.atlas")
@@ -276,8 +278,8 @@ def _matte(trained: Trained, t: int, video: Video) -> np.ndarray:
     return (share * 255).round().byte().numpy()
 
 
-def _whole(size: tuple[int, int]) -> Window:
-    return Window(torch.zeros(1, 2, dtype=torch.long), *size)
+def _whole(size: tuple[int, int]) -> PixelWindow:
+    return PixelWindow(torch.zeros(1, 2, dtype=torch.long), *size)
 
 
 def _fitted(trained: Trained, pyramid: ClipPyramid, layer: int, spacing: float) -> tuple[Chart, float]:
@@ -285,11 +287,11 @@ def _fitted(trained: Trained, pyramid: ClipPyramid, layer: int, spacing: float) 
     video = pyramid.video
     frames = len(video)
     size = working_size(video.height, video.width, FIT_SIDE)
-    weights = torch.cat([pyramid.share(layer, a, b, *size) for a, b in blocks(0, frames)])
+    weights = torch.cat([pyramid.share(layer, a, b, *size) for a, b in frame_blocks(0, frames)])
     reference = frames // 2
     pixels = _pixels(trained, weights[reference], layer, reference, frames, size)
     unit = pixels * video.width / size[1]
-    origins, extent = boxes(pyramid, layer, Span(reference, 0, torch.ones(frames)), size)
+    origins, extent = layer_boxes(pyramid, layer, ChartSpan(reference, 0, torch.ones(frames)), size)
     apart = max(size) / spacing
     rows, columns = (max(2, round(n / apart)) + 3 for n in (extent[1], extent[0]))
     mapping = Mapping(
@@ -338,7 +340,7 @@ def _pixels(
 
 
 def _matrix(
-    wanted: Float[Tensor, "2 h w"], weight: Float[Tensor, "h w"], window: Window, *, affine: bool
+    wanted: Float[Tensor, "2 h w"], weight: Float[Tensor, "h w"], window: PixelWindow, *, affine: bool
 ) -> Float[Tensor, "3 3"]:
     """The affine matrix or homography nearest to a mapping, where the layer is."""
     own = weight > 0.5 if int((weight > 0.5).sum()) >= 24 else weight >= 0
@@ -376,7 +378,7 @@ def _textured(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float,
     """The chart with a texture that holds all that is visible, read off the atlas network."""
     video = pyramid.video
     size = working_size(video.height, video.width, FIT_SIDE)
-    framed = reframed(chart, pyramid, size, scale)
+    framed = reframe_texture(chart, pyramid, size, scale)
     seen = _seen(framed, pyramid)
     v, u = seen.shape[1:]
     move = framed.mapping.matrices[0] @ torch.linalg.inv(chart.mapping.matrices[0])
@@ -384,7 +386,7 @@ def _textured(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float,
     texels = torch.stack([columns, rows], -1).flatten(0, 1)
     uv = ((texels - move[:2, 2]) / move.diagonal()[:2] / unit).float()
     colours = trained.colours(chart.layer, uv).view(3, v, u)
-    return replace(framed, texture=fill(colours * seen, seen, SHOWN), seen=seen)
+    return replace(framed, texture=fill_unseen(colours * seen, seen, SHOWN), seen=seen)
 
 
 def _seen(chart: Chart, pyramid: ClipPyramid) -> Float[Tensor, "1 v u"]:
@@ -392,10 +394,10 @@ def _seen(chart: Chart, pyramid: ClipPyramid) -> Float[Tensor, "1 v u"]:
     v, u = chart.texture.shape[1:]
     size = (pyramid.video.height, pyramid.video.width)
     total = torch.zeros(1, v, u)
-    for a, b in blocks(0, len(pyramid.video)):
+    for a, b in frame_blocks(0, len(pyramid.video)):
         part = chart.part(a, b)
         window = part.window()
-        total += splat(window.cut(pyramid.share(chart.layer, a, b, *size)), part.uv(window), v, u)
+        total += splat_values(window.cut(pyramid.share(chart.layer, a, b, *size)), part.uv(window), v, u)
     return total
 
 

@@ -24,8 +24,8 @@ from retouch.media.compare import sheet
 from retouch.media.io import read_picture, write_picture
 from retouch.metrics import Case, find, measure
 from retouch.metrics.alignment import ImageTextEncoder
-from retouch.metrics.fidelity import Mask, changed
-from retouch.metrics.uncertainty import Interval, interval, paired
+from retouch.metrics.fidelity import Mask, changed_pixels
+from retouch.metrics.uncertainty import MeanInterval, bootstrap_interval, paired_interval
 from retouch.models.image import folder_identity
 from retouch.models.refs import resolve
 from retouch.registry import method
@@ -96,7 +96,7 @@ class Trial:
         """
         if self.kind == "style":
             return np.asarray(self.clip.masks[:-1].any(axis=0))
-        return changed(self.clip.video.frames, self.target.video.frames)
+        return changed_pixels(self.clip.video.frames, self.target.video.frames)
 
 
 Give: TypeAlias = Callable[[Trial, Path], object]
@@ -346,24 +346,26 @@ def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str
     return measure(case, tuple(metric for metric in wanted if find(metric).fits(case)))
 
 
-def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Interval]]]:
+def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, MeanInterval]]]:
     """Means with intervals by kind of change, contender and figure, over the trials that did not fail."""
-    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    found: dict[str, dict[str, dict[str, MeanInterval]]] = {}
     for kind, name, key in _cells(rows):
         values = [row.figures[key] for row in _of(rows, kind, name) if key in row.figures]
-        found.setdefault(kind, {}).setdefault(name, {})[key] = interval(values)
+        found.setdefault(kind, {}).setdefault(name, {})[key] = bootstrap_interval(values)
     return found
 
 
-def differences(rows: Sequence[Row], baseline: str = BASELINE) -> dict[str, dict[str, dict[str, Interval]]]:
+def differences(
+    rows: Sequence[Row], baseline: str = BASELINE
+) -> dict[str, dict[str, dict[str, MeanInterval]]]:
     """Means of contender minus baseline with their intervals, over the trials on which neither failed."""
-    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    found: dict[str, dict[str, dict[str, MeanInterval]]] = {}
     for kind, name, key in _cells(rows):
         base = {row.trial: row.figures for row in _of(rows, kind, baseline)}
         both = [row for row in _of(rows, kind, name) if key in row.figures and key in base.get(row.trial, {})]
         if name != baseline and both:
             ours, theirs = ([figures[key] for figures in side] for side in _sides(both, base))
-            found.setdefault(kind, {}).setdefault(name, {})[key] = paired(ours, theirs)
+            found.setdefault(kind, {}).setdefault(name, {})[key] = paired_interval(ours, theirs)
     return found
 
 
@@ -516,11 +518,11 @@ def _table(keys: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
     return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
 
 
-def _row(figures: Mapping[str, Interval], keys: Sequence[str]) -> list[str]:
+def _row(figures: Mapping[str, MeanInterval], keys: Sequence[str]) -> list[str]:
     return [_said(figures[key]) if key in figures else "-" for key in keys]
 
 
-def _judged(figures: Mapping[str, Interval], keys: Sequence[str]) -> list[str]:
+def _judged(figures: Mapping[str, MeanInterval], keys: Sequence[str]) -> list[str]:
     """Differences with a word: better or worse where the interval leaves zero out, else undecided."""
     cells = []
     for key in keys:
@@ -532,7 +534,7 @@ def _judged(figures: Mapping[str, Interval], keys: Sequence[str]) -> list[str]:
     return cells
 
 
-def _said(found: Interval, *, signed: bool = False) -> str:
+def _said(found: MeanInterval, *, signed: bool = False) -> str:
     digits = 2 if max(abs(found.low), abs(found.high)) >= 1 else 4
     plus = "+" if signed else ""
     return f"{found.mean:{plus}.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
@@ -555,7 +557,7 @@ def _picture(path: Path) -> np.ndarray | None:
     return read_picture(path)[..., :3] if path.exists() else None
 
 
-def _plain(found: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> dict[str, object]:
+def _plain(found: Mapping[str, Mapping[str, Mapping[str, MeanInterval]]]) -> dict[str, object]:
     return {
         kind: {name: {key: asdict(value) for key, value in row.items()} for name, row in by_name.items()}
         for kind, by_name in found.items()

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from retouch.atlas.mapping import Mapping, Window, knots, spline
-from retouch.atlas.textures import sample
+from retouch.atlas.mapping import Mapping, PixelWindow, cubic_spline, knot_distances
+from retouch.atlas.textures import sample_texture
 from retouch.video import FRAMES_AT_ONCE, Video, decibels, release_pages
 
 
@@ -107,14 +107,16 @@ class Chart:
         return self.mapping.part(start - self.start, stop - self.start)
 
     def gain_basis(
-        self, window: Window, start: int, stop: int
+        self, window: PixelWindow, start: int, stop: int
     ) -> tuple[Float[Tensor, "f hh kh"], Float[Tensor, "f ww kw"]]:
         """Return the spline weights of the gain for the rows and columns of a window."""
         origins = self.mapping.origins[start - self.start : stop - self.start]
-        away_y, away_x = knots(window, origins, self.mapping.extent, (self.gain.shape[2], self.gain.shape[3]))
-        return spline(away_y), spline(away_x)
+        away_y, away_x = knot_distances(
+            window, origins, self.mapping.extent, (self.gain.shape[2], self.gain.shape[3])
+        )
+        return cubic_spline(away_y), cubic_spline(away_x)
 
-    def gains(self, window: Window, start: int, stop: int) -> Float[Tensor, "f 3 hh ww"]:
+    def gains(self, window: PixelWindow, start: int, stop: int) -> Float[Tensor, "f 3 hh ww"]:
         """Return the gain at every pixel of a window of frames `start` to `stop` of the clip."""
         a, b = start - self.start, stop - self.start
         controls = self.gain[a:b]
@@ -158,7 +160,7 @@ class Atlas:
 
     def to(self, device: torch.device | str) -> "Atlas":
         """Return the same atlas on another device."""
-        return replace(self, charts=tuple(moved(chart, device) for chart in self.charts))
+        return replace(self, charts=tuple(chart_on_device(chart, device) for chart in self.charts))
 
     def layer(self, layer: int, start: int, stop: int) -> Float[Tensor, "f 3 h w"]:
         """Return what a layer alone shows, 0 to 1, wherever its charts reach."""
@@ -168,7 +170,7 @@ class Atlas:
             part = chart.part(a, b)
             window = part.window()
             blend = chart.blend[a - chart.start : b - chart.start, None, None, None]
-            colours = sample(chart.texture, part.uv(window)) * chart.gains(window, a, b)
+            colours = sample_texture(chart.texture, part.uv(window)) * chart.gains(window, a, b)
             shown[a - start : b - start] += window.paste(blend * colours, self.height, self.width)
         return shown
 
@@ -180,7 +182,7 @@ class Atlas:
         return total
 
 
-def moved(chart: Chart, device: torch.device | str) -> Chart:
+def chart_on_device(chart: Chart, device: torch.device | str) -> Chart:
     """Return the same chart on another device."""
     mapping = chart.mapping
     there = replace(
@@ -209,7 +211,7 @@ def shares_of(alphas: Sequence[Float[Tensor, "f 1 h w"]]) -> list[Float[Tensor, 
     return [*made, through]
 
 
-def errors(atlas: Atlas, video: Video) -> dict[str, list[float]]:
+def reconstruction_decibels(atlas: Atlas, video: Video) -> dict[str, list[float]]:
     """Return the reconstruction in dB, frame by frame: of all pixels, and of each layer's own."""
     found: dict[str, list[float]] = {"all": [], **{name: [] for name in atlas.names}}
     step = max(1, FRAMES_AT_ONCE // 4)

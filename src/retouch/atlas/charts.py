@@ -35,7 +35,7 @@ ZOOM: Final = 3.0
 
 @final
 @dataclass(frozen=True, eq=False)
-class Span:
+class ChartSpan:
     """One chart to be: its reference frame, its run of frames, and how much each of them takes from it."""
 
     reference: int
@@ -48,14 +48,14 @@ class Span:
         return self.start + len(self.blend)
 
 
-def candidates(frames: int) -> list[int]:
+def reference_candidates(frames: int) -> list[int]:
     """Return the frames that are tried as references, evenly over the clip and with its middle."""
     step = max(1, -(-frames // CANDIDATES))
     return sorted({*range(step // 2, frames, step), frames // 2})
 
 
-def coverage(
-    masks: UInt8[np.ndarray, "f h w"], flow: ClipFlow, references: Sequence[int]
+def followed_share(
+    masks: UInt8[np.ndarray, "f h w"], flow: ClipFlow, choose_references: Sequence[int]
 ) -> Float32[np.ndarray, "references f"]:
     """Return the share of the object in every frame that can be followed there from each reference.
 
@@ -66,8 +66,8 @@ def coverage(
     filled = [
         cv2.resize((m > 127).astype(np.float32), cells, interpolation=cv2.INTER_AREA) > 0.4 for m in masks
     ]
-    shown = np.zeros((len(references), frames), np.float32)
-    for index, reference in enumerate(references):
+    shown = np.zeros((len(choose_references), frames), np.float32)
+    for index, reference in enumerate(choose_references):
         y, x = np.nonzero(masks[reference] > 127)
         kept = (x % (CELL // 2) == 0) & (y % (CELL // 2) == 0)
         start = np.stack([x, y], 1)[kept].astype(np.float32)
@@ -76,16 +76,16 @@ def coverage(
             points, t = np.concatenate([start, start], 1), reference
             while 0 <= t + turn < frames and len(points):
                 there, back = flow.between(t, t + turn), flow.between(t + turn, t)
-                points = _followed(points, there, back, masks[t + turn])
+                points = _follow_points(points, there, back, masks[t + turn])
                 t += turn
                 hit = np.zeros(cells[::-1], bool)
                 hit[tuple((points[:, 1::-1] / CELL).astype(int).T)] = True
                 share = (hit & filled[t]).sum() / max(1, filled[t].sum())
-                shown[index, t] = share * (1 - min(1.0, BENT * _bend(points)))
+                shown[index, t] = share * (1 - min(1.0, BENT * _affine_misfit(points)))
     return shown
 
 
-def _followed(
+def _follow_points(
     points: Float32[np.ndarray, "n 4"],
     there: Float32[np.ndarray, "2 h w"],
     back: Float32[np.ndarray, "2 h w"],
@@ -106,7 +106,7 @@ def _followed(
     return np.concatenate([now[on], began[on]], 1)
 
 
-def _bend(points: Float32[np.ndarray, "n 4"]) -> float:
+def _affine_misfit(points: Float32[np.ndarray, "n 4"]) -> float:
     """Return how far points lie from any affine image of where they began, in parts of the object's size."""
     if len(points) < 8:
         return 1.0
@@ -119,7 +119,7 @@ def _bend(points: Float32[np.ndarray, "n 4"]) -> float:
     )
 
 
-def references(shown: Float32[np.ndarray, "candidates f"], most: int) -> list[int]:
+def choose_references(shown: Float32[np.ndarray, "candidates f"], most: int) -> list[int]:
     """Return the rows to take, in order: each time the one that covers most of what is not covered enough."""
     wanted = np.minimum(shown, ENOUGH)
     have = np.zeros(shown.shape[1], np.float32)
@@ -136,7 +136,7 @@ def references(shown: Float32[np.ndarray, "candidates f"], most: int) -> list[in
 
 def spans_between(
     shown: Float32[np.ndarray, "candidates f"], frames_of: Sequence[int], taken: Sequence[int]
-) -> list[Span]:
+) -> list[ChartSpan]:
     """Give each reference its run of frames; neighbours share some, in which one fades into the other."""
     frames = shown.shape[1]
     own = [frames_of[k] for k in taken]
@@ -154,23 +154,25 @@ def spans_between(
         t = np.arange(start, stop)
         blend = np.ones(len(t))
         if i:
-            blend *= _fade(t, cuts[i - 1], fades[i - 1])
+            blend *= _fade_in(t, cuts[i - 1], fades[i - 1])
         if i < len(cuts):
-            blend *= 1 - _fade(t, cuts[i], fades[i])
-        made.append(Span(reference, min(start, reference), _padded(blend, start, stop, reference)))
+            blend *= 1 - _fade_in(t, cuts[i], fades[i])
+        made.append(
+            ChartSpan(reference, min(start, reference), _holding_reference(blend, start, stop, reference))
+        )
     total = torch.zeros(frames)
     for span in made:
         total[span.start : span.stop] += span.blend
-    return [Span(s.reference, s.start, s.blend / total[s.start : s.stop].clamp(min=1e-6)) for s in made]
+    return [ChartSpan(s.reference, s.start, s.blend / total[s.start : s.stop].clamp(min=1e-6)) for s in made]
 
 
-def _fade(t: np.ndarray, cut: int, width: int) -> Float[np.ndarray, " f"]:
+def _fade_in(t: np.ndarray, cut: int, width: int) -> Float[np.ndarray, " f"]:
     x = np.clip((t - cut + width + 0.5) / (2 * width + 1), 0, 1)
     smooth: np.ndarray = x * x * (3 - 2 * x)
     return smooth
 
 
-def _padded(blend: np.ndarray, start: int, stop: int, reference: int) -> Float[Tensor, " f"]:
+def _holding_reference(blend: np.ndarray, start: int, stop: int, reference: int) -> Float[Tensor, " f"]:
     """Return the run made to hold its reference, which may lie outside when fades are long."""
     before, after = max(0, start - reference), max(0, reference + 1 - stop)
     return torch.from_numpy(np.pad(blend, (before, after))).float()

@@ -25,18 +25,18 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.artifacts import artifact, pack, unpack
 from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte
-from retouch.atlas.mapping import Mapping, Window
-from retouch.atlas.motion import follow, pair_matrices, plan
-from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, blocks, overlap
+from retouch.atlas.mapping import Mapping, PixelWindow
+from retouch.atlas.motion import follow_layer, pair_matrices, plan_charts
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, frame_blocks, overlapping_spans
 from retouch.atlas.solve import (
-    bending,
+    bending_energy,
     conjugate_gradients,
     gauss_newton,
     normal_matrix,
     rhs,
-    roughness,
+    roughness_gradient,
 )
-from retouch.atlas.textures import fill, sample, shrunk, splat
+from retouch.atlas.textures import fill_unseen, sample_texture, shrink_pictures, splat_values
 from retouch.errors import ArtifactError, EmptyMask, VideoError
 from retouch.run import Run, SetProgress
 from retouch.tracking.flow import ClipFlow, DisFlow, Flow
@@ -143,10 +143,10 @@ def refinements(
     run: Run,
 ) -> Iterator[Atlas]:
     """Yield the atlas after each stage, better each time; every one of them can be used."""
-    _check(video, mattes, names)
+    _check_mattes(video, mattes, names)
     size = working_size(video.height, video.width, settings.side)
     pyramid = ClipPyramid(video, mattes, run.compute.torch_device())
-    atlas = _resumed(run, pyramid)
+    atlas = _resume_checkpoint(run, pyramid)
     done = STAGES.index(atlas.stage) + 1 if atlas else 0
     if done < STAGES.index("textures"):
         pyramid.keep(*size, run)
@@ -159,14 +159,14 @@ def refinements(
                 # Refined mattes make the shrunk copies stale.
                 now = ClipPyramid(video, atlas.mattes, pyramid.device) if stage == "light" else pyramid
                 atlas = STEPS[stage](atlas, now, settings, run, set_progress)
-        _checkpoint(run, atlas)
+        _save_checkpoint(run, atlas)
         yield atlas
     if done == len(STAGES):
         assert atlas is not None
         yield atlas
 
 
-def _check(video: Video, mattes: tuple[Mattes, ...], names: tuple[str, ...]) -> None:
+def _check_mattes(video: Video, mattes: tuple[Mattes, ...], names: tuple[str, ...]) -> None:
     if len(names) != len(mattes) + 1:
         raise VideoError(
             f"{len(mattes)} masks for the layers {', '.join(names)}",
@@ -183,13 +183,13 @@ def _check(video: Video, mattes: tuple[Mattes, ...], names: tuple[str, ...]) -> 
             raise EmptyMask(f"the mask of {name!r} is empty in every frame", hint="look at it: retouch mask")
 
 
-def _checkpoint(run: Run, atlas: Atlas) -> None:
+def _save_checkpoint(run: Run, atlas: Atlas) -> None:
     tree, tensors = pack(atlas)
     text = np.frombuffer(json.dumps(tree).encode(), np.uint8).copy()
     run.draft.save({**tensors, "tree": torch.from_numpy(text)})
 
 
-def _resumed(run: Run, pyramid: ClipPyramid) -> Atlas | None:
+def _resume_checkpoint(run: Run, pyramid: ClipPyramid) -> Atlas | None:
     """Return the atlas of the last stage that a stopped run completed, if it is of this clip."""
     tensors = run.draft.load()
     if not tensors or "tree" not in tensors:
@@ -221,10 +221,10 @@ def from_flow(
     pairs = pair_matrices(pyramid, clip_flow, size)
     charts = []
     for layer in range(len(names)):
-        for span in plan(pyramid, clip_flow, pairs[layer], layer, size, settings.charts, run):
+        for span in plan_charts(pyramid, clip_flow, pairs[layer], layer, size, settings.charts, run):
             run.check()
-            mapping = follow(pyramid, clip_flow, pairs[layer], layer, span, size, settings)
-            charts.append(_bare(layer, span.reference, span.start, mapping, span.blend, pyramid))
+            mapping = follow_layer(pyramid, clip_flow, pairs[layer], layer, span, size, settings)
+            charts.append(_untextured_chart(layer, span.reference, span.start, mapping, span.blend, pyramid))
             set_progress(span.stop)
     atlas = Atlas(
         names=names,
@@ -238,7 +238,7 @@ def from_flow(
         stage="flow",
         settings=settings.model_dump_json(),
     )
-    return averaged(atlas, pyramid, size)
+    return average_textures(atlas, pyramid, size)
 
 
 def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> ClipFlow:
@@ -246,12 +246,12 @@ def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> C
     shelf = run.scratch("flow", (max(len(video) - 1, 1), 2, 2, *size), np.float16)
 
     def frame(t: int) -> UInt8[np.ndarray, "h w 3"]:
-        return np.ascontiguousarray(shrunk(video.frames[t : t + 1], *size)[0].transpose(1, 2, 0))
+        return np.ascontiguousarray(shrink_pictures(video.frames[t : t + 1], *size)[0].transpose(1, 2, 0))
 
     return ClipFlow(frame, flow, shelf)
 
 
-def _bare(
+def _untextured_chart(
     layer: int, reference: int, start: int, mapping: Mapping, blend: Float[Tensor, " f"], pyramid: ClipPyramid
 ) -> Chart:
     """Return a chart in pixels of the full reference frame, with nothing in its texture."""
@@ -266,16 +266,18 @@ def _bare(
 # textures by averaging
 
 
-def averaged(atlas: Atlas, pyramid: ClipPyramid, size: tuple[int, int]) -> Atlas:
+def average_textures(atlas: Atlas, pyramid: ClipPyramid, size: tuple[int, int]) -> Atlas:
     """Return every texture as the mean of what the frames show of it, at a working size."""
     scale = size[1] / atlas.width
-    charts = [mean_texture(reframed(chart, pyramid, size, scale), pyramid, size) for chart in atlas.charts]
+    charts = [
+        mean_texture(reframe_texture(chart, pyramid, size, scale), pyramid, size) for chart in atlas.charts
+    ]
     return replace(atlas, charts=tuple(charts))
 
 
-def reframed(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int], scale: float) -> Chart:
+def reframe_texture(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int], scale: float) -> Chart:
     """Give the chart an empty texture of another fineness that holds all that is visible."""
-    low, high = _bounds(chart, pyramid, size)
+    low, high = _texture_bounds(chart, pyramid, size)
     ratio = scale / chart.scale
     low, high = low * ratio - 3, high * ratio + 3
     # A background that runs off to its horizon would ask for any size: no more than this.
@@ -288,13 +290,13 @@ def reframed(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int], scale: f
     return replace(chart, mapping=mapping, scale=scale, texture=empty, seen=empty[:1])
 
 
-def _bounds(
+def _texture_bounds(
     chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
     """Return the lowest and highest texture position of any visible pixel."""
     mapping = chart.mapping.at_size(*size)
     low, high = torch.full((2,), 1e9), torch.full((2,), -1e9)
-    for a, b in blocks(chart.start, chart.stop):
+    for a, b in frame_blocks(chart.start, chart.stop):
         part = mapping.part(a - chart.start, b - chart.start)
         window = part.window()
         share = window.cut(pyramid.share(chart.layer, a, b, *size)) > 0.02
@@ -309,13 +311,13 @@ def mean_texture(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]) -> C
     v, u = chart.texture.shape[1:]
     sums = torch.zeros(4, v, u, device=pyramid.device)
     mapping = chart.mapping.at_size(*size)
-    for a, b in blocks(chart.start, chart.stop):
+    for a, b in frame_blocks(chart.start, chart.stop):
         part = mapping.part(a - chart.start, b - chart.start)
         window = part.window()
         weight = window.cut(pyramid.confident(chart.layer, a, b, *size))
         colours = window.cut(pyramid.pictures(a, b, *size))
-        sums += splat(torch.cat([weight * colours, weight], 1), part.uv(window), v, u)
-    return replace(chart, texture=fill(sums[:3], sums[3:]), seen=sums[3:])
+        sums += splat_values(torch.cat([weight * colours, weight], 1), part.uv(window), v, u)
+    return replace(chart, texture=fill_unseen(sums[:3], sums[3:]), seen=sums[3:])
 
 
 # pixels
@@ -332,20 +334,20 @@ def on_pixels(
         pyramid.keep(*half, run)
     for step in range(settings.steps):
         level = half if step < coarse else size
-        atlas = averaged(atlas, pyramid, level)
+        atlas = average_textures(atlas, pyramid, level)
         charts = []
         for chart in atlas.charts:
             run.check()
-            charts.append(_stepped(chart, pyramid, level, pyramid.stiffness(chart.layer, settings)))
+            charts.append(_step_chart(chart, pyramid, level, pyramid.stiffness(chart.layer, settings)))
         atlas = replace(atlas, charts=tuple(charts), stage="pixels")
         set_progress((step + 1) * len(pyramid.video) // settings.steps)
-    return replace(averaged(atlas, pyramid, size), stage="pixels")
+    return replace(average_textures(atlas, pyramid, size), stage="pixels")
 
 
-def _stepped(chart: Chart, pyramid: ClipPyramid, level: tuple[int, int], stiffness: float) -> Chart:
+def _step_chart(chart: Chart, pyramid: ClipPyramid, level: tuple[int, int], stiffness: float) -> Chart:
     mapping = chart.mapping.at_size(*level)
     controls = chart.mapping.controls.clone()
-    for a, b in blocks(chart.start, chart.stop):
+    for a, b in frame_blocks(chart.start, chart.stop):
         i, k = a - chart.start, b - chart.start
         part = mapping.part(i, k)
         window = part.window()
@@ -372,27 +374,27 @@ def with_textures(
     scale = settings.texture_scale or (2.0 if max(full) <= 256 else 1.25)
     charts = []
     for chart in atlas.charts:
-        charts.append(mean_texture(reframed(chart, pyramid, size, scale), pyramid, full))
+        charts.append(mean_texture(reframe_texture(chart, pyramid, size, scale), pyramid, full))
         # Solving them takes as long again.
         set_progress(atlas.frames * len(charts) // (2 * len(atlas.charts)))
-    return solved(
+    return solve_textures(
         replace(atlas, charts=tuple(charts), stage="textures"), pyramid, settings.smooth, run, rounds=4
     )
 
 
-def solved(atlas: Atlas, pyramid: ClipPyramid, smooth: float, run: Run, *, rounds: int) -> Atlas:
+def solve_textures(atlas: Atlas, pyramid: ClipPyramid, smooth: float, run: Run, *, rounds: int) -> Atlas:
     """Improve all textures by `rounds` of conjugate gradients on what they leave unexplained.
 
     What is minimised is sum over pixels of (V - sum of share * blend * gain * T(uv))^2 + smooth * |grad T|^2.
     """
     start = [chart.texture for chart in atlas.charts]
-    pull, weights = _explained(atlas, pyramid, start, run, of_the_rest=True)
-    side = [p - smooth * roughness(t) for p, t in zip(pull, start, strict=True)]
+    pull, weights = _unexplained_textures(atlas, pyramid, start, run, of_the_rest=True)
+    side = [p - smooth * roughness_gradient(t) for p, t in zip(pull, start, strict=True)]
     diagonal = [w + 4 * smooth + 1e-3 for w in weights]
 
     def product(change: list[Tensor]) -> list[Tensor]:
-        back, _ = _explained(atlas, pyramid, change, run, of_the_rest=False)
-        return [b + smooth * roughness(c) for b, c in zip(back, change, strict=True)]
+        back, _ = _unexplained_textures(atlas, pyramid, change, run, of_the_rest=False)
+        return [b + smooth * roughness_gradient(c) for b, c in zip(back, change, strict=True)]
 
     change = conjugate_gradients(product, side, diagonal, rounds=rounds)
     charts = [
@@ -402,7 +404,7 @@ def solved(atlas: Atlas, pyramid: ClipPyramid, smooth: float, run: Run, *, round
     return replace(atlas, charts=tuple(charts))
 
 
-def _explained(
+def _unexplained_textures(
     atlas: Atlas, pyramid: ClipPyramid, textures: list[Tensor], run: Run, *, of_the_rest: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return what textures show, or what they leave of the pictures, gathered back into texture space.
@@ -413,19 +415,19 @@ def _explained(
     gathered = [torch.zeros_like(t) for t in textures]
     weights = [torch.zeros_like(t[:1]) for t in textures]
     spans = [(c.start, c.stop) for c in atlas.charts]
-    for a, b in blocks(0, atlas.frames):
+    for a, b in frame_blocks(0, atlas.frames):
         run.check()
         own = pyramid.shares(a, b, *size)
         total = torch.zeros(b - a, 3, *size, device=pyramid.device)
         parts = []
-        for index, s, e in overlap(a, b, spans):
+        for index, s, e in overlapping_spans(a, b, spans):
             chart = atlas.charts[index]
             part = chart.part(s, e)
             window = part.window()
             blend = chart.blend[s - chart.start : e - chart.start, None, None, None]
             strength = window.cut(own[chart.layer][s - a : e - a]) * blend * chart.gains(window, s, e)
             uv = part.uv(window)
-            total[s - a : e - a] += window.paste(strength * sample(textures[index], uv), *size)
+            total[s - a : e - a] += window.paste(strength * sample_texture(textures[index], uv), *size)
             parts.append((index, slice(s - a, e - a), window, strength, uv))
         if of_the_rest:
             total = pyramid.pictures(a, b, *size) - total
@@ -433,8 +435,8 @@ def _explained(
             values = strength * window.cut(total[frames])
             if of_the_rest:
                 values = torch.cat([values, strength.square().mean(1, keepdim=True)], 1)
-                weights[index] += splat(values[:, 3:], uv, *weights[index].shape[1:])
-            gathered[index] += splat(values[:, :3], uv, *gathered[index].shape[1:])
+                weights[index] += splat_values(values[:, 3:], uv, *weights[index].shape[1:])
+            gathered[index] += splat_values(values[:, :3], uv, *gathered[index].shape[1:])
     return gathered, weights
 
 
@@ -447,13 +449,13 @@ def with_edges(
     """Move mattes near their edges to where the layers' colours explain the frames best."""
     del settings
     packed: list[list[bytes]] = [[] for _ in atlas.mattes]
-    for a, b in blocks(0, atlas.frames):
+    for a, b in frame_blocks(0, atlas.frames):
         run.check()
         wanted = pyramid.pictures(a, b, atlas.height, atlas.width)
         colours = [atlas.layer(i, a, b) for i in range(len(atlas.names))]
         alphas = [torch.from_numpy(m.frames(a, b)).to(pyramid.device).float() / 255 for m in atlas.mattes]
         for i in range(len(alphas)):
-            alphas[i] = _refined(wanted, colours, alphas, i)
+            alphas[i] = _refine_matte(wanted, colours, alphas, i)
             packed[i] += [
                 pack_matte(m) for m in (alphas[i][:, 0] * 255).round().to(torch.uint8).cpu().numpy()
             ]
@@ -462,7 +464,7 @@ def with_edges(
     return replace(atlas, mattes=mattes, stage="edges")
 
 
-def _refined(
+def _refine_matte(
     wanted: Float[Tensor, "f 3 h w"], colours: list[Tensor], alphas: list[Tensor], which: int
 ) -> Float[Tensor, "f 1 h w"]:
     """Return one matte, given the others: the least squares answer, held to what it was before."""
@@ -492,31 +494,33 @@ def with_light(
 ) -> Atlas:
     """Fit a coarse gain per frame, chart and channel, then the textures once more."""
     if settings.gain:
-        atlas = _gained(atlas, pyramid, settings, run, set_progress)
-    atlas = solved(atlas, pyramid, settings.smooth, run, rounds=2)
+        atlas = _fit_gains(atlas, pyramid, settings, run, set_progress)
+    atlas = solve_textures(atlas, pyramid, settings.smooth, run, rounds=2)
     # Colours beyond white and black fit noise; files and paint programs hold none.
     charts = tuple(replace(chart, texture=chart.texture.clamp(0, 1)) for chart in atlas.charts)
     return replace(atlas, charts=charts, stage="light")
 
 
-def _gained(
+def _fit_gains(
     atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     size = working_size(atlas.height, atlas.width, settings.side)
     charts = [_plain_gain(chart, settings.gain) for chart in atlas.charts]
     spans = [(c.start, c.stop) for c in charts]
-    for a, b in blocks(0, atlas.frames):
+    for a, b in frame_blocks(0, atlas.frames):
         run.check()
         own = pyramid.shares(a, b, *size)
         rest = pyramid.pictures(a, b, *size)
         parts = []
-        for index, s, e in overlap(a, b, spans):
+        for index, s, e in overlapping_spans(a, b, spans):
             chart = charts[index]
             part = chart.part(s, e).at_size(*size)
             window = part.window()
             blend = chart.blend[s - chart.start : e - chart.start, None, None, None]
             shown = (
-                window.cut(own[chart.layer][s - a : e - a]) * blend * sample(chart.texture, part.uv(window))
+                window.cut(own[chart.layer][s - a : e - a])
+                * blend
+                * sample_texture(chart.texture, part.uv(window))
             )
             rest[s - a : e - a] -= window.paste(shown, *size)
             parts.append((index, s, e, window, shown))
@@ -538,7 +542,7 @@ def _plain_gain(chart: Chart, across: int) -> Chart:
 
 def _gain_change(
     chart: Chart,
-    window: Window,
+    window: PixelWindow,
     start: int,
     stop: int,
     shown: Float[Tensor, "f 3 h w"],
@@ -550,7 +554,7 @@ def _gain_change(
     matrix = normal_matrix(rows, columns, shown.square())
     side = rhs(rows, columns, shown * rest)
     usual = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-3
-    hold = usual * 0.05 * (torch.eye(kh * kw) + bending(kh, kw)).to(rows)
+    hold = usual * 0.05 * (torch.eye(kh * kw) + bending_energy(kh, kw)).to(rows)
     change: Tensor = torch.linalg.solve(matrix + hold, side[..., None])[..., 0]
     return change.reshape_as(chart.gain[start - chart.start : stop - chart.start]).clamp(-0.5, 1.0)
 

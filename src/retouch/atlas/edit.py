@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.atlas.atlas import Atlas, Chart
-from retouch.atlas.mapping import Window, area
-from retouch.atlas.pyramid import blocks
-from retouch.atlas.textures import as_texture, blur, sample
+from retouch.atlas.mapping import PixelWindow, texel_area
+from retouch.atlas.pyramid import frame_blocks
+from retouch.atlas.textures import as_texture, gaussian_blur, sample_texture
 from retouch.errors import ParamsError
 from retouch.video import Video, release_pages
 
@@ -73,7 +73,7 @@ class Patch:
         inside = (uv - corner) * self.fineness
         last = uv.new_tensor([self.picture.shape[2] - 1, self.picture.shape[1] - 1])[:, None, None]
         there = ((inside > -1) & (inside < last + 1)).all(1, keepdim=True)
-        return sample(self.picture, inside) * there
+        return sample_texture(self.picture, inside) * there
 
 
 def painted_key(
@@ -100,8 +100,8 @@ def painted_key(
     cover = torch.from_numpy(differs)[None]
     if feather > 0:
         # Grown by half the width first, so that the middle of the soft edge lies on the painted edge.
-        cover = (blur(cover[None], feather / 4)[0] * 2 - 1).clamp(0, 1) if feather >= 1 else cover
-        cover = blur(cover[None], feather / 4)[0]
+        cover = (gaussian_blur(cover[None], feather / 4)[0] * 2 - 1).clamp(0, 1) if feather >= 1 else cover
+        cover = gaussian_blur(cover[None], feather / 4)[0]
     value = above - below if mode == "delta" else above
     return Key(frame, torch.from_numpy(value.transpose(2, 0, 1) / 255).float(), cover)
 
@@ -221,7 +221,7 @@ def _read_back(
     index: int,
     t: int,
     box: tuple[float, float, float, float],
-    window: Window,
+    window: PixelWindow,
     picture: Float[Tensor, "5 h w"],
 ) -> Patch:
     """Let every texel of a rectangle read the pixel of frame `t` that shows it.
@@ -244,7 +244,7 @@ def _read_back(
     at = at - window.corners[0].to(at)[:, None, None]
     limit = at.new_tensor([window.width - 0.5, window.height - 0.5])[:, None, None]
     inside = ((at > -0.5) & (at < limit)).all(1, keepdim=True)
-    read = sample(picture, at)[0] * inside[0]
+    read = sample_texture(picture, at)[0] * inside[0]
     weight = read[4:] * (read[4:] > OWN) * _detail(at)
     return Patch(index, (box[0], box[1]), fineness, read[:4] * (weight > 0), weight)
 
@@ -253,7 +253,7 @@ def _detail(at: Float[Tensor, "1 2 v u"]) -> Float[Tensor, "1 v u"]:
     """Return how many pixels of the frame there are to a texel, which is how well the frame sees it."""
     along_u = F.pad(torch.diff(at, dim=3), (0, 1, 0, 0), mode="replicate")
     along_v = F.pad(torch.diff(at, dim=2), (0, 0, 0, 1), mode="replicate")
-    return area(torch.stack([along_u, along_v], 2)).abs().clamp(1e-3, 10)
+    return texel_area(torch.stack([along_u, along_v], 2)).abs().clamp(1e-3, 10)
 
 
 def merged(parts: Sequence[Patch]) -> Patch:
@@ -355,7 +355,7 @@ def render(
     Where no patch reaches, frames are the source's, bit for bit.
     """
     period = period or Period(0, len(video))
-    for a, b in blocks(0, len(video)):
+    for a, b in frame_blocks(0, len(video)):
         source = np.array(video.frames[a:b])
         release_pages(video.frames)
         strengths = torch.tensor([period.strength(t) for t in range(a, b)])
@@ -408,8 +408,10 @@ def _changes(
     return change, cover
 
 
-def _layer_colours(chart: Chart, window: Window, start: int, stop: int) -> Float[Tensor, "f 3 h w"]:
-    return sample(chart.texture, chart.part(start, stop).uv(window)) * chart.gains(window, start, stop)
+def _layer_colours(chart: Chart, window: PixelWindow, start: int, stop: int) -> Float[Tensor, "f 3 h w"]:
+    return sample_texture(chart.texture, chart.part(start, stop).uv(window)) * chart.gains(
+        window, start, stop
+    )
 
 
 def propagated(atlas: Atlas, video: Video, frame: int, layer: int) -> list[Patch]:

@@ -21,7 +21,7 @@ from retouch.video import Video
 
 
 @torch.no_grad()
-def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
+def extend_atlas(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
     """Return the atlas of a longer clip that begins with the atlas's own.
 
     Textures do not change, so every edit made for the shorter clip holds.
@@ -35,7 +35,7 @@ def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
             f"the clip does not begin with the {known} frames of the atlas",
             hint="give the whole longer clip, first frame to last",
         )
-    mattes = tuple(_longer(matte, video, known) for matte in atlas.mattes)
+    mattes = tuple(_extend_matte(matte, video, known) for matte in atlas.mattes)
     pyramid = ClipPyramid(video, mattes, atlas.device)
     size = working_size(video.height, video.width, AtlasSettings.model_validate_json(atlas.settings).side)
     flow = flow_between(video, size, DisFlow(), run)
@@ -50,7 +50,7 @@ def extend(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
     return replace(atlas, charts=tuple(charts), mattes=mattes, frames=len(video), source=video.digest)
 
 
-def _longer(matte: Mattes, video: Video, known: int) -> Mattes:
+def _extend_matte(matte: Mattes, video: Video, known: int) -> Mattes:
     """Return the matte, followed into the new frames."""
     last = matte.frame(known - 1)
     packed = [matte.packed_frame(t) for t in range(known)]
@@ -84,15 +84,15 @@ def _with_frame(chart: Chart, pyramid: ClipPyramid, flow: ClipFlow, t: int, size
     whole = now.at_size(chart.mapping.height, chart.mapping.width)
     mapping = replace(
         chart.mapping,
-        matrices=_behind(chart.mapping.matrices, whole.matrices),
-        controls=_behind(chart.mapping.controls, whole.controls),
-        origins=_behind(chart.mapping.origins, whole.origins),
+        matrices=_append_frames(chart.mapping.matrices, whole.matrices),
+        controls=_append_frames(chart.mapping.controls, whole.controls),
+        origins=_append_frames(chart.mapping.origins, whole.origins),
     )
-    blend = _behind(chart.blend, torch.ones_like(chart.blend[-1:]))
-    return replace(chart, mapping=mapping, blend=blend, gain=_behind(chart.gain, chart.gain[-1:]))
+    blend = _append_frames(chart.blend, torch.ones_like(chart.blend[-1:]))
+    return replace(chart, mapping=mapping, blend=blend, gain=_append_frames(chart.gain, chart.gain[-1:]))
 
 
-def _behind(first: Tensor, last: Tensor) -> Tensor:
+def _append_frames(first: Tensor, last: Tensor) -> Tensor:
     return torch.cat([first, last.to(first)])
 
 

@@ -20,7 +20,7 @@ NEWTON_STEPS = 6
 """The residual is small beside the matrix: Newton gains several digits a step and is done long before."""
 
 
-def spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+def cubic_spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
     """Return the uniform cubic B-spline at a distance from its centre, in knots."""
     a = x.abs()
     near = (4 - 6 * a**2 + 3 * a**3) / 6
@@ -38,7 +38,7 @@ def spline_slope(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Window:
+class PixelWindow:
     """A rectangle of whole pixels in each of several frames, one size for all."""
 
     corners: Int[Tensor, "f 2"]
@@ -46,9 +46,9 @@ class Window:
     height: int
     width: int
 
-    def part(self, start: int, stop: int) -> "Window":
+    def part(self, start: int, stop: int) -> "PixelWindow":
         """Return the rectangles of some of the frames."""
-        return Window(self.corners[start:stop], self.height, self.width)
+        return PixelWindow(self.corners[start:stop], self.height, self.width)
 
     def cut(self, pictures: Float[Tensor, "f c h w"]) -> Float[Tensor, "f c hh ww"]:
         """Cut each frame's rectangle out of its picture."""
@@ -67,8 +67,8 @@ class Window:
         return whole
 
 
-def positions(
-    window: Window, like: Float[Tensor, "*s"]
+def pixel_positions(
+    window: PixelWindow, like: Float[Tensor, "*s"]
 ) -> tuple[Float[Tensor, "f ww"], Float[Tensor, "f hh"]]:
     """Return the x of every column and the y of every row of a window, in frame pixels."""
     corners = window.corners.to(like)
@@ -77,15 +77,15 @@ def positions(
     return x, y
 
 
-def knots(
-    window: Window, origins: Float[Tensor, "f 2"], extent: tuple[float, float], counts: tuple[int, int]
+def knot_distances(
+    window: PixelWindow, origins: Float[Tensor, "f 2"], extent: tuple[float, float], counts: tuple[int, int]
 ) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
     """Return how far each row and column lies from each control of a grid over a box, in knots.
 
     Positions outside the box are held to its border.
     """
     gh, gw = counts
-    x, y = positions(window, origins)
+    x, y = pixel_positions(window, origins)
     at_x = ((x + 0.5 - origins[:, :1]) * ((gw - 3) / extent[0])).clamp(0, gw - 3)
     at_y = ((y + 0.5 - origins[:, 1:]) * ((gh - 3) / extent[1])).clamp(0, gh - 3)
     centres_x, centres_y = torch.arange(-1, gw - 1).to(x), torch.arange(-1, gh - 1).to(x)
@@ -148,35 +148,35 @@ class Mapping:
             controls=self.controls * scale,
         )
 
-    def window(self) -> Window:
+    def window(self) -> PixelWindow:
         """Return the whole pixels that each frame's box touches, moved inside the frame."""
         box_w = min(self.width, int(-(-self.extent[0] // 1)) + 1)
         box_h = min(self.height, int(-(-self.extent[1] // 1)) + 1)
         corners = self.origins.floor().long()
         limit = corners.new_tensor([self.width - box_w, self.height - box_h])
-        return Window(corners.clamp(min=0).minimum(limit), box_h, box_w)
+        return PixelWindow(corners.clamp(min=0).minimum(limit), box_h, box_w)
 
-    def basis(self, window: Window) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
+    def basis(self, window: PixelWindow) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
         """Return the spline weights of each row and each column of the window."""
         knots_y, knots_x = self._knots(window)
-        return spline(knots_y), spline(knots_x)
+        return cubic_spline(knots_y), cubic_spline(knots_x)
 
-    def uv(self, window: Window) -> Float[Tensor, "f 2 hh ww"]:
+    def uv(self, window: PixelWindow) -> Float[Tensor, "f 2 hh ww"]:
         """Return the texture position of every pixel of a window."""
         rows, columns = self.basis(window)
         x, y = self._positions(window)
-        top, bottom = self._homogeneous(x[:, None, :], y[:, :, None])
+        top, bottom = self._lift_points(x[:, None, :], y[:, :, None])
         bent = rows[:, None] @ self.controls @ columns[:, None].transpose(-1, -2)
         return top / bottom + bent
 
-    def jacobian(self, window: Window) -> Float[Tensor, "f 2 2 hh ww"]:
+    def jacobian(self, window: PixelWindow) -> Float[Tensor, "f 2 2 hh ww"]:
         """Return d uv / d p for every pixel: [:, i, j] is how component i of uv moves along axis j."""
         knots_y, knots_x = self._knots(window)
-        rows, columns = spline(knots_y)[:, None], spline(knots_x)[:, None]
+        rows, columns = cubic_spline(knots_y)[:, None], cubic_spline(knots_x)[:, None]
         slope_y, slope_x = spline_slope(knots_y)[:, None], spline_slope(knots_x)[:, None]
         step_x, step_y = self._knots_per_pixel()
         x, y = self._positions(window)
-        top, bottom = self._homogeneous(x[:, None, :], y[:, :, None])
+        top, bottom = self._lift_points(x[:, None, :], y[:, :, None])
         matrix = self.matrices.to(x.dtype)[..., None, None]
         bent_x = rows @ self.controls @ slope_x.transpose(-1, -2) * step_x
         bent_y = slope_y @ self.controls @ columns.transpose(-1, -2) * step_y
@@ -186,7 +186,7 @@ class Mapping:
 
     def uv_at(self, t: int, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
         """Return the texture positions of single points of one frame."""
-        return self._at(t, points)[0]
+        return self._uv_and_jacobian(t, points)[0]
 
     def invert(
         self, t: int, uv: Float[Tensor, "n 2"], start: Float[Tensor, "n 2"] | None = None
@@ -199,12 +199,12 @@ class Mapping:
         points = start
         reach = 0.25 * max(self.height, self.width)
         for _ in range(NEWTON_STEPS):
-            found, jacobian = self._at(t, points)
+            found, jacobian = self._uv_and_jacobian(t, points)
             step = torch.linalg.solve(jacobian + 1e-6 * torch.eye(2).to(jacobian), (uv - found)[..., None])
             points = points + step[..., 0].clamp(-reach, reach)
         return points, (uv - self.uv_at(t, points)).norm(dim=-1)
 
-    def _at(
+    def _uv_and_jacobian(
         self, t: int, points: Float[Tensor, "n 2"]
     ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2 2"]]:
         """Return the texture positions of points and the Jacobian there."""
@@ -221,7 +221,7 @@ class Mapping:
         gh, gw = self.controls.shape[2:]
         away_x = at[:, :1] - torch.arange(-1, gw - 1).to(points)
         away_y = at[:, 1:] - torch.arange(-1, gh - 1).to(points)
-        by, bx = spline(away_y), spline(away_x)
+        by, bx = cubic_spline(away_y), cubic_spline(away_x)
         grid = self.controls[t].to(points.dtype)
         bent = torch.einsum("na,iac,nc->ni", by, grid, bx)
         bent_x = torch.einsum("na,iac,nc->ni", by, grid, spline_slope(away_x)) * scale[:, :1]
@@ -232,14 +232,14 @@ class Mapping:
         gh, gw = self.controls.shape[2:]
         return (gw - 3) / self.extent[0], (gh - 3) / self.extent[1]
 
-    def _knots(self, window: Window) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
+    def _knots(self, window: PixelWindow) -> tuple[Float[Tensor, "f hh gh"], Float[Tensor, "f ww gw"]]:
         gh, gw = self.controls.shape[2:]
-        return knots(window, self.origins.to(self.controls), self.extent, (gh, gw))
+        return knot_distances(window, self.origins.to(self.controls), self.extent, (gh, gw))
 
-    def _positions(self, window: Window) -> tuple[Float[Tensor, "f ww"], Float[Tensor, "f hh"]]:
-        return positions(window, self.controls)
+    def _positions(self, window: PixelWindow) -> tuple[Float[Tensor, "f ww"], Float[Tensor, "f hh"]]:
+        return pixel_positions(window, self.controls)
 
-    def _homogeneous(
+    def _lift_points(
         self, x: Float[Tensor, "f 1 ww"], y: Float[Tensor, "f hh 1"]
     ) -> tuple[Float[Tensor, "f 2 hh ww"], Float[Tensor, "f 1 hh ww"]]:
         m = self.matrices.to(x.dtype)[..., None, None]
@@ -247,20 +247,20 @@ class Mapping:
         return lifted[:, :2], lifted[:, 2:]
 
 
-def compose(first: Float[Tensor, "3 3"], second: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
+def compose_matrices(first: Float[Tensor, "3 3"], second: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
     """Return the matrix that applies `first`, then `second`, scaled so that its last entry is 1."""
     both = second @ first
     return both / both[2, 2]
 
 
-def area(jacobian: Float[Tensor, "f 2 2 h w"]) -> Float[Tensor, "f h w"]:
+def texel_area(jacobian: Float[Tensor, "f 2 2 h w"]) -> Float[Tensor, "f h w"]:
     """Return how many texels a pixel covers; zero or less is a fold."""
     return jacobian[:, 0, 0] * jacobian[:, 1, 1] - jacobian[:, 0, 1] * jacobian[:, 1, 0]
 
 
-def anisotropy(jacobian: Float[Tensor, "f 2 2 h w"]) -> Float[Tensor, "f h w"]:
+def stretch_ratio(jacobian: Float[Tensor, "f 2 2 h w"]) -> Float[Tensor, "f h w"]:
     """Return how many times longer than wide a small painted disc becomes."""
     whole = jacobian.square().sum(dim=(1, 2))
-    det = area(jacobian).abs().clamp(min=1e-9)
+    det = texel_area(jacobian).abs().clamp(min=1e-9)
     root = (whole.square() - 4 * det.square()).clamp(min=0).sqrt()
     return ((whole + root) / (2 * det)).clamp(min=1)

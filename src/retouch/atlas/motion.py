@@ -15,17 +15,17 @@ from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 from retouch.atlas.charts import (
-    Span,
-    candidates,
-    coverage,
-    references,
+    ChartSpan,
+    choose_references,
+    followed_share,
+    reference_candidates,
     spans_between,
     zoom_coverage,
 )
-from retouch.atlas.mapping import Mapping, Window, compose, positions
-from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, blocks
+from retouch.atlas.mapping import Mapping, PixelWindow, compose_matrices, pixel_positions
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, frame_blocks
 from retouch.atlas.solve import fit_field, gauss_newton, without_folds
-from retouch.atlas.textures import sample, splat
+from retouch.atlas.textures import sample_texture, splat_values
 from retouch.run import Run
 from retouch.tracking.flow import ClipFlow, consistent
 
@@ -73,19 +73,19 @@ def robust_matrix(
     return np.eye(3) if whole is None else np.asarray(whole, np.float64)
 
 
-def chain(
+def chain_matrices(
     pairs: Float64[np.ndarray, "pairs 3 3"], reference: int, start: int, stop: int
 ) -> Float[Tensor, "f 3 3"]:
     """Return the matrix from each frame to the reference."""
     made = {reference: torch.eye(3, dtype=torch.float64)}
     for t in range(reference + 1, stop):
-        made[t] = compose(torch.linalg.inv(torch.from_numpy(pairs[t - 1])), made[t - 1])
+        made[t] = compose_matrices(torch.linalg.inv(torch.from_numpy(pairs[t - 1])), made[t - 1])
     for t in range(reference - 1, start - 1, -1):
-        made[t] = compose(torch.from_numpy(pairs[t]), made[t + 1])
+        made[t] = compose_matrices(torch.from_numpy(pairs[t]), made[t + 1])
     return torch.stack([made[t] for t in range(start, stop)])
 
 
-def plan(
+def plan_charts(
     pyramid: ClipPyramid,
     flow: ClipFlow,
     pairs: Float64[np.ndarray, "pairs 3 3"],
@@ -93,35 +93,35 @@ def plan(
     size: tuple[int, int],
     most: int,
     run: Run,
-) -> list[Span]:
+) -> list[ChartSpan]:
     """Choose a layer's reference frames and the run of frames of each."""
     frames = len(pyramid.video)
-    tried = candidates(frames)
+    tried = reference_candidates(frames)
     if layer < pyramid.layers - 1:
         masks = run.scratch("shown", (frames, *size))
-        for a, b in blocks(0, frames):
+        for a, b in frame_blocks(0, frames):
             masks[a:b] = (pyramid.share(layer, a, b, *size)[:, 0] * 255).byte().cpu().numpy()
-        shown = coverage(masks, flow, tried)
+        shown = followed_share(masks, flow, tried)
     else:
-        shown = zoom_coverage(torch.stack([chain(pairs, r, 0, frames) for r in tried]), *size)
+        shown = zoom_coverage(torch.stack([chain_matrices(pairs, r, 0, frames) for r in tried]), *size)
     # Between references that show as much, the one nearest the middle.
     away = np.abs(np.array(tried) - (frames - 1) / 2) / frames
     shown = (shown - 1e-3 * away[:, None]).astype(np.float32)
-    taken = references(shown, most)
+    taken = choose_references(shown, most)
     if len(taken) == 1:
         taken = [int(shown.mean(1).argmax())]
     return spans_between(shown, tried, taken)
 
 
-def boxes(
-    pyramid: ClipPyramid, layer: int, span: Span, size: tuple[int, int]
+def layer_boxes(
+    pyramid: ClipPyramid, layer: int, span: ChartSpan, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "f 2"], tuple[float, float]]:
     """Return the corner of a layer's box in each frame, and the one extent that holds it in all of them."""
     height, width = size
     if layer == pyramid.layers - 1:
         return torch.zeros(span.stop - span.start, 2), (float(width), float(height))
     found: list[list[int]] = []
-    for a, b in blocks(span.start, span.stop):
+    for a, b in frame_blocks(span.start, span.stop):
         for share in pyramid.share(layer, a, b, *size):
             seen = (share[0] > 0.03).cpu().numpy()
             y, x = np.nonzero(seen.any(1))[0], np.nonzero(seen.any(0))[0]
@@ -138,21 +138,21 @@ def boxes(
     return torch.from_numpy(corner).float(), (float(extent[0]), float(extent[1]))
 
 
-def follow(
+def follow_layer(
     pyramid: ClipPyramid,
     flow: ClipFlow,
     pairs: Float64[np.ndarray, "pairs 3 3"],
     layer: int,
-    span: Span,
+    span: ChartSpan,
     size: tuple[int, int],
     settings: AtlasSettings,
 ) -> Mapping:
     """Map every frame of a span into its reference frame, in working pixels."""
-    origins, extent = boxes(pyramid, layer, span, size)
+    origins, extent = layer_boxes(pyramid, layer, span, size)
     spacing = max(size) / settings.spacing
     rows, columns = (max(2, round(n / spacing)) + 3 for n in (extent[1], extent[0]))
     controls = torch.zeros(span.stop - span.start, 2, rows, columns)
-    matrices = chain(pairs, span.reference, span.start, span.stop)
+    matrices = chain_matrices(pairs, span.reference, span.start, span.stop)
     device = pyramid.device
     mapping = Mapping(matrices.to(device), controls.to(device), origins.to(device), extent, *size)
     controls = mapping.controls.clone()
@@ -161,7 +161,7 @@ def follow(
         known = span.reference
         before = mapping.part(known - span.start, known - span.start + 1)
         ends = sorted([known, *steps[-1:]])
-        template = Template.of(
+        template = LayerTemplate.of(
             before, known, layer, pyramid, mapping.part(ends[0] - span.start, ends[-1] + 1 - span.start)
         )
         for t in steps:
@@ -189,7 +189,7 @@ def fit_to_flow(
     back = flow.between(t, known)
     trusted = torch.from_numpy(consistent(back, flow.between(known, t)))[None, None].to(pyramid.device)
     moved = torch.from_numpy(back)[None].to(pyramid.device)
-    x, y = positions(window, moved)
+    x, y = pixel_positions(window, moved)
     at = torch.stack(
         [x[:, None, :].expand(1, window.height, -1), y[:, :, None].expand(1, -1, window.width)], 1
     ) + window.cut(moved)
@@ -198,12 +198,12 @@ def fit_to_flow(
     known_there = ((at >= 0) & (at <= limit)).all(1, keepdim=True)
     share = pyramid.share(layer, t, t + 1, now.height, now.width)
     weight = window.cut(share * trusted) * known_there
-    wanted = sample(before.uv(source)[0], at)
+    wanted = sample_texture(before.uv(source)[0], at)
     fitted = fit_field(now, window, wanted, weight, stiffness=stiffness)
     return without_folds(now, window, weight, fitted.controls - now.controls)
 
 
-def _reach(mapping: Mapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
+def _corner_range(mapping: Mapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
     """Return the lowest and highest place that the matrices take any corner of a box to."""
     sides = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]) * torch.tensor([*mapping.extent, 0])
     corners = sides + torch.nn.functional.pad(mapping.origins.cpu(), (0, 1), value=1.0)[:, None]
@@ -214,7 +214,7 @@ def _reach(mapping: Mapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Template:
+class LayerTemplate:
     """What a layer looked like in the last frames, in the pixels of its reference frame."""
 
     layer: int
@@ -223,9 +223,11 @@ class Template:
     """Weighted colours and weights."""
 
     @classmethod
-    def of(cls, mapping: Mapping, t: int, layer: int, pyramid: ClipPyramid, ahead: Mapping) -> "Template":
+    def of(
+        cls, mapping: Mapping, t: int, layer: int, pyramid: ClipPyramid, ahead: Mapping
+    ) -> "LayerTemplate":
         """Begin with one frame; there is room around it for what comes into sight in the frames ahead."""
-        low, high = _reach(ahead)
+        low, high = _corner_range(ahead)
         side = max(mapping.extent)
         own = mapping.origins[0].cpu()
         low = low.maximum(own - MOST_ROOM * side).minimum(own) - ROOM * side
@@ -235,30 +237,30 @@ class Template:
         bare = cls(layer, offset, torch.zeros(4, rows, columns, device=pyramid.device))
         return bare.with_frame(mapping.retextured(1.0, bare.offset), t, pyramid)
 
-    def with_frame(self, mapping: Mapping, t: int, pyramid: ClipPyramid) -> "Template":
+    def with_frame(self, mapping: Mapping, t: int, pyramid: ClipPyramid) -> "LayerTemplate":
         """Add a frame, and forget a little of what it shows anew."""
-        _, colours, weight = self._look(mapping, t, pyramid)
-        new = splat(
+        _, colours, weight = self._cut_frame(mapping, t, pyramid)
+        new = splat_values(
             torch.cat([weight * colours, weight], 1), mapping.uv(mapping.window()), *self.sums.shape[1:]
         )
         return replace(self, sums=self.sums * (1 - (1 - MEMORY) * new[3:].clamp(max=1)) + new)
 
     def tracked(
         self, mapping: Mapping, t: int, pyramid: ClipPyramid, stiffness: float
-    ) -> tuple[Mapping, "Template"]:
+    ) -> tuple[Mapping, "LayerTemplate"]:
         """Bring a frame into line with what is known, and add it."""
         here = mapping.retextured(1.0, self.offset)
-        window, colours, weight = self._look(here, t, pyramid)
+        window, colours, weight = self._cut_frame(here, t, pyramid)
         texture = self.sums[:3] / self.sums[3:].clamp(min=1e-3)
         known = (self.sums[3:] > 0.2).float()
         for _ in range(TRACKING_STEPS):
-            seen = sample(known, here.uv(window)) > 0.99
+            seen = sample_texture(known, here.uv(window)) > 0.99
             here = gauss_newton(here, window, colours, weight * seen, texture, stiffness=stiffness)
         return replace(mapping, controls=here.controls), self.with_frame(here, t, pyramid)
 
-    def _look(
+    def _cut_frame(
         self, mapping: Mapping, t: int, pyramid: ClipPyramid
-    ) -> tuple[Window, Float[Tensor, "1 3 hh ww"], Float[Tensor, "1 1 hh ww"]]:
+    ) -> tuple[PixelWindow, Float[Tensor, "1 3 hh ww"], Float[Tensor, "1 1 hh ww"]]:
         window, size = mapping.window(), (mapping.height, mapping.width)
         weight = window.cut(pyramid.confident(self.layer, t, t + 1, *size))
         return window, window.cut(pyramid.pictures(t, t + 1, *size)), weight

@@ -11,7 +11,7 @@ from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte
 from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
 from retouch.atlas.file import load_atlas
-from retouch.atlas.pyramid import AtlasSettings, blocks
+from retouch.atlas.pyramid import AtlasSettings, frame_blocks
 from retouch.errors import ParamsError
 from retouch.fields import pair
 from retouch.media.masks import each_mask, read_masks
@@ -153,7 +153,7 @@ def objects_from_cutout(cutout: Cutout) -> Objects:
     mattes = []
     for which in range(len(cutout.names)):
         packed = []
-        for a, b in blocks(0, cutout.masks.shape[1]):
+        for a, b in frame_blocks(0, cutout.masks.shape[1]):
             packed += [pack_matte(picture[0]) for picture in cutout.full(which, a, b)]
         mattes.append(Mattes.pack(packed, cutout.height, cutout.width))
     return Objects(cutout.names, tuple(mattes), cutout.warnings)

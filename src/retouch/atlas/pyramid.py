@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.atlas.atlas import Mattes, shares_of
-from retouch.atlas.textures import shrunk
+from retouch.atlas.textures import shrink_pictures
 from retouch.run import Run
 from retouch.video import Video, release_pages
 
@@ -62,10 +62,10 @@ class ClipPyramid:
         frames = len(self.video)
         pictures = run.scratch(f"frames-{height}x{width}", (frames, 3, height, width))
         mattes = run.scratch(f"mattes-{height}x{width}", (len(self.mattes), frames, 1, height, width))
-        for a, b in blocks(0, frames):
-            pictures[a:b] = shrunk(self.video.frames[a:b], height, width)
+        for a, b in frame_blocks(0, frames):
+            pictures[a:b] = shrink_pictures(self.video.frames[a:b], height, width)
             for i, matte in enumerate(self.mattes):
-                mattes[i, a:b] = shrunk(matte.frames(a, b), height, width)
+                mattes[i, a:b] = shrink_pictures(matte.frames(a, b), height, width)
             release_pages(self.video.frames)
             release_pages(pictures)
             release_pages(mattes)
@@ -77,7 +77,7 @@ class ClipPyramid:
             got = np.array(self.kept[height, width][0][start:stop])
             release_pages(self.kept[height, width][0])
         else:
-            got = shrunk(self.video.frames[start:stop], height, width)
+            got = shrink_pictures(self.video.frames[start:stop], height, width)
             release_pages(self.video.frames)
         return torch.tensor(got, device=self.device).float() / 255  # a copy: a file may not be written to
 
@@ -105,17 +105,17 @@ class ClipPyramid:
         else:
             got = self.mattes[which].frames(start, stop)
             if got.shape[2:] != (height, width):
-                got = shrunk(got, height, width)
+                got = shrink_pictures(got, height, width)
         return torch.from_numpy(got).to(self.device).float() / 255
 
 
-def blocks(start: int, stop: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+def frame_blocks(start: int, stop: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
     """Yield frame numbers a few at a time."""
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
 
-def overlap(a: int, b: int, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+def overlapping_spans(a: int, b: int, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
     """Yield the index of each span that shares frames with `a` to `b`, and the frames shared."""
     for index, (start, stop) in enumerate(spans):
         first, last = max(a, start), min(b, stop)

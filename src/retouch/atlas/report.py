@@ -11,10 +11,10 @@ from typing import Final, final
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Atlas, errors
+from retouch.atlas.atlas import Atlas, reconstruction_decibels
 from retouch.atlas.edit import propagated, render
-from retouch.atlas.mapping import anisotropy, area
-from retouch.atlas.pyramid import blocks
+from retouch.atlas.mapping import stretch_ratio, texel_area
+from retouch.atlas.pyramid import frame_blocks
 from retouch.video import Video, decibels
 
 POOR: Final = 22.0
@@ -85,7 +85,7 @@ class Report:
 @torch.no_grad()
 def examine(atlas: Atlas, video: Video) -> Report:
     """Measure an atlas against its clip."""
-    off = errors(atlas, video)
+    off = reconstruction_decibels(atlas, video)
     layers = tuple(_layer(atlas, video, i, off[name]) for i, name in enumerate(atlas.names))
     return Report(_mean(off["all"]), layers, tuple(_sentences(layers, atlas.frames)))
 
@@ -144,12 +144,12 @@ def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
     for chart in atlas.charts:
         if chart.layer != layer:
             continue
-        for a, b in blocks(chart.start, chart.stop):
+        for a, b in frame_blocks(chart.start, chart.stop):
             part = chart.part(a, b)
             window = part.window()
             jacobian = part.jacobian(window)
             visible = window.cut(atlas.shares(a, b)[layer])[:, 0] > 0.05
-            stretch = anisotropy(jacobian)
+            stretch = stretch_ratio(jacobian)
             values = stretch[visible]
             stretches.append(values[:: max(1, len(values) // 2000)].cpu())
             for t, (one, seen) in enumerate(zip(stretch, visible, strict=True), a):
@@ -157,7 +157,7 @@ def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
                 if len(own) >= FEWEST and chart.covers(t):
                     found = float(own[:: max(1, len(own) // 2000)].quantile(0.95))
                     worst = max(worst, (t, found), key=lambda pair: pair[1])
-            folded += int((area(jacobian)[visible] <= 0).sum())
+            folded += int((texel_area(jacobian)[visible] <= 0).sum())
             count += int(visible.sum())
     together = torch.cat(stretches)
     return (float(together.quantile(0.95)) if len(together) else 1.0), worst, folded / max(count, 1)

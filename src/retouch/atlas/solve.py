@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retouch.atlas.mapping import Mapping, Window, area
-from retouch.atlas.textures import sample
+from retouch.atlas.mapping import Mapping, PixelWindow, texel_area
+from retouch.atlas.textures import sample_texture
 
 STEP_LIMIT = 2.0
 """Largest change of a control, in texels, that one Gauss-Newton step may make: gradients reach no further."""
@@ -26,7 +26,7 @@ SAME_PLACE = 1e-4
 
 
 @functools.lru_cache(maxsize=32)
-def bending(rows: int, columns: int) -> Float[Tensor, "n n"]:
+def bending_energy(rows: int, columns: int) -> Float[Tensor, "n n"]:
     """Return the matrix whose quadratic form is the squared second differences of a control grid."""
 
     def second(n: int) -> Tensor:
@@ -48,8 +48,8 @@ def normal_matrix(
     rows: Float[Tensor, "f h gh"], columns: Float[Tensor, "f w gw"], weights: Float[Tensor, "f c h w"]
 ) -> Float[Tensor, "f c n n"]:
     """Return the sum over pixels of weight times B(p) B(p)^T, for every weight picture."""
-    pairs_y, place_y = _pairs(rows.shape[2])
-    pairs_x, place_x = _pairs(columns.shape[2])
+    pairs_y, place_y = _control_pairs(rows.shape[2])
+    pairs_x, place_x = _control_pairs(columns.shape[2])
     by = rows[..., pairs_y[0]] * rows[..., pairs_y[1]]
     bx = columns[..., pairs_x[0]] * columns[..., pairs_x[1]]
     sums = by.transpose(1, 2)[:, None] @ (weights @ bx[:, None])  # f c pairs pairs
@@ -59,7 +59,7 @@ def normal_matrix(
 
 
 @functools.lru_cache(maxsize=32)
-def _pairs(count: int) -> tuple[Tensor, Tensor]:
+def _control_pairs(count: int) -> tuple[Tensor, Tensor]:
     """Return the pairs of controls that share a pixel, and where each entry of a matrix finds its pair."""
     pairs = [(a, b) for a in range(count) for b in range(a, min(count, a + 4))]
     place = torch.full((count, count), len(pairs))
@@ -82,7 +82,7 @@ def geman_mcclure(squared: Float[Tensor, "*s"], scale: float) -> Float[Tensor, "
 
 def fit_field(
     mapping: Mapping,
-    window: Window,
+    window: PixelWindow,
     wanted: Float[Tensor, "f 2 h w"],
     weights: Float[Tensor, "f 1 h w"],
     *,
@@ -95,7 +95,7 @@ def fit_field(
     rows, columns = mapping.basis(window)
     gh, gw = mapping.controls.shape[2:]
     per_control = _pixels_per_control(mapping)
-    hold = stiffness * per_control * bending(gh, gw).to(rows)
+    hold = stiffness * per_control * bending_energy(gh, gw).to(rows)
     keep = SAME_PLACE * per_control * torch.eye(gh * gw).to(rows)
     before = mapping.controls.flatten(2)
     unit = texel_size(mapping, window)
@@ -111,16 +111,18 @@ def fit_field(
     return replace(mapping, controls=controls)
 
 
-def texel_size(mapping: Mapping, window: Window) -> Float[Tensor, "f 1 1 1"]:
+def texel_size(mapping: Mapping, window: PixelWindow) -> Float[Tensor, "f 1 1 1"]:
     """Return the usual length of a pixel in texels, one number a frame, from the matrices alone."""
     bare = replace(mapping, controls=torch.zeros_like(mapping.controls))
-    middle = Window(window.corners + window.corners.new_tensor([window.width // 2, window.height // 2]), 1, 1)
-    return area(bare.jacobian(middle)).abs().clamp(min=1e-6).sqrt()[:, None]
+    middle = PixelWindow(
+        window.corners + window.corners.new_tensor([window.width // 2, window.height // 2]), 1, 1
+    )
+    return texel_area(bare.jacobian(middle)).abs().clamp(min=1e-6).sqrt()[:, None]
 
 
 def gauss_newton(
     mapping: Mapping,
-    window: Window,
+    window: PixelWindow,
     pictures: Float[Tensor, "f 3 h w"],
     weights: Float[Tensor, "f 1 h w"],
     texture: Float[Tensor, "3 v u"],
@@ -135,10 +137,10 @@ def gauss_newton(
     """
     rows, columns = mapping.basis(window)
     gh, gw = mapping.controls.shape[2:]
-    shown = sample(texture, mapping.uv(window))
+    shown = sample_texture(texture, mapping.uv(window))
     residual = pictures - shown
     weight = weights * geman_mcclure(residual.square().mean(1, keepdim=True), tolerance)
-    along_u, along_v = _slopes(0.5 * (pictures + shown), mapping.jacobian(window))
+    along_u, along_v = _texture_slopes(0.5 * (pictures + shown), mapping.jacobian(window))
     products = torch.cat(
         [
             (weight * along_u.square()).sum(1, keepdim=True),
@@ -157,7 +159,7 @@ def gauss_newton(
     normal = normal_matrix(rows, columns, products)
     contrast = (products[:, 0] + products[:, 2]).sum((1, 2)) / (2 * weights.sum((1, 2, 3)) + 1)
     unit = (contrast + 1e-6)[:, None, None] * _pixels_per_control(mapping)
-    hold = bending(gh, gw).to(rows) * stiffness * unit
+    hold = bending_energy(gh, gw).to(rows) * stiffness * unit
     keep = torch.eye(gh * gw).to(rows) * 0.01 * unit
     matrix = torch.cat(
         [
@@ -175,7 +177,7 @@ def gauss_newton(
 
 
 def without_folds(
-    mapping: Mapping, window: Window, weights: Float[Tensor, "f 1 h w"], step: Float[Tensor, "f 2 gh gw"]
+    mapping: Mapping, window: PixelWindow, weights: Float[Tensor, "f 1 h w"], step: Float[Tensor, "f 2 gh gw"]
 ) -> Mapping:
     """Take as much of a step, frame by frame, as leaves every visible pixel the right way round."""
     share = torch.ones(len(mapping), 1, 1, 1).to(step)
@@ -183,7 +185,7 @@ def without_folds(
     moved = mapping
     for _ in range(4):
         moved = replace(mapping, controls=mapping.controls + share * step)
-        folded = (area(moved.jacobian(window)) < LEAST_AREA * usual) & (weights[:, 0] > 0.05)
+        folded = (texel_area(moved.jacobian(window)) < LEAST_AREA * usual) & (weights[:, 0] > 0.05)
         bad = folded.flatten(1).any(1)
         if not bool(bad.any()):
             return moved
@@ -192,14 +194,14 @@ def without_folds(
     return replace(mapping, controls=mapping.controls + share * step)
 
 
-def _slopes(
+def _texture_slopes(
     pictures: Float[Tensor, "f 3 h w"], jacobian: Float[Tensor, "f 2 2 h w"]
 ) -> tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]]:
     """Return how colours change along the texture's axes: picture slopes through the inverse Jacobian."""
     pad = torch.nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
     along_x = 0.5 * (pad[..., 1:-1, 2:] - pad[..., 1:-1, :-2])
     along_y = 0.5 * (pad[..., 2:, 1:-1] - pad[..., :-2, 1:-1])
-    det = area(jacobian)
+    det = texel_area(jacobian)
     det = torch.where(det.abs() < 1e-4, torch.full_like(det, 1e-4), det)
     (ux, uy), (vx, vy) = (jacobian[:, 0].unbind(1), jacobian[:, 1].unbind(1))
     along_u = (vy[:, None] * along_x - vx[:, None] * along_y) / det[:, None]
@@ -250,7 +252,7 @@ def conjugate_gradients(
     return x
 
 
-def roughness(texture: Float[Tensor, "c v u"]) -> Float[Tensor, "c v u"]:
+def roughness_gradient(texture: Float[Tensor, "c v u"]) -> Float[Tensor, "c v u"]:
     """Return the gradient of half the squared differences between neighbouring texels."""
     out = torch.zeros_like(texture)
     along_u, along_v = torch.diff(texture, dim=2), torch.diff(texture, dim=1)

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 
-def sample(texture: Float[Tensor, "c v u"], uv: Float[Tensor, "f 2 h w"]) -> Float[Tensor, "f c h w"]:
+def sample_texture(texture: Float[Tensor, "c v u"], uv: Float[Tensor, "f 2 h w"]) -> Float[Tensor, "f c h w"]:
     """Read a texture bilinearly at the given positions; outside, its border goes on."""
     frames, _, height, width = uv.shape
-    grid = _grid(uv, texture.shape[1], texture.shape[2])
+    grid = _sampling_grid(uv, texture.shape[1], texture.shape[2])
     read = F.grid_sample(texture[None], grid, padding_mode="border", align_corners=True)
     return read.view(-1, frames, height, width).movedim(1, 0)
 
 
-def splat(
+def splat_values(
     values: Float[Tensor, "f c h w"], uv: Float[Tensor, "f 2 h w"], height: int, width: int
 ) -> Float[Tensor, "c v u"]:
-    """Add values into an empty texture, each to the four texels that `sample` would have read it from."""
-    grid = _grid(uv, height, width)
+    """Add values into an empty texture, each to the four texels that `sample_texture` would read it from."""
+    grid = _sampling_grid(uv, height, width)
     flat = values.movedim(1, 0).flatten(1, 2)[None]  # 1 c (f h) w
     # The transpose of a read is the gradient of that read, which every backend of torch knows.
     empty = values.new_zeros(1, values.shape[1], height, width)
@@ -33,13 +33,13 @@ def splat(
     return added[0]
 
 
-def _grid(uv: Float[Tensor, "f 2 h w"], height: int, width: int) -> Float[Tensor, "1 n w 2"]:
+def _sampling_grid(uv: Float[Tensor, "f 2 h w"], height: int, width: int) -> Float[Tensor, "1 n w 2"]:
     """Return positions as `grid_sample` counts them: -1 to 1 between the centres of the outermost texels."""
     scale = uv.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
     return (uv.movedim(1, 3) * scale - 1).flatten(0, 1)[None]
 
 
-def fill(
+def fill_unseen(
     sums: Float[Tensor, "c v u"], weights: Float[Tensor, "1 v u"], least: float = 1e-3
 ) -> Float[Tensor, "c v u"]:
     """Divide sums by weights, and take texels that nobody saw from coarser and coarser surroundings."""
@@ -52,12 +52,14 @@ def fill(
     # Each coarser texel is the mean of the known among the four below; half full counts as full.
     below = F.pad(torch.cat([value * known, known.to(value)])[None], (0, width % 2, 0, height % 2))
     coarse = F.avg_pool2d(below, 2)[0]
-    filled = fill(coarse[:-1], coarse[-1:], least)
+    filled = fill_unseen(coarse[:-1], coarse[-1:], least)
     spread = F.interpolate(filled[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
     return torch.where(known, value, spread[:, :height, :width])
 
 
-def shrunk(pictures: UInt8[np.ndarray, "f c h w"], height: int, width: int) -> UInt8[np.ndarray, "f c hh ww"]:
+def shrink_pictures(
+    pictures: UInt8[np.ndarray, "f c h w"], height: int, width: int
+) -> UInt8[np.ndarray, "f c hh ww"]:
     """Resize pictures by area, which neither blurs nor aliases on the way down."""
     if pictures.shape[2:] == (height, width):
         return np.ascontiguousarray(pictures)
@@ -80,7 +82,7 @@ def as_picture(texture: Float[Tensor, "c v u"]) -> UInt8[np.ndarray, "v u c"]:
     return np.ascontiguousarray(scaled.permute(1, 2, 0).numpy())
 
 
-def blur(pictures: Float[Tensor, "f c h w"], sigma: float) -> Float[Tensor, "f c h w"]:
+def gaussian_blur(pictures: Float[Tensor, "f c h w"], sigma: float) -> Float[Tensor, "f c h w"]:
     """Blur with a Gaussian; the border goes on."""
     reach = max(1, round(3 * sigma))
     x = torch.arange(-reach, reach + 1).to(pictures)

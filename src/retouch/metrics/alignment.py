@@ -1,7 +1,7 @@
 """What a text-and-image network (CLIP) says of an edit: does it show the words, and do its frames look alike?
 
 The network is any `ImageTextEncoder`. Figures of different networks, crops, sizes or frame selections do
-not compare, so that each is printed under a key that names them (`key`). Definitions: E is the unit
+not compare, so that each is printed under a key that names them (`figure_key`). Definitions: E is the unit
 embedding, x the source, y the result, `p_s` and `p_t` source and target prompt; means are over all
 frames.
 """
@@ -34,7 +34,7 @@ class ImageTextEncoder(Protocol):
         ...
 
 
-def key(metric: str, network: str, crop: str, frames: str = "all") -> str:
+def figure_key(metric: str, network: str, crop: str, frames: str = "all") -> str:
     """Name a figure so that only like is set beside like: `clip-f@vit-b32/224c/all`."""
     return f"{metric}@{network}/{crop}/{frames}"
 
@@ -42,7 +42,7 @@ def key(metric: str, network: str, crop: str, frames: str = "all") -> str:
 @torch.no_grad()
 def clip_text(result: Frames, prompt: str, encoder: ImageTextEncoder) -> float:
     """CLIP-T: mean cosine of E(y_t) and E(p_t), from -1 to 1; not multiplied by the network's logit scale."""
-    return float((embedded(result, encoder) @ told(encoder, prompt)[0]).mean())
+    return float((embed_clip(result, encoder) @ embed_texts(encoder, prompt)[0]).mean())
 
 
 @torch.no_grad()
@@ -56,13 +56,13 @@ def clip_direction(
     Raises:
         InputError: the prompts are the same to the network, so that there is no direction.
     """
-    target, origin = told(encoder, prompt, source_prompt)
+    target, origin = embed_texts(encoder, prompt, source_prompt)
     way = target - origin
     if float(way.norm()) < 1e-6:
         raise InputError(
             f"{prompt!r} and {source_prompt!r} are the same to the network", hint="use other words"
         )
-    moves = embedded(result, encoder) - embedded(source, encoder)
+    moves = embed_clip(result, encoder) - embed_clip(source, encoder)
     lengths = moves.norm(dim=-1)
     cosines = (moves @ way) / (lengths.clamp_min(1e-12) * way.norm())
     return float(torch.where(lengths < 1e-6, torch.zeros_like(cosines), cosines).mean())
@@ -80,7 +80,7 @@ def frame_similarity(result: Frames, encoder: ImageTextEncoder) -> float:
     """
     if len(result) < 2:
         raise InputError("one frame has no next one to resemble", hint="give a clip of two frames or more")
-    x = embedded(result, encoder)
+    x = embed_clip(result, encoder)
     return float((x[:-1] * x[1:]).sum(dim=-1).mean())
 
 
@@ -91,12 +91,12 @@ def frame_accuracy(result: Frames, prompt: str, source_prompt: str, encoder: Ima
     The softmax over the two logits is at least one half exactly where the cosine is at least the other's,
     so that no logit scale is asked for.
     """
-    target, origin = told(encoder, prompt, source_prompt)
-    x = embedded(result, encoder)
+    target, origin = embed_texts(encoder, prompt, source_prompt)
+    x = embed_clip(result, encoder)
     return float((x @ target >= x @ origin).float().mean())
 
 
-def embedded(frames: Frames, encoder: ImageTextEncoder) -> Float[Tensor, "f d"]:
+def embed_clip(frames: Frames, encoder: ImageTextEncoder) -> Float[Tensor, "f d"]:
     """Embed a clip of any length, `AT_ONCE` frames at a time."""
     parts = []
     for t in range(0, len(frames), AT_ONCE):
@@ -105,6 +105,6 @@ def embedded(frames: Frames, encoder: ImageTextEncoder) -> Float[Tensor, "f d"]:
     return torch.cat(parts)
 
 
-def told(encoder: ImageTextEncoder, *texts: str) -> Float[Tensor, "n d"]:
+def embed_texts(encoder: ImageTextEncoder, *texts: str) -> Float[Tensor, "n d"]:
     """Embed texts on the CPU in full precision, where cosines of near neighbours keep their order."""
     return encoder.texts(list(texts)).float().cpu()

@@ -43,8 +43,8 @@ def delta_e(lab: Lab, other: Lab) -> Float[np.ndarray, " n"]:
     l2, a2, b2 = np.moveaxis(np.asarray(other, dtype=np.float64), -1, 0)
     chroma_mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
     stretch = 1.5 - 0.5 * np.sqrt(chroma_mean**7 / (chroma_mean**7 + _25_TO_7))
-    c1, h1 = _polar(a1 * stretch, b1)
-    c2, h2 = _polar(a2 * stretch, b2)
+    c1, h1 = _polar_angle(a1 * stretch, b1)
+    c2, h2 = _polar_angle(a2 * stretch, b2)
 
     turn = np.where(c1 * c2 == 0, 0.0, (h2 - h1 + 180) % 360 - 180)
     turn = np.where((turn == -180) & (h2 > h1), 180.0, turn)  # the remainder folds +180 to -180
@@ -86,7 +86,7 @@ def _mean_lab(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "3"]:
     return np.asarray(lab_of(frame.reshape(3, -1).T).mean(axis=0))
 
 
-def _polar(
+def _polar_angle(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     return np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360

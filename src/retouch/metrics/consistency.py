@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from retouch.errors import InputError
-from retouch.metrics.fidelity import Frames, Other, pairs
+from retouch.metrics.fidelity import Frames, Other, frame_pairs
 from retouch.tracking.flow import DisFlow, consistent, warp
 from retouch.tracking.flow import Flow as FlowFinder
 from retouch.video import FRAMES_AT_ONCE, release_pages
@@ -28,14 +28,14 @@ Seen: TypeAlias = Bool[np.ndarray, "1 h w"]
 
 @final
 @dataclass(frozen=True, eq=False)
-class Motion:
+class FrameMotion:
     """Where each pixel of a frame goes in the next one, and whether it can still be seen there."""
 
     flow: Flow
     seen: Seen
 
 
-def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
+def warp_error(clip: Frames, motion: Iterable[FrameMotion]) -> float:
     """Measure how far each frame is from the next one brought back along `motion`: mean |.| from 0 to 1.
 
     The motion is the source's: what it shows moving must move alike in the edit. Only pixels that stay in
@@ -50,8 +50,8 @@ def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
             raise InputError(
                 f"there is motion for more than the {len(clip)} frames", hint="pass one step per pair"
             )
-        back = warp(_upright(clip[t + 1]).astype(np.float32), step.flow.astype(np.float32))
-        difference = np.abs(back - _upright(clip[t]))[step.seen[0] & _inside(step.flow)]
+        back = warp(_rows_first(clip[t + 1]).astype(np.float32), step.flow.astype(np.float32))
+        difference = np.abs(back - _rows_first(clip[t]))[step.seen[0] & _stays_inside(step.flow)]
         total, count, steps = total + float(difference.sum(dtype=np.float64)), count + difference.size, t + 1
         if steps % FRAMES_AT_ONCE == 0:
             release_pages(clip)
@@ -62,51 +62,53 @@ def warp_error(clip: Frames, motion: Iterable[Motion]) -> float:
     return total / count / 255
 
 
-def flicker(result: Frames, source: Other) -> float:
+def flicker_ratio(result: Frames, source: Other) -> float:
     """Measure how much more `result` changes from frame to frame than `source`: ratio of mean changes.
 
     1 is as lively as the source, 2.8 flickers. A source that stands still gives 1 where the result does
     too, else infinity.
     """
-    return _ratio(_mean(_changes(result)), _mean(_changes(source)))
+    return _change_ratio(_mean_change(_frame_changes(result)), _mean_change(_frame_changes(source)))
 
 
 def flicker_peak(result: Frames, source: Other) -> float:
-    """Measure as `flicker` does, by the 99th percentile of the changes: it finds small spots that flash."""
-    return _ratio(_percentile(_changes(result), 0.99), _percentile(_changes(source), 0.99))
+    """Measure as `flicker_ratio` does, by the 99th percentile of changes: it finds small spots that flash."""
+    return _change_ratio(
+        _percentile_level(_frame_changes(result), 0.99), _percentile_level(_frame_changes(source), 0.99)
+    )
 
 
 def true_motion(
     flow: Float[np.ndarray, "pairs 2 h w"], seen: Bool[np.ndarray, "pairs 1 h w"]
-) -> Iterator[Motion]:
+) -> Iterator[FrameMotion]:
     """Yield known motion pair by pair; the arrays may be memory-mapped."""
     for t in range(len(flow)):
-        yield Motion(np.asarray(flow[t]), np.asarray(seen[t]))
+        yield FrameMotion(np.asarray(flow[t]), np.asarray(seen[t]))
 
 
-def estimated_motion(source: Frames, flow: FlowFinder | None = None) -> Iterator[Motion]:
+def estimated_motion(source: Frames, flow: FlowFinder | None = None) -> Iterator[FrameMotion]:
     """Estimate the motion of a clip, pair by pair; `flow` is dense inverse search unless given.
 
     In view is what comes back to within a pixel when it follows the flow there and back.
     """
     finder = flow or DisFlow()
     for t in range(len(source) - 1):
-        a, b = _upright(source[t]), _upright(source[t + 1])
+        a, b = _rows_first(source[t]), _rows_first(source[t + 1])
         there, back = finder.pair(a, b), finder.pair(b, a)
-        yield Motion(there, consistent(there, back)[None])
+        yield FrameMotion(there, consistent(there, back)[None])
 
 
-def _changes(clip: Frames) -> Iterator[UInt8[np.ndarray, "3 h w"]]:
-    for _, before, after in pairs(clip[:-1], clip[1:]):
+def _frame_changes(clip: Frames) -> Iterator[UInt8[np.ndarray, "3 h w"]]:
+    for _, before, after in frame_pairs(clip[:-1], clip[1:]):
         yield np.abs(after.astype(np.int16) - before).astype(np.uint8)
 
 
-def _mean(changes: Iterable[UInt8[np.ndarray, "3 h w"]]) -> float:
+def _mean_change(changes: Iterable[UInt8[np.ndarray, "3 h w"]]) -> float:
     means = [float(change.mean()) for change in changes]
     return sum(means) / len(means) if means else 0.0
 
 
-def _percentile(changes: Iterable[UInt8[np.ndarray, "3 h w"]], share: float) -> float:
+def _percentile_level(changes: Iterable[UInt8[np.ndarray, "3 h w"]], share: float) -> float:
     """Find the lowest of the 256 levels that `share` of all changes do not exceed: exact, in flat memory."""
     counts = np.zeros(256, dtype=np.int64)
     for change in changes:
@@ -114,17 +116,17 @@ def _percentile(changes: Iterable[UInt8[np.ndarray, "3 h w"]], share: float) -> 
     return float(np.searchsorted(counts.cumsum(), share * counts.sum()))
 
 
-def _ratio(result: float, source: float) -> float:
+def _change_ratio(result: float, source: float) -> float:
     if source > 0:
         return result / source
     return 1.0 if result == 0 else math.inf
 
 
-def _inside(flow: Flow) -> Bool[np.ndarray, "h w"]:
+def _stays_inside(flow: Flow) -> Bool[np.ndarray, "h w"]:
     h, w = flow.shape[-2:]
     x, y = flow[0] + np.arange(w), flow[1] + np.arange(h)[:, None]
     return np.asarray((x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1))
 
 
-def _upright(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def _rows_first(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(frame.transpose(1, 2, 0))

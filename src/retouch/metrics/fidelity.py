@@ -28,11 +28,11 @@ SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def psnr(clip: Frames, other: Other, mask: Mask | None = None) -> float:
     """Measure peak signal-to-noise in decibels over the pixels of `mask`, at most `CEILING_DB`."""
     squares, count = 0, 0
-    for t, a, b in pairs(clip, other):
+    for t, a, b in frame_pairs(clip, other):
         square = (a.astype(np.int32) - b) ** 2
         kept = square if mask is None else square[:, mask[t, 0]]
         squares, count = squares + int(kept.sum(dtype=np.int64)), count + kept.size
-    return decibels(squares / _some(count), peak=255)
+    return decibels(squares / _some_pixels(count), peak=255)
 
 
 def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:
@@ -42,17 +42,17 @@ def ssim(clip: Frames, other: Other, mask: Mask | None = None) -> float:
     """
     edge = SSIM_WINDOW // 2
     total, count = 0.0, 0
-    for t, a, b in pairs(clip, other):
-        similarity = _ssim_map(_floats(a), _floats(b))
+    for t, a, b in frame_pairs(clip, other):
+        similarity = _ssim_map(_as_floats(a), _as_floats(b))
         kept = similarity if mask is None else similarity[mask[t, 0, edge:-edge, edge:-edge]]
         total, count = total + float(kept.sum()), count + kept.size
-    return total / _some(count)
+    return total / _some_pixels(count)
 
 
-def changed(source: Frames, truth: Other) -> Mask:
+def changed_pixels(source: Frames, truth: Other) -> Mask:
     """Mark the pixels where the true edit differs from the source at all: the *inside* of edit fidelity."""
     mask = np.empty((len(source), 1, *source.shape[-2:]), dtype=bool)
-    for t, a, b in pairs(source, truth):
+    for t, a, b in frame_pairs(source, truth):
         mask[t, 0] = (a != b).any(axis=0)
     return mask
 
@@ -70,13 +70,13 @@ def fidelity_outside(result: Frames, truth: Other, mask: Mask) -> float:
 def untouched_share(result: Frames, source: Other, touched: Mask) -> float:
     """Count the share of pixels outside `touched` that equal the source to the bit in all three channels."""
     equal, count = 0, 0
-    for t, a, b in pairs(result, source):
+    for t, a, b in frame_pairs(result, source):
         same = (a == b).all(axis=0)[~touched[t, 0]]
         equal, count = equal + int(same.sum()), count + same.size
-    return equal / _some(count)
+    return equal / _some_pixels(count)
 
 
-def pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def frame_pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield index and frames `(3, h, w)` of two clips side by side.
 
     Raises:
@@ -84,7 +84,7 @@ def pairs(clip: Frames, other: Other) -> Iterator[tuple[int, np.ndarray, np.ndar
     """
     if clip.shape != other.shape:
         raise InputError(
-            f"the clips differ: {_says(clip)} and {_says(other)}",
+            f"the clips differ: {_clip_size(clip)} and {_clip_size(other)}",
             hint="bring both to one size and length first; resizing moves every figure",
         )
     for t, (a, b) in enumerate(zip(frames_of(clip), frames_of(other), strict=True)):
@@ -101,15 +101,15 @@ def frames_of(clip: Frames) -> Iterator[np.ndarray]:
 
 def _ssim_map(a: Float[np.ndarray, "h w 3"], b: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
     """Return the similarity where the whole window fits."""
-    mean_a, mean_b = _blurred(a), _blurred(b)
-    var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
-    covariance = _blurred(a * b) - mean_a * mean_b
+    mean_a, mean_b = _gaussian_window(a), _gaussian_window(b)
+    var_a, var_b = _gaussian_window(a * a) - mean_a**2, _gaussian_window(b * b) - mean_b**2
+    covariance = _gaussian_window(a * b) - mean_a * mean_b
     contrast = (2 * covariance + SSIM_C2) / (var_a + var_b + SSIM_C2)
     luminance = (2 * mean_a * mean_b + SSIM_C1) / (mean_a**2 + mean_b**2 + SSIM_C1)
     return np.asarray(luminance * contrast)
 
 
-def _blurred(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
+def _gaussian_window(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
     edge = SSIM_WINDOW // 2
     if min(x.shape[:2]) < SSIM_WINDOW:
         raise InputError(
@@ -120,11 +120,11 @@ def _blurred(x: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x 3"]:
     return np.asarray(full[edge:-edge, edge:-edge])
 
 
-def _floats(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "h w 3"]:
+def _as_floats(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "h w 3"]:
     return np.ascontiguousarray(frame.transpose(1, 2, 0), dtype=np.float64)
 
 
-def _some(count: int) -> int:
+def _some_pixels(count: int) -> int:
     if not count:
         raise InputError(
             "there is no pixel to measure: the mask excludes them all", hint="measure without a mask"
@@ -132,5 +132,5 @@ def _some(count: int) -> int:
     return count
 
 
-def _says(clip: Frames) -> str:
+def _clip_size(clip: Frames) -> str:
     return f"{clip.shape[-1]}x{clip.shape[-2]} with {len(clip)} frames"

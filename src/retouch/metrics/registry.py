@@ -22,7 +22,7 @@ from retouch.metrics.alignment import (
     frame_similarity,
 )
 from retouch.metrics.colour import colour_drift
-from retouch.metrics.consistency import estimated_motion, flicker, flicker_peak, true_motion, warp_error
+from retouch.metrics.consistency import estimated_motion, flicker_peak, flicker_ratio, true_motion, warp_error
 from retouch.metrics.fidelity import (
     Frames,
     Mask,
@@ -98,7 +98,7 @@ def metrics() -> Mapping[str, Metric]:
     Raises:
         PluginError: an entry point does not load, or is no `Metric`, or takes a name that is taken.
     """
-    return _loaded()
+    return _plugin_metrics()
 
 
 def find(name: str) -> Metric:
@@ -129,7 +129,7 @@ def measure(case: Case, names: tuple[str, ...] = ()) -> dict[str, float]:
 
 
 @cache
-def _loaded() -> dict[str, Metric]:
+def _plugin_metrics() -> dict[str, Metric]:
     found = {metric.name: metric for metric in BUILT_IN}
     for entry in entry_points(group="retouch.metrics"):
         try:
@@ -148,29 +148,35 @@ def _loaded() -> dict[str, Metric]:
     return found
 
 
-def _known(value: T | None) -> T:
+def _must_know(value: T | None) -> T:
     assert value is not None, "measured without asking `fits`"
     return value
 
 
 def _true_warp_error(case: Case) -> float:
-    return warp_error(case.result, true_motion(_known(case.flow), _known(case.seen)))
+    return warp_error(case.result, true_motion(_must_know(case.flow), _must_know(case.seen)))
 
 
 def _clip_direction(case: Case) -> float:
     return clip_direction(
-        case.result, case.source, _known(case.prompt), _known(case.source_prompt), _known(case.encoder)
+        case.result,
+        case.source,
+        _must_know(case.prompt),
+        _must_know(case.source_prompt),
+        _must_know(case.encoder),
     )
 
 
 def _frame_accuracy(case: Case) -> float:
-    return frame_accuracy(case.result, _known(case.prompt), _known(case.source_prompt), _known(case.encoder))
+    return frame_accuracy(
+        case.result, _must_know(case.prompt), _must_know(case.source_prompt), _must_know(case.encoder)
+    )
 
 
 BUILT_IN: tuple[Metric, ...] = (
     Metric(
         "fidelity-inside",
-        lambda c: fidelity_inside(c.result, _known(c.truth), _known(c.mask)),
+        lambda c: fidelity_inside(c.result, _must_know(c.truth), _must_know(c.mask)),
         "higher",
         "an edit that is missing, weak or wrong",
         ("truth", "mask"),
@@ -178,7 +184,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "fidelity-outside",
-        lambda c: fidelity_outside(c.result, _known(c.truth), _known(c.mask)),
+        lambda c: fidelity_outside(c.result, _must_know(c.truth), _must_know(c.mask)),
         "higher",
         "changes where nothing should change",
         ("truth", "mask"),
@@ -204,7 +210,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "untouched-share",
-        lambda c: untouched_share(c.result, c.source, _known(c.touched)),
+        lambda c: untouched_share(c.result, c.source, _must_know(c.touched)),
         "higher",
         "any change, by one level, where the method says that it changes nothing",
         ("touched",),
@@ -212,7 +218,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "flicker",
-        lambda c: flicker(c.result, c.source),
+        lambda c: flicker_ratio(c.result, c.source),
         "lower",
         "frames that change more than the source's do",
         unit="x",
@@ -237,7 +243,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "psnr",
-        lambda c: psnr(c.result, _known(c.truth)),
+        lambda c: psnr(c.result, _must_know(c.truth)),
         "higher",
         "any distance from the true edit, in proportion to its area",
         ("truth",),
@@ -245,7 +251,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "ssim",
-        lambda c: ssim(c.result, _known(c.truth)),
+        lambda c: ssim(c.result, _must_know(c.truth)),
         "higher",
         "lost or false structure",
         ("truth",),
@@ -269,7 +275,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "clip-t",
-        lambda c: clip_text(c.result, _known(c.prompt), _known(c.encoder)),
+        lambda c: clip_text(c.result, _must_know(c.prompt), _must_know(c.encoder)),
         "higher",
         "pictures that do not show the words",
         ("prompt", "encoder"),
@@ -290,7 +296,7 @@ BUILT_IN: tuple[Metric, ...] = (
     ),
     Metric(
         "clip-f",
-        lambda c: frame_similarity(c.result, _known(c.encoder)),
+        lambda c: frame_similarity(c.result, _must_know(c.encoder)),
         "higher",
         "neighbouring frames that look unlike",
         ("encoder",),

@@ -14,7 +14,7 @@ FEWEST = 5
 
 @final
 @dataclass(frozen=True)
-class Interval:
+class MeanInterval:
     """A mean over `clips` clips with the ends of its bootstrap interval."""
 
     mean: float
@@ -28,7 +28,9 @@ class Interval:
         return int(self.low > 0) - int(self.high < 0) if self.clips >= FEWEST else 0
 
 
-def interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> MeanInterval:
     """Return the mean of `values`, one per clip, with its percentile bootstrap interval over clips.
 
     Raises:
@@ -43,17 +45,17 @@ def interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_00
     drawn = np.random.default_rng(seed).integers(0, x.size, size=(draws, x.size))
     means = x[drawn].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x.mean()), float(low), float(high), int(x.size))
+    return MeanInterval(float(x.mean()), float(low), float(high), int(x.size))
 
 
-def paired(
+def paired_interval(
     values: Sequence[float],
     others: Sequence[float],
     *,
     level: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
-) -> Interval:
+) -> MeanInterval:
     """Return the mean of `values - others` with its interval, both taken on the same clips in the same order.
 
     Hard clips are hard for both, so that this is far narrower than the two intervals side by side.
@@ -62,4 +64,6 @@ def paired(
         raise InputError(
             f"{len(values)} and {len(others)} values do not pair", hint="measure both on the same clips"
         )
-    return interval([a - b for a, b in zip(values, others, strict=True)], level=level, draws=draws, seed=seed)
+    return bootstrap_interval(
+        [a - b for a, b in zip(values, others, strict=True)], level=level, draws=draws, seed=seed
+    )

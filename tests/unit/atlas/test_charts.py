@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retouch.atlas.charts import candidates, coverage, references, spans_between, zoom_coverage
+from retouch.atlas.charts import (
+    choose_references,
+    followed_share,
+    reference_candidates,
+    spans_between,
+    zoom_coverage,
+)
 from retouch.tracking.flow import ClipFlow, DisFlow
 
 
@@ -37,25 +43,25 @@ def moving(x: float) -> tuple[np.ndarray, ClipFlow]:
 
 def test_an_object_that_only_moves_is_covered_from_any_frame() -> None:
     masks, flow = moving(4)
-    shown = coverage(masks, flow, [0, 3])
+    shown = followed_share(masks, flow, [0, 3])
     assert shown.min() > 0.9
-    assert len(references(shown, 8)) == 1
+    assert len(choose_references(shown, 8)) == 1
 
 
 def test_what_comes_into_sight_is_not_covered() -> None:
     masks, flow = moving(0)
     masks[3:, 12:36, 36:60] = 255  # the object doubles: its new half was not there before
-    shown = coverage(masks, flow, [0, 5])
+    shown = followed_share(masks, flow, [0, 5])
     assert shown[0, 5] == pytest.approx(0.5, abs=0.1)
-    taken = references(shown, 8)
+    taken = choose_references(shown, 8)
     assert len(taken) >= 1
     assert 1 in taken  # the frame that shows all of it
 
 
 def test_candidates_hold_the_middle() -> None:
-    assert 17 in candidates(35)
-    assert candidates(1) == [0]
-    assert max(candidates(700)) < 700
+    assert 17 in reference_candidates(35)
+    assert reference_candidates(1) == [0]
+    assert max(reference_candidates(700)) < 700
 
 
 @given(st.integers(1, 6), st.integers(12, 60))
@@ -84,4 +90,4 @@ def test_flow_of_a_real_picture_covers_it_too() -> None:
     flow = ClipFlow(lambda _t: picture, DisFlow(), np.zeros((3, 2, 2, 72, 96), np.float16))
     masks = np.zeros((4, 72, 96), np.uint8)
     masks[:, 18:54, 24:72] = 255
-    assert coverage(masks, flow, [0]).min() > 0.9
+    assert followed_share(masks, flow, [0]).min() > 0.9

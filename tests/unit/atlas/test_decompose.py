@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from retouch.artifacts import Draft
-from retouch.atlas.atlas import Atlas, Mattes, errors, pack_matte, shares_of
+from retouch.atlas.atlas import Atlas, Mattes, pack_matte, reconstruction_decibels, shares_of
 from retouch.atlas.decompose import STAGES, Deadline, OutOfTime, decompose, kept_atlas, refinements
-from retouch.atlas.mapping import anisotropy, area
-from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, overlap
+from retouch.atlas.mapping import stretch_ratio, texel_area
+from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, overlapping_spans
 from retouch.compute import Compute
 from retouch.errors import EmptyMask, VideoError
 from retouch.events import Event, Reused, Started
@@ -27,7 +27,7 @@ QUICK = AtlasSettings(steps=2)
 
 
 def test_the_layers_explain_the_clip(atlas: Atlas, clip: Video) -> None:
-    assert np.mean(errors(atlas, clip)["all"]) > EXPLAINED
+    assert np.mean(reconstruction_decibels(atlas, clip)["all"]) > EXPLAINED
 
 
 def test_every_pixel_is_shared_out_completely(atlas: Atlas) -> None:
@@ -69,15 +69,15 @@ def test_nothing_folds_and_nothing_is_stretched_much(atlas: Atlas) -> None:
         jacobian = chart.mapping.jacobian(window)
         share = [atlas.shares(t, t + 1)[chart.layer] for t in range(chart.start, chart.stop)]
         visible = window.cut(torch.cat(share))[:, 0] > 0.05
-        assert float(area(jacobian)[visible].min()) > 0
-        assert float(anisotropy(jacobian)[visible].quantile(0.95)) < 1.5
+        assert float(texel_area(jacobian)[visible].min()) > 0
+        assert float(stretch_ratio(jacobian)[visible].quantile(0.95)) < 1.5
 
 
 def test_each_stage_is_usable_and_later_ones_explain_more(
     clip: Video, mattes: tuple[Mattes, ...], run: Run
 ) -> None:
     explained = [
-        (at.stage, float(np.mean(errors(at, clip)["all"])))
+        (at.stage, float(np.mean(reconstruction_decibels(at, clip)["all"])))
         for at in refinements(clip, mattes, NAMES, QUICK, run=run)
     ]
     assert [stage for stage, _ in explained] == list(STAGES)
@@ -150,7 +150,7 @@ def test_two_objects_make_three_layers(clip: Video, mattes: tuple[Mattes, ...], 
     second = Mattes.pack([pack_matte(m) for m in corner], clip.height, clip.width)
     atlas = decompose(clip, (*mattes, second), ("patch", "corner", "background"), QUICK, run=run)
     assert {chart.layer for chart in atlas.charts} == {0, 1, 2}
-    assert np.mean(errors(atlas, clip)["all"]) > 30
+    assert np.mean(reconstruction_decibels(atlas, clip)["all"]) > 30
 
 
 def test_an_empty_mask_is_refused(clip: Video, run: Run) -> None:
@@ -173,7 +173,7 @@ def test_footage_gives_the_same_from_its_files(clip: Video, mattes: tuple[Mattes
     pyramid.keep(36, 60, run)
     assert torch.equal(plain[0], pyramid.pictures(2, 5, 36, 60))
     assert torch.equal(plain[1], pyramid.share(0, 2, 5, 36, 60))
-    assert list(overlap(4, 8, [(0, 5), (6, 7), (8, 9)])) == [(0, 4, 5), (1, 6, 7)]
+    assert list(overlapping_spans(4, 8, [(0, 5), (6, 7), (8, 9)])) == [(0, 4, 5), (1, 6, 7)]
 
 
 def test_mattes_come_back_bit_for_bit() -> None:

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retouch.atlas.mapping import Mapping, Window, anisotropy, area, compose, spline, spline_slope
+from retouch.atlas.mapping import (
+    Mapping,
+    PixelWindow,
+    compose_matrices,
+    cubic_spline,
+    spline_slope,
+    stretch_ratio,
+    texel_area,
+)
 
 ROUNDING = 2e-3  # float32 at positions of a few hundred texels
 DIFFERENCES = 2e-2  # central differences of a cubic that bends within a pixel or two
@@ -32,20 +40,20 @@ def naive(mapping: Mapping, t: int, x: float, y: float) -> Tensor:
     sy = (y + 0.5 - float(mapping.origins[t, 1])) * (gh - 3) / mapping.extent[1]
     for a in range(gh):
         for c in range(gw):
-            weight = float(spline(torch.tensor(sy - a + 1)) * spline(torch.tensor(sx - c + 1)))
+            weight = float(cubic_spline(torch.tensor(sy - a + 1)) * cubic_spline(torch.tensor(sx - c + 1)))
             uv = uv + weight * mapping.controls[t, :, a, c].double()
     return uv
 
 
 def test_the_spline_sums_to_one_everywhere() -> None:
     x = torch.linspace(0, 1, 33)
-    total = sum(spline(x - k) for k in range(-2, 4))
+    total = sum(cubic_spline(x - k) for k in range(-2, 4))
     assert torch.allclose(torch.as_tensor(total), torch.ones(33), atol=1e-6)
 
 
 def test_the_slope_of_the_spline_is_its_derivative() -> None:
     x = torch.linspace(-2.2, 2.2, 101, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(spline(x).sum(), x)
+    (slope,) = torch.autograd.grad(cubic_spline(x).sum(), x)
     assert torch.allclose(slope, spline_slope(x.detach()), atol=1e-9)
 
 
@@ -104,7 +112,7 @@ def test_a_finer_texture_keeps_texel_edges_in_place() -> None:
 
 
 def test_cut_and_paste_are_each_others_inverse_inside_the_window() -> None:
-    window = Window(torch.tensor([[3, 2], [5, 1]]), 4, 6)
+    window = PixelWindow(torch.tensor([[3, 2], [5, 1]]), 4, 6)
     pictures = torch.rand(2, 3, 10, 14)
     whole = window.paste(window.cut(pictures), 10, 14)
     assert torch.equal(whole[0, :, 2:6, 3:9], pictures[0, :, 2:6, 3:9])
@@ -114,13 +122,13 @@ def test_cut_and_paste_are_each_others_inverse_inside_the_window() -> None:
 def test_compose_applies_the_first_matrix_first() -> None:
     move = torch.tensor([[1.0, 0, 4], [0, 1, 0], [0, 0, 1]])
     grow = torch.diag(torch.tensor([2.0, 2.0, 1.0]))
-    assert (compose(move, grow) @ torch.tensor([1.0, 1, 1]))[0] == 10
+    assert (compose_matrices(move, grow) @ torch.tensor([1.0, 1, 1]))[0] == 10
 
 
 def test_anisotropy_is_the_ratio_of_the_axes_and_a_mirror_has_negative_area() -> None:
     angle = 0.7
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     jacobian = (turn @ torch.diag(torch.tensor([3.0, 2.0])))[None, :, :, None, None]
-    assert float(anisotropy(jacobian)) == pytest.approx(1.5, rel=1e-4)
-    assert float(area(jacobian)) == pytest.approx(6.0, rel=1e-5)
-    assert float(area(jacobian * torch.tensor([1.0, -1.0])[None, None, :, None, None])) < 0
+    assert float(stretch_ratio(jacobian)) == pytest.approx(1.5, rel=1e-4)
+    assert float(texel_area(jacobian)) == pytest.approx(6.0, rel=1e-5)
+    assert float(texel_area(jacobian * torch.tensor([1.0, -1.0])[None, None, :, None, None])) < 0

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from retouch.atlas.atlas import Mattes, pack_matte
-from retouch.atlas.charts import Span
+from retouch.atlas.charts import ChartSpan
 from retouch.atlas.mapping import Mapping
-from retouch.atlas.motion import Template, chain, follow
+from retouch.atlas.motion import LayerTemplate, chain_matrices, follow_layer
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.tracking.flow import ClipFlow
 from retouch.video import Video
@@ -52,8 +52,8 @@ def test_the_background_is_held_to_what_was_seen_where_flow_leads_astray() -> No
     flow = ClipFlow(numbers.__getitem__, LeaningFlow(), np.zeros((FRAMES, 2, 2, *size), np.float32))
     pairs = np.tile(np.eye(3), (FRAMES - 1, 1, 1))
     pairs[:, 0, 2] = -STEP + LEAN
-    span = Span(0, 0, torch.ones(FRAMES))
-    mapping = follow(pyramid, flow, pairs, 1, span, size, AtlasSettings())
+    span = ChartSpan(0, 0, torch.ones(FRAMES))
+    mapping = follow_layer(pyramid, flow, pairs, 1, span, size, AtlasSettings())
     last = mapping.uv_at(FRAMES - 1, torch.tensor([[20.0, 24.0], [44.0, 30.0]]))
     wanted = torch.tensor([[20.0, 24.0], [44.0, 30.0]]) + torch.tensor([STEP * (FRAMES - 1.0), 0])
     assert float((last - wanted).norm(dim=1).max()) < STICKS
@@ -64,10 +64,10 @@ def test_a_template_has_room_for_what_the_frames_ahead_show() -> None:
     pyramid = ClipPyramid(video, mattes, torch.device("cpu"))
     pairs = np.tile(np.eye(3), (FRAMES - 1, 1, 1))
     pairs[:, 0, 2] = -STEP
-    matrices = chain(pairs, 0, 0, FRAMES)
+    matrices = chain_matrices(pairs, 0, 0, FRAMES)
     extent = (float(WIDTH), float(HEIGHT))
     mapping = Mapping(matrices, torch.zeros(FRAMES, 2, 5, 5), torch.zeros(FRAMES, 2), extent, HEIGHT, WIDTH)
-    template = Template.of(mapping.part(0, 1), 0, 1, pyramid, mapping)
+    template = LayerTemplate.of(mapping.part(0, 1), 0, 1, pyramid, mapping)
     at = mapping.retextured(1.0, template.offset).uv(mapping.window())
     assert float(at.min()) >= 0
     assert float(at[:, 0].max()) <= template.sums.shape[2] - 1

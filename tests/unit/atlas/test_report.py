@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Atlas, errors
+from retouch.atlas.atlas import Atlas, reconstruction_decibels
 from retouch.atlas.report import examine, propagation
 from retouch.video import Video
 
 
 def test_a_good_atlas_is_reported_as_one(atlas: Atlas, clip: Video) -> None:
     report = examine(atlas, clip)
-    assert abs(report.explained - np.mean(errors(atlas, clip)["all"])) < 1
+    assert abs(report.explained - np.mean(reconstruction_decibels(atlas, clip)["all"])) < 1
     assert [layer.name for layer in report.layers] == ["object", "background"]
     for layer in report.layers:
         assert layer.folds == 0

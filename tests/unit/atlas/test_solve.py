@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import torch
 
-from retouch.atlas.mapping import Mapping, area
+from retouch.atlas.mapping import Mapping, texel_area
 from retouch.atlas.solve import (
-    bending,
+    bending_energy,
     conjugate_gradients,
     fit_field,
     gauss_newton,
     geman_mcclure,
     normal_matrix,
     rhs,
-    roughness,
+    roughness_gradient,
     without_folds,
 )
-from retouch.atlas.textures import blur, sample
+from retouch.atlas.textures import gaussian_blur, sample_texture
 
 ROUNDING = 1e-4
 HALF_A_PIXEL = 0.5
@@ -50,9 +50,9 @@ def test_the_right_side_is_the_sum_over_pixels() -> None:
 def test_bending_does_not_resist_affine_motion_but_resists_a_kink() -> None:
     y, x = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
     plane = (3 + 2 * x - y).flatten()
-    assert abs(float(plane @ bending(5, 7) @ plane)) < ROUNDING
+    assert abs(float(plane @ bending_energy(5, 7) @ plane)) < ROUNDING
     kink = (x - 3).abs().flatten()
-    assert float(kink @ bending(5, 7) @ kink) > 1
+    assert float(kink @ bending_energy(5, 7) @ kink) > 1
 
 
 def test_outliers_weigh_next_to_nothing() -> None:
@@ -65,7 +65,7 @@ def test_fit_field_finds_a_smooth_field_and_forgives_a_tenth_of_outliers() -> No
     torch.manual_seed(1)
     mapping = flat()
     window = mapping.window()
-    true = replace(mapping, controls=blur(torch.randn_like(mapping.controls), 1.0) * 4)
+    true = replace(mapping, controls=gaussian_blur(torch.randn_like(mapping.controls), 1.0) * 4)
     wanted = true.uv(window)
     wrong = torch.rand(1, 1, 48, 64) < 0.1
     fitted = fit_field(
@@ -81,11 +81,11 @@ def test_fit_field_finds_a_smooth_field_and_forgives_a_tenth_of_outliers() -> No
 
 def test_gauss_newton_brings_a_shifted_picture_back() -> None:
     torch.manual_seed(2)
-    texture = blur(torch.rand(1, 3, 60, 80), 2.5)[0] * 4
+    texture = gaussian_blur(torch.rand(1, 3, 60, 80), 2.5)[0] * 4
     mapping = flat().retextured(1.0, (8.0, 6.0))
     window = mapping.window()
     true = replace(mapping, controls=mapping.controls + torch.tensor([1.2, -0.8])[None, :, None, None])
-    picture = sample(texture, true.uv(window))
+    picture = sample_texture(texture, true.uv(window))
     found = mapping
     for _ in range(6):
         found = gauss_newton(found, window, picture, torch.ones(1, 1, 48, 64), texture, stiffness=0.1)
@@ -99,8 +99,8 @@ def test_a_step_that_would_fold_is_cut() -> None:
     window = mapping.window()
     seen = torch.ones(1, 1, 48, 64)
     step = torch.randn_like(mapping.controls) * 12
-    assert float(area(replace(mapping, controls=step).jacobian(window)).min()) < 0
-    assert float(area(without_folds(mapping, window, seen, step).jacobian(window)).min()) > 0
+    assert float(texel_area(replace(mapping, controls=step).jacobian(window)).min()) < 0
+    assert float(texel_area(without_folds(mapping, window, seen, step).jacobian(window)).min()) > 0
 
 
 def test_conjugate_gradients_solve_a_list_of_unknowns() -> None:
@@ -123,4 +123,4 @@ def test_roughness_is_the_gradient_of_half_the_squared_differences() -> None:
     texture = torch.rand(2, 6, 7, dtype=torch.float64, requires_grad=True)
     energy = 0.5 * (texture.diff(dim=1).square().sum() + texture.diff(dim=2).square().sum())
     (gradient,) = torch.autograd.grad(energy, texture)
-    assert torch.allclose(roughness(texture.detach()), gradient)
+    assert torch.allclose(roughness_gradient(texture.detach()), gradient)

@@ -12,9 +12,9 @@ from retouch.metrics.alignment import (
     ImageTextEncoder,
     clip_direction,
     clip_text,
+    figure_key,
     frame_accuracy,
     frame_similarity,
-    key,
 )
 
 SINGLE = 1e-6  # cosines of float32 vectors
@@ -104,4 +104,4 @@ def test_a_long_clip_is_looked_at_in_parts_with_the_same_result() -> None:
 
 
 def test_a_key_names_network_crop_and_frames() -> None:
-    assert key("clip-f", "vit-b32", "224c") == "clip-f@vit-b32/224c/all"
+    assert figure_key("clip-f", "vit-b32", "224c") == "clip-f@vit-b32/224c/all"

@@ -7,8 +7,8 @@ import pytest
 from retouch.errors import InputError
 from retouch.metrics.consistency import (
     estimated_motion,
-    flicker,
     flicker_peak,
+    flicker_ratio,
     true_motion,
     warp_error,
 )
@@ -98,16 +98,16 @@ def test_estimated_motion_of_a_pan_is_near_the_true_one_and_ranks_alike(scenes: 
 
 def test_flicker_is_one_for_the_source_more_when_injected_and_less_for_blur(scenes: "Scenes") -> None:
     scene = scenes.moving_square()
-    assert flicker(scene.frames, scene.frames) == 1
-    assert flicker(scenes.flickering(scene.frames), scene.frames) > 1.5
-    assert flicker(scenes.blurred(scene.frames), scene.frames) < 1
+    assert flicker_ratio(scene.frames, scene.frames) == 1
+    assert flicker_ratio(scenes.flickering(scene.frames), scene.frames) > 1.5
+    assert flicker_ratio(scenes.blurred(scene.frames), scene.frames) < 1
 
 
 def test_flicker_is_the_ratio_of_mean_absolute_changes(scenes: "Scenes") -> None:
     scene = scenes.moving_square()
     result = scenes.flickering(scene.frames)
     change = [np.abs(np.diff(x.astype(int), axis=0)).mean() for x in (result, scene.frames)]
-    assert flicker(result, scene.frames) == pytest.approx(change[0] / change[1])
+    assert flicker_ratio(result, scene.frames) == pytest.approx(change[0] / change[1])
 
 
 def test_flicker_peak_finds_a_spot_that_flashes_where_the_mean_hardly_moves() -> None:
@@ -117,7 +117,7 @@ def test_flicker_peak_finds_a_spot_that_flashes_where_the_mean_hardly_moves() ->
     result[1::2, :, :6, :6] = 250  # 2.25 % of the picture
     assert flicker_peak(source, source) == 1
     assert flicker_peak(result, source) > 100
-    assert flicker(result, source) < 10
+    assert flicker_ratio(result, source) < 10
 
 
 def test_flicker_peak_is_the_99th_percentile(scenes: "Scenes") -> None:
@@ -132,5 +132,5 @@ def test_flicker_peak_is_the_99th_percentile(scenes: "Scenes") -> None:
 
 def test_flicker_over_a_source_that_stands_still_is_one_or_infinite(scenes: "Scenes") -> None:
     still = np.full((3, 3, 8, 8), 90, dtype=np.uint8)
-    assert flicker(still, still) == 1
-    assert flicker(scenes.flickering(still), still) == math.inf
+    assert flicker_ratio(still, still) == 1
+    assert flicker_ratio(scenes.flickering(still), still) == math.inf

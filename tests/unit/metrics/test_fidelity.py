@@ -8,7 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import (
-    changed,
+    changed_pixels,
     fidelity_inside,
     fidelity_outside,
     psnr,
@@ -113,7 +113,7 @@ def test_a_shift_of_one_pixel_lowers_fidelity(scenes: "Scenes", measure: Measure
 
 def test_edit_fidelity_tells_a_missing_edit_from_vandalism(scenes: "Scenes") -> None:
     source, truth = scenes.moving_square((40, -30, 0)).frames, scenes.moving_square((-60, 20, 60)).frames
-    mask = changed(source, truth)
+    mask = changed_pixels(source, truth)
     assert fidelity_inside(truth, truth, mask) == fidelity_outside(truth, truth, mask) == CEILING_DB
     assert fidelity_inside(source, truth, mask) < 20  # nothing done: the edit is missing ...
     assert fidelity_outside(source, truth, mask) == CEILING_DB  # ... and the rest is perfect, as always
@@ -126,7 +126,7 @@ def test_changed_is_where_any_channel_differs_by_any_level(scenes: "Scenes") -> 
     scene = scenes.moving_square()
     truth = scene.frames.copy()
     truth[2, 1, 5, 7] ^= 1
-    mask = changed(scene.frames, truth)
+    mask = changed_pixels(scene.frames, truth)
     assert np.argwhere(mask).tolist() == [[2, 0, 5, 7]]
 
 

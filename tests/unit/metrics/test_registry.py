@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retouch.errors import InputError
-from retouch.metrics.fidelity import changed
+from retouch.metrics.fidelity import changed_pixels
 from retouch.metrics.registry import Case, find, measure, metrics
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def case(scenes: "Scenes") -> Case:
     """The true edit, held up as the result."""
     scene, truth = scenes.moving_square(), scenes.moving_square((-60, 20, 60)).frames
-    mask = changed(scene.frames, truth)
+    mask = changed_pixels(scene.frames, truth)
     return Case(truth, scene.frames, truth, mask, mask, scene.flow, scene.seen)
 
 

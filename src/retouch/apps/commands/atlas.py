@@ -275,9 +275,9 @@ def export(file: Path, out: Path, *, exr: bool, force: bool) -> None:
 @CLIP
 @click.option("-o", "--out", type=PATH, required=True, help="The longer atlas.")
 @FORCE
-def extend(file: Path, clip: Path, out: Path, *, force: bool) -> None:
+def extend_atlas(file: Path, clip: Path, out: Path, *, force: bool) -> None:
     """Fit the frames that a longer clip adds; textures stay, so edits made before still hold."""
-    from retouch.atlas.extend import extend as make_longer
+    from retouch.atlas.extend import extend_atlas as make_longer
     from retouch.atlas.file import load_atlas, save_atlas
     from retouch.media.drafts import check_free
     from retouch.media.io import read
