@@ -13,15 +13,17 @@ for a newer one.
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, TypeVar, final
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt16
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load as load_numbers
 from safetensors.torch import save as save_numbers
 from torch import Tensor
@@ -29,8 +31,12 @@ from torch import Tensor
 from retouch.atlas.atlas import Atlas, Chart, Mattes
 from retouch.atlas.mapping import Mapping
 from retouch.atlas.textures import as_picture
-from retouch.errors import ArtifactError, InputError
+from retouch.compute import Compute, Plan
+from retouch.errors import ArtifactError, InputError, RetouchError
 from retouch.media.exr import write_exr
+from retouch.media.opening import LARGEST_PICTURE, LARGEST_SIDE
+from retouch.media.png import check_rows, read_header
+from retouch.regular import open_regular
 from retouch.video import Video
 
 FORMAT: Final = "retouch-atlas"
@@ -38,18 +44,15 @@ VERSION: Final = 1
 """Goes up when an older reader would get it wrong; additions leave it alone."""
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every member, so that the same atlas makes the same bytes."""
-MOST: Final = 1 << 34
-"""Bytes that a member may claim to hold."""
-_DAMAGE: Final = (
-    zipfile.BadZipFile,
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    IndexError,
-    SafetensorError,
-    cv2.error,
-)
+NAME: Final = r"[a-z0-9 _-]{1,64}"
+"""What a layer may be called: `export` writes files of that name."""
+_MOST_CONTROLS: Final = 1 << 14
+_MOST_GAINS: Final = 1 << 10
+_LARGEST_NUMBER: Final = 1e9
+_BLEND_SLACK: Final = 1e-2
+_STRICT: Final = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def save_atlas(atlas: Atlas, path: Path, *, force: bool = False) -> Path:
@@ -117,6 +120,52 @@ def _members(atlas: Atlas) -> "list[tuple[str, bytes]]":
     return [("atlas.json", text), ("numbers.safetensors", save_numbers(numbers)), *pictures]
 
 
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+Counted = Annotated[int, Field(ge=0, lt=1 << 20)]
+Length = Annotated[float, Field(gt=0, le=1 << 16)]
+
+
+@final
+class _ChartFacts(BaseModel):
+    """What `atlas.json` says of one chart."""
+
+    model_config = _STRICT
+
+    layer: Counted
+    reference: Counted
+    start: Counted
+    scale: Annotated[float, Field(gt=0, le=16)]
+    extent: tuple[Length, Length]
+    seen: Annotated[float, Field(gt=0, le=1e9)]
+
+
+@final
+class _Kind(BaseModel):
+    """What every version of the file says."""
+
+    model_config = _STRICT
+
+    format: str
+    version: int
+
+
+@final
+class _Facts(BaseModel):
+    """What `atlas.json` says."""
+
+    model_config = _STRICT
+
+    names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=64)]
+    frames: Annotated[int, Field(ge=1, lt=1 << 20)]
+    height: Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+    width: Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+    fps: Annotated[str, Field(pattern=r"^[1-9]\d{0,8}(/[1-9]\d{0,8})?$")]
+    source: Annotated[str, Field(max_length=256)]
+    stage: Annotated[str, Field(max_length=256)] = ""
+    settings: dict[str, object] = Field(default_factory=dict)
+    charts: Annotated[tuple[_ChartFacts, ...], Field(min_length=1, max_length=4096)]
+
+
 def load_atlas(path: Path, video: Video | None = None) -> Atlas:
     """Read an atlas.
 
@@ -126,18 +175,19 @@ def load_atlas(path: Path, video: Video | None = None) -> Atlas:
 
     Raises:
         ArtifactError: it is no atlas, damaged, from a newer version, or of another clip.
+        OutOfBudget: its textures do not fit into memory.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(member.file_size > MOST for member in archive.infolist()):
-                raise ArtifactError(f"{path} claims to hold more than any atlas does")
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             atlas = _read(archive, path)
+    except RetouchError:
+        raise
     except FileNotFoundError:
         raise ArtifactError(f"there is no {path}", hint="make it: retouch atlas fit") from None
-    except _DAMAGE as error:
+    except Exception as error:  # readers meet strangers' bytes with whatever exception comes up in them
+        said = str(error).strip("'\"") or type(error).__name__
         raise ArtifactError(
-            f"{path} is no atlas, or damaged ({type(error).__name__}: {error})",
-            hint="make it again: retouch atlas fit",
+            f"{path} is no atlas, or damaged: {said}", hint="make it again: retouch atlas fit"
         ) from None
     if video is not None and atlas.source != video.digest:
         raise ArtifactError(f"{path} belongs to another clip", hint="make its own: retouch atlas fit")
@@ -145,63 +195,146 @@ def load_atlas(path: Path, video: Video | None = None) -> Atlas:
 
 
 def _read(archive: zipfile.ZipFile, path: Path) -> Atlas:
-    said: dict[str, Any] = json.loads(archive.read("atlas.json"))
-    if said.get("format") != FORMAT:
+    text = _member(archive, "atlas.json", 1 << 22)
+    kind = _validated(_Kind, text)
+    if kind.format != FORMAT:
         raise ArtifactError(f"{path} is no atlas of this program", hint="make one: retouch atlas fit")
-    if int(said["version"]) > VERSION:
+    if kind.version > VERSION:
         raise ArtifactError(
-            f"{path} is of version {said['version']}; this program reads up to {VERSION}",
-            hint="upgrade retouch",
+            f"{path} is of version {kind.version}; this program reads up to {VERSION}", hint="upgrade retouch"
         )
-    frames, height, width = int(said["frames"]), int(said["height"]), int(said["width"])
-    numbers = load_numbers(archive.read("numbers.safetensors"))
-    charts = tuple(_chart(archive, numbers, k, one, height, width) for k, one in enumerate(said["charts"]))
+    said = _validated(_Facts, text)
+    if len(set(said.names)) < len(said.names):
+        raise ValueError("atlas.json: two layers have one name")
+    knots = len(said.charts) * said.frames * (12 + 2 * _MOST_CONTROLS + 3 * _MOST_GAINS)
+    _require(8 * min(knots, archive.start_dir))
+    numbers = load_numbers(_member(archive, "numbers.safetensors", 8 * knots + (1 << 16)))
+    charts = tuple(_chart(archive, numbers, k, said) for k in range(len(said.charts)))
+    blends = torch.zeros(len(said.names), said.frames)
+    for chart in charts:
+        blends[chart.layer, chart.start : chart.stop] += chart.blend
+    if not torch.allclose(blends, torch.ones(()), atol=_BLEND_SLACK):
+        layer, t = divmod(int((blends - 1).abs().argmax()), said.frames)
+        raise ValueError(f"numbers.safetensors: {said.names[layer]!r} has no whole picture of frame {t}")
     mattes = tuple(
-        Mattes.pack([archive.read(f"mattes/{layer}/{t:05d}.png") for t in range(frames)], height, width)
-        for layer in range(len(said["names"]) - 1)
+        Mattes.pack([_matte(archive, layer, t, said) for t in range(said.frames)], said.height, said.width)
+        for layer in range(len(said.names) - 1)
     )
-    if {chart.layer for chart in charts} != set(range(len(said["names"]))) or not mattes:
-        raise ValueError("layers that do not fit together")
-    if any(matte.frame(0).shape != (height, width) for matte in mattes):
-        raise ValueError("parts that do not fit together")
     return Atlas(
-        names=tuple(str(name) for name in said["names"]),
+        names=said.names,
         charts=charts,
         mattes=mattes,
-        frames=frames,
-        height=height,
-        width=width,
-        fps=Fraction(said["fps"]),
-        source=str(said["source"]),
-        stage=str(said.get("stage", "")),
-        settings=json.dumps(said.get("settings", {})),
+        frames=said.frames,
+        height=said.height,
+        width=said.width,
+        fps=Fraction(said.fps),
+        source=said.source,
+        stage=said.stage,
+        settings=json.dumps(said.settings),
     )
 
 
-def _chart(
-    archive: zipfile.ZipFile,
-    numbers: dict[str, Tensor],
-    k: int,
-    said: dict[str, Any],
-    height: int,
-    width: int,
-) -> Chart:
-    matrices, controls = numbers[f"{k}.matrices"], numbers[f"{k}.controls"]
-    if matrices.shape[1:] != (3, 3) or controls.shape[:2] != (len(matrices), 2):
-        raise ValueError(f"chart {k} has mappings of odd shapes")
-    extent = (float(said["extent"][0]), float(said["extent"][1]))
-    mapping = Mapping(matrices, controls, numbers[f"{k}.origins"], extent, height, width)
+def _validated(kind: type[M], text: bytes) -> M:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ValueError(f"atlas.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """The bytes of a member, which is stored as it is and has no more of them than it may."""
+    if name not in archive.NameToInfo:
+        raise ValueError(f"{name} is missing")
+    told = archive.getinfo(name)
+    if told.compress_type != zipfile.ZIP_STORED or told.compress_size != told.file_size:
+        raise ValueError(f"{name} is compressed; members are stored as they are")
+    if told.file_size > most:
+        raise ValueError(f"{name} has {told.file_size} bytes, more than its clip needs")
+    try:
+        return archive.read(name)
+    except Exception as error:
+        raise ValueError(f"{name}: {error or type(error).__name__}") from None
+
+
+def _require(size: int) -> None:
+    """Refuse what memory has no room for, before any of it is taken."""
+    Plan(size).require(Compute())
+
+
+def _chart(archive: zipfile.ZipFile, numbers: dict[str, Tensor], k: int, clip: _Facts) -> Chart:
+    said = clip.charts[k]
+    matrices = _numbers(numbers, f"{k}.matrices", -1, 3, 3)
+    f = len(matrices)
+    controls = _numbers(numbers, f"{k}.controls", f, 2, -1, -1)
+    gain = _numbers(numbers, f"{k}.gain", f, 3, -1, -1)
+    for name, grid, most in (("controls", controls, _MOST_CONTROLS), ("gain", gain, _MOST_GAINS)):
+        if min(grid.shape[2:]) < 4 or grid.shape[2] * grid.shape[3] > most:
+            raise ValueError(f"numbers.safetensors: {k}.{name} has a grid of {tuple(grid.shape[2:])}")
+    if not (said.layer < len(clip.names) and said.reference < clip.frames and said.start + f <= clip.frames):
+        raise ValueError(f"atlas.json: charts.{k} speaks of layers or frames that are not there")
+    side = 64 + 9 * said.scale * max(clip.height, clip.width)
+    mapping = Mapping(
+        matrices, controls, _numbers(numbers, f"{k}.origins", f, 2), said.extent, clip.height, clip.width
+    )
+    texture = _texture(archive, f"textures/{k}.png", 3, side)
+    seen = _texture(archive, f"textures/{k}.seen.png", 1, side)
+    if seen.shape[1:] != texture.shape[1:]:
+        raise ValueError(f"textures/{k}.seen.png is of another size than textures/{k}.png")
     return Chart(
-        layer=int(said["layer"]),
-        reference=int(said["reference"]),
-        start=int(said["start"]),
+        layer=said.layer,
+        reference=said.reference,
+        start=said.start,
         mapping=mapping,
-        scale=float(said["scale"]),
-        blend=numbers[f"{k}.blend"],
-        texture=_from_png16(archive.read(f"textures/{k}.png")),
-        seen=_from_png16(archive.read(f"textures/{k}.seen.png"))[:1] * float(said["seen"]),
-        gain=numbers[f"{k}.gain"],
+        scale=said.scale,
+        blend=_numbers(numbers, f"{k}.blend", f),
+        texture=texture,
+        seen=seen * said.seen,
+        gain=gain,
     )
+
+
+def _numbers(numbers: dict[str, Tensor], name: str, *shape: int) -> Tensor:
+    """A tensor of this shape, in which -1 stands for any length."""
+    if name not in numbers:
+        raise ValueError(f"numbers.safetensors: {name} is missing")
+    tensor = numbers[name]
+    fits = tensor.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, tensor.shape, strict=True))
+    if not fits or tensor.dtype not in (torch.float32, torch.float64) or not tensor.numel():
+        raise ValueError(f"numbers.safetensors: {name} is {tensor.dtype} {tuple(tensor.shape)}")
+    if not bool((tensor.abs() < _LARGEST_NUMBER).all()):  # what is no number is not smaller either
+        raise ValueError(f"numbers.safetensors: {name} holds what is no number, or none that can be meant")
+    return tensor
+
+
+def _texture(archive: zipfile.ZipFile, name: str, channels: int, side: float) -> Float[Tensor, "c v u"]:
+    content = _picture(archive, name, 16, channels, lambda width, height: max(width, height) <= side)
+    picture = np.atleast_3d(np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)))
+    turned = picture[..., ::-1] if channels == 3 else picture
+    return torch.from_numpy(np.ascontiguousarray(turned.transpose(2, 0, 1)).astype(np.float32) / 65535)
+
+
+def _matte(archive: zipfile.ZipFile, layer: int, t: int, clip: _Facts) -> bytes:
+    fits = (clip.width, clip.height)
+    return _picture(archive, f"mattes/{layer}/{t:05d}.png", 8, 1, lambda *size: size == fits)
+
+
+def _picture(
+    archive: zipfile.ZipFile, name: str, bits: int, channels: int, fits: Callable[[int, int], bool]
+) -> bytes:
+    """The bytes of a PNG that has this depth, a size that fits, and all its rows."""
+    content = _member(archive, name, 2 * channels * LARGEST_PICTURE)
+    try:
+        told = read_header(BytesIO(content))
+        if max(told.width, told.height) > LARGEST_SIDE or not fits(told.width, told.height):
+            raise ValueError(f"it is {told.width}x{told.height}, which its clip does not justify")
+        if (told.bits, told.channels) != (bits, channels):
+            raise ValueError(f"it has {told.channels} channels of {told.bits} bits")
+        _require(4 * channels * told.width * told.height)
+        check_rows(BytesIO(content))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return content
 
 
 def _png16(picture: Float[Tensor, "c v u"]) -> bytes:
@@ -213,15 +346,6 @@ def _packed16(picture: UInt16[np.ndarray, "v u c"]) -> bytes:
     done, packed = cv2.imencode(".png", np.ascontiguousarray(swapped), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done
     return bytes(packed.tobytes())
-
-
-def _from_png16(content: bytes) -> Float[Tensor, "c v u"]:
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if picture is None or picture.dtype != np.uint16:
-        raise ValueError("a texture cannot be read")
-    picture = np.atleast_3d(picture)
-    turned = picture[..., ::-1] if picture.shape[2] == 3 else picture
-    return torch.from_numpy(np.ascontiguousarray(turned.transpose(2, 0, 1)).astype(np.float32) / 65535)
 
 
 def texture_name(atlas: Atlas, index: int) -> str:

@@ -1,5 +1,6 @@
 """From what a user gave to the atlas of a clip: a file, masks, or a few marks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte
 from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
-from retouch.atlas.file import load_atlas
+from retouch.atlas.file import NAME, load_atlas
 from retouch.atlas.pyramid import AtlasSettings, frame_blocks
 from retouch.errors import ParamsError
 from retouch.fields import pair
@@ -99,7 +100,7 @@ def objects_from_files(video: Video, masks: Sequence[Path], *, scratch: Path | N
     for path in masks:
         packed = [pack_matte(picture[0]) for picture in each_mask(path, video, scratch=scratch)]
         mattes.append(Mattes.pack(packed, video.height, video.width))
-    names = [Path(path).stem for path in masks]
+    names = [re.sub("[^a-z0-9 _-]", "_", Path(path).stem.lower())[:64] for path in masks]
     if len(names) == 1:
         names = ["object"]
     if len({*names, BACKGROUND}) <= len(names):
@@ -221,7 +222,7 @@ def drawn_marks(texts: Sequence[str], video: Video) -> list[Mark]:
             )
         mask = np.array(read_masks(Path(path), video[int(frame) : int(frame) + 1])[0, 0])
         marks.append(Mark("mask", int(frame), name=name or DEFAULT_OBJECT, drawn=mask))
-    return marks
+    return _named(marks)
 
 
 def marks_from(
@@ -238,4 +239,15 @@ def marks_from(
         ("polygon", polygon),
         ("not", outside),
     ]
-    return [parse_mark(kind, text) for kind, texts in kinds for text in texts]
+    return _named([parse_mark(kind, text) for kind, texts in kinds for text in texts])
+
+
+def _named(marks: list[Mark]) -> list[Mark]:
+    """The marks, of objects whose names the atlas file takes."""
+    for mark in marks:
+        if not re.fullmatch(NAME, mark.name):
+            raise ParamsError(
+                f"no object can be called {mark.name!r}",
+                hint="small letters, digits, blanks, _ and - make a name, at most 64 of them",
+            )
+    return marks

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.file import export, load_atlas, save_atlas, st_map, texture_index, texture_name
@@ -79,10 +80,18 @@ def test_a_flipped_bit_is_noticed(atlas: Atlas, tmp_path: Path) -> None:
 
 def rewritten(path: Path, **changes: object) -> Path:
     """The file with other words in its description."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+    members = members_of(path)
     members["atlas.json"] = json.dumps({**json.loads(members["atlas.json"]), **changes}).encode()
-    with zipfile.ZipFile(path, "w") as archive:
+    return packed(path, members)
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(path: Path, members: dict[str, bytes], *, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return path
@@ -97,13 +106,127 @@ def test_a_newer_version_is_refused_and_unknown_words_are_not(atlas: Atlas, tmp_
 
 @pytest.mark.parametrize(
     "changes",
-    [{"format": "tar"}, {"frames": 400}, {"names": []}, {"height": "tall"}, {"charts": []}, {"fps": "x"}],
+    [
+        {"format": "tar"},
+        {"frames": 400},
+        {"names": []},
+        {"names": ["car", "car"]},
+        {"names": {"car": 1}},
+        {"height": "tall"},
+        {"height": 1 << 40},
+        {"charts": []},
+        {"charts": {}},
+        {"fps": "x"},
+        {"fps": "1/0"},
+        {"fps": "1e999"},
+        {"fps": 25},
+        {"settings": []},
+        {"version": "1"},
+    ],
 )
-def test_a_description_that_does_not_fit_is_refused(
+def test_a_description_that_does_not_fit_is_refused_and_its_place_told(
     atlas: Atlas, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError) as caught:
         load_atlas(rewritten(save_atlas(atlas, tmp_path / "a.atlas"), **changes))
+    assert any(
+        word in str(caught.value)
+        for word in (*changes, "no atlas of this program", "no whole picture", "two layers")
+    )
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity", "[]", "-1", "null"])
+@pytest.mark.parametrize("place", ["scale", "seen", "extent", "start"])
+def test_a_number_that_is_none_is_refused_with_its_place(
+    atlas: Atlas, tmp_path: Path, place: str, number: str
+) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    members = members_of(path)
+    said = json.loads(members["atlas.json"])
+    said["charts"][0][place] = [1.5, "HERE"] if place == "extent" else "HERE"
+    members["atlas.json"] = json.dumps(said).replace('"HERE"', number).encode()
+    with pytest.raises(ArtifactError, match=r"atlas\.json"):
+        load_atlas(packed(path, members))
+
+
+def test_numbers_that_are_none_or_of_other_shapes_are_refused_with_their_place(
+    atlas: Atlas, tmp_path: Path
+) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    members = members_of(path)
+    sound = load(members["numbers.safetensors"])
+    for name, value in sound.items():
+        broken = value.clone()
+        broken.flatten()[0] = float("nan")
+        for wrong in (broken, value[..., :0], value[None], value.to(torch.int64)):
+            content = save({**sound, name: wrong.contiguous()})
+            with pytest.raises(ArtifactError, match=f"numbers.safetensors: {name}"):
+                load_atlas(packed(path, {**members, "numbers.safetensors": content}))
+        left = {key: tensor for key, tensor in sound.items() if key != name}
+        with pytest.raises(ArtifactError, match=f"numbers.safetensors: {name} is missing"):
+            load_atlas(packed(path, {**members, "numbers.safetensors": save(left)}))
+    half = {**sound, "0.blend": sound["0.blend"] / 2}
+    with pytest.raises(ArtifactError, match="no whole picture of frame"):
+        load_atlas(packed(path, {**members, "numbers.safetensors": save(half)}))
+
+
+def test_odd_pictures_are_refused_with_their_place(atlas: Atlas, tmp_path: Path) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    members = members_of(path)
+    height, width = atlas.height, atlas.width
+    pictures = {
+        "small": np.zeros((8, 8), np.uint8),
+        "deep": np.zeros((height, width), np.uint16),
+        "colour": np.zeros((height, width, 3), np.uint8),
+        "vast": np.zeros((1, 16384), np.uint16),
+    }
+    for name in ("mattes/0/00003.png", "textures/0.png", "textures/0.seen.png"):
+        for picture in pictures.values():
+            content = bytes(cv2.imencode(".png", picture)[1].tobytes())
+            with pytest.raises(ArtifactError, match=name):
+                load_atlas(packed(path, {**members, name: content}))
+        for content in (b"%!PS-Adobe", b"", members[name][:-40], members[name][:60] + members[name][90:]):
+            with pytest.raises(ArtifactError, match=name):
+                load_atlas(packed(path, {**members, name: content}))
+        with pytest.raises(ArtifactError, match=f"{name} is missing"):
+            load_atlas(packed(path, {key: value for key, value in members.items() if key != name}))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_members_are_refused(atlas: Atlas, tmp_path: Path, method: int) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    with pytest.raises(ArtifactError, match="is compressed"):
+        load_atlas(packed(path, members_of(path), method=method))
+
+
+def test_a_packing_that_nobody_knows_is_refused(atlas: Atlas, tmp_path: Path) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\1\2")
+    for _ in range(len(members_of(path))):
+        content[at + 10 : at + 12] = b"\x63\0"
+        at = content.rfind(b"PK\1\2", 0, at)
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="compressed"):
+        load_atlas(path)
+
+
+def test_a_member_larger_than_the_clip_needs_is_refused_unread(atlas: Atlas, tmp_path: Path) -> None:
+    path = save_atlas(atlas, tmp_path / "a.atlas")
+    members = members_of(path)
+    with pytest.raises(ArtifactError, match=r"atlas\.json has 4195000 bytes"):
+        load_atlas(packed(path, {**members, "atlas.json": bytes(4_195_000)}))
+    content = save({"0.matrices": torch.zeros(1 << 24)})
+    with pytest.raises(ArtifactError, match=r"numbers\.safetensors has"):
+        load_atlas(packed(path, {**members, "numbers.safetensors": content}))
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/up", "a/b", "Car", "a.b", "", "x" * 65, "a\nb", "ü"])
+def test_a_layer_whose_name_could_be_a_path_is_refused(atlas: Atlas, tmp_path: Path, name: str) -> None:
+    path = rewritten(save_atlas(atlas, tmp_path / "a.atlas"), names=[name, "background"])
+    with pytest.raises(ArtifactError, match=r"names\.0"):
+        load_atlas(path)
 
 
 def test_what_is_not_there_or_no_zip_is_refused(tmp_path: Path) -> None:
