@@ -29,7 +29,7 @@ from retouch.metrics.uncertainty import MeanInterval, bootstrap_interval, paired
 from retouch.models.image import folder_identity
 from retouch.models.refs import resolve
 from retouch.registry import method
-from retouch.registry import methods as registered
+from retouch.registry import names as registered
 from retouch.run import Edited, Run
 from retouch.spec import MethodSpec
 from retouch.video import Video

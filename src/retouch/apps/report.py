@@ -28,7 +28,8 @@ from retouch.media.compare import difference_sheet
 from retouch.media.drafts import drafted
 from retouch.media.io import Writer, read
 from retouch.media.probe import Facts, probe
-from retouch.registry import methods
+from retouch.registry import method
+from retouch.spec import MethodSpec
 from retouch.video import FRAMES_AT_ONCE, Video
 
 EMBED_UP_TO = 24 * 2**20
@@ -153,7 +154,7 @@ def html(page: Page) -> str:
 
 
 def _head(page: Page, title: str) -> str:
-    spec = methods().get(str(page.request.get("method", "")))
+    spec = _spec(page.request)
     summary = f"<p>{escape(spec.summary)}</p>" if spec else ""
     return f"<header><h1>{escape(title)}</h1>{summary}</header>"
 
@@ -164,9 +165,16 @@ def _foot(page: Page) -> str:
     return f"<footer><p>{said}</p></footer>"
 
 
+def _spec(request: Mapping[str, object]) -> MethodSpec | None:
+    """The method of a request, if it is known here."""
+    try:
+        return method(str(request.get("method", "")))
+    except RetouchError:
+        return None
+
+
 def _title(page: Page) -> str:
-    name = str(page.request.get("method", "a run"))
-    spec = methods().get(name)
+    name, spec = str(page.request.get("method", "a run")), _spec(page.request)
     video = Path(str(page.request.get("video", ""))).name
     return f"{spec.title if spec else name}: {video}"
 
@@ -279,7 +287,7 @@ def _request_section(page: Page) -> str:
 def _chosen(request: Mapping[str, object]) -> dict[str, object]:
     """The parameters that differ from the method's defaults; all where the method is not known here."""
     params = cast("Mapping[str, object]", request.get("params") or {})
-    spec = methods().get(str(request.get("method", "")))
+    spec = _spec(request)
     if spec is None:
         return dict(params)
     fields = spec.params.model_fields

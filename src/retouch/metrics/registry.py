@@ -4,9 +4,9 @@ A package adds its own with an entry point in the group `retouch.metrics` that n
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Literal, TypeVar, final
 
 import numpy as np
@@ -33,7 +33,10 @@ from retouch.metrics.fidelity import (
     ssim,
     untouched_share,
 )
+from retouch.registry import load, plugins
 from retouch.tracking.flow import DisFlow
+
+GROUP = "retouch.metrics"
 
 T = TypeVar("T")
 
@@ -95,10 +98,9 @@ class Metric:
 def metrics() -> Mapping[str, Metric]:
     """Return all metrics by name, ours and those of installed packages.
 
-    Raises:
-        PluginError: an entry point does not load, or is no `Metric`, or takes a name that is taken.
+    One that cannot be loaded, or takes a name that is taken, is left out.
     """
-    return _plugin_metrics()
+    return loaded()
 
 
 def find(name: str) -> Metric:
@@ -106,8 +108,11 @@ def find(name: str) -> Metric:
 
     Raises:
         InputError: there is none; the hint names the nearest.
+        PluginError: it is a plug-in that cannot be loaded.
     """
     if name not in metrics():
+        if name in plugins(GROUP):
+            load(plugins(GROUP)[name], Metric)
         raise InputError(
             f"there is no metric {name!r}", hint=near(name, metrics()) or f"metrics: {', '.join(metrics())}"
         )
@@ -129,22 +134,13 @@ def measure(case: Case, names: tuple[str, ...] = ()) -> dict[str, float]:
 
 
 @cache
-def _plugin_metrics() -> dict[str, Metric]:
+def loaded() -> dict[str, Metric]:
+    """Return ours and those of plug-ins, found once a process."""
     found = {metric.name: metric for metric in BUILT_IN}
-    for entry in entry_points(group="retouch.metrics"):
-        try:
-            metric = entry.load()
-        except Exception as error:
-            raise PluginError(
-                f"metric {entry.name!r} from {entry.value} does not load: {error}",
-                hint="update or uninstall the package that brings it",
-            ) from error
-        if not isinstance(metric, Metric) or metric.name in found:
-            raise PluginError(
-                f"metric {entry.name!r} from {entry.value} is no Metric, or takes a name that is taken",
-                hint="the entry point names a retouch.metrics.registry.Metric with a name of its own",
-            )
-        found[metric.name] = metric
+    for entry in plugins(GROUP).values():
+        with suppress(PluginError):  # a broken one breaks nothing else: `find` and `retouch doctor` say why
+            metric = load(entry, Metric)
+            found.setdefault(metric.name, metric)
     return found
 
 

@@ -23,6 +23,9 @@ _LIBRARIES = (
     "opencv-python-headless",
 )
 
+_PLUGINS = {registry.GROUP: "retouch.spec:MethodSpec", "retouch.metrics": "retouch.metrics.registry:Metric"}
+"""Each group of entry points with what they must name."""
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
@@ -41,9 +44,13 @@ def doctor(*, as_json: bool) -> None:
         "kept results": str(home() / "store"),
         "free disk": in_words(_free_disk()),
         "network": "forbidden (RETOUCH_OFFLINE)" if offline() else "only when a download is asked for",
-        "methods": ", ".join(registry.methods()),
+        "methods": ", ".join(registry.names()),
     }
-    failed = dict(registry.failures())
+    failed = {
+        name: reason
+        for group, kind in _PLUGINS.items()
+        for name, reason in registry.faults(group, kind).items()
+    }
     if as_json:
         click.echo(json.dumps({**facts, "failed plug-ins": failed}))
         return
@@ -51,7 +58,7 @@ def doctor(*, as_json: bool) -> None:
     for name, value in facts.items():
         click.echo(f"{name:{width}}  {value}")
     for name, reason in failed.items():
-        click.echo(f"plug-in {name} was not loaded: {reason}")
+        click.echo(f"plug-in {name} cannot be used: {reason}")
     if not failed:
         click.echo("no plug-in failed")
 

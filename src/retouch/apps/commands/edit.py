@@ -22,13 +22,12 @@ class ByMethod(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The methods' names."""
         del ctx
-        return list(registry.methods())
+        return list(registry.names())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of one method."""
         del ctx
-        known = registry.methods()
-        return _command(known[cmd_name]) if cmd_name in known else None
+        return _command(registry.method(cmd_name)) if cmd_name in registry.names() else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -37,6 +36,12 @@ class ByMethod(click.Group):
         if args and not args[0].startswith("-"):
             registry.method(args[0])
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The methods with their lines; no plug-in is imported for its own."""
+        del ctx
+        with formatter.section("Methods"):
+            formatter.write_dl([(name, registry.summary(name)) for name in registry.names()])
 
 
 @click.group(cls=ByMethod, invoke_without_command=True, subcommand_metavar="METHOD CLIP [OPTIONS]")
@@ -64,17 +69,13 @@ def methods(name: str | None, *, as_json: bool) -> None:
     if name is not None:
         _show(registry.method(name), as_json=as_json)
         return
-    known = registry.methods()
+    rows = [{"name": name, "summary": registry.summary(name)} for name in registry.names()]
     if as_json:
-        click.echo(
-            json.dumps([{"name": s.name, "title": s.title, "summary": s.summary} for s in known.values()])
-        )
+        click.echo(json.dumps(rows))
         return
-    width = max((len(name) for name in known), default=0)
-    for spec in known.values():
-        click.echo(f"{spec.name:{width}}  {spec.summary}")
-    for plugin, reason in registry.failures().items():
-        click.echo(f"{plugin}: not loaded ({reason})", err=True)
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        click.echo(f"{row['name']:{width}}  {row['summary']}")
 
 
 def _show(spec: MethodSpec, *, as_json: bool) -> None:
@@ -187,7 +188,7 @@ def carry_out(
     from retouch.apps.progress import shown
     from retouch.apps.runner import run_edit
 
-    with shown(quiet=quiet or as_json) as listen:
+    with registry.stdout_kept(), shown(quiet=quiet or as_json) as listen:
         result = run_edit(request, listen=listen, force=force, folder=folder)
     if as_json:
         click.echo(json.dumps({"run": str(result.folder), "result": str(result.video), **result.report}))

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from retouch.errors import RequestError
+from retouch.registry import stdout_kept
 from retouch.request import EditRequest
 
 
@@ -56,7 +57,7 @@ def replay(run: str, *, as_json: bool, quiet: bool) -> None:
 
     folder = find_folder(run)
     request = EditRequest.read(folder / "request.json").model_copy(update={"out": None})
-    with shown(quiet=quiet or as_json) as listen:
+    with stdout_kept(), shown(quiet=quiet or as_json) as listen:
         result = run_edit(request, listen=listen)
     before = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else {}
     same = before.get("result_digest") == result.report["result_digest"]
