@@ -9,7 +9,7 @@ import hashlib
 import math
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -54,7 +54,8 @@ class Origin:
 
     `timestamps` are in units of `time_base`, one a frame; `end` is where the last frame stops being shown.
     Frames are held upright: `rotation` is how far, in degrees clockwise, the file asked to turn them, and it
-    has been done. `frames` is how many the file holds, of which a slice has fewer. Colour tags are as found;
+    has been done. `frames` is how many the file holds, of which a slice has fewer, the first of them being
+    number `first`. Colour tags are as found;
     `guessed_matrix` is what was taken, by the height, where the file names no matrix.
     """
 
@@ -64,6 +65,7 @@ class Origin:
     codec: str = ""
     pixel_format: str = ""
     frames: int = 0
+    first: int = 0
     time_base: Fraction = Fraction(0)
     timestamps: tuple[int, ...] = ()
     end: int = 0
@@ -89,7 +91,8 @@ class Origin:
         if not self.timestamps:
             return self
         end = self.timestamps[stop] if stop < len(self.timestamps) else self.end
-        return replace(self, timestamps=self.timestamps[start:stop], end=end)
+        first = self.first + start
+        return replace(self, first=first, timestamps=self.timestamps[start:stop], end=end)
 
     def untimed(self) -> "Origin":
         """Return the same origin for frames that are not, one by one, the frames of the file."""
@@ -161,6 +164,18 @@ class Video:
     def width(self) -> int:
         """Columns of a frame."""
         return int(self.frames.shape[3])
+
+    def named_frames(self, numbers: Sequence[int]) -> str:
+        """Return frames as a sentence names them, numbered as in the file: `frames 3 to 5 and 9`."""
+        runs: list[list[int]] = []
+        for number in sorted(n + self.origin.first for n in numbers):
+            if runs and number <= runs[-1][1] + 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+        named = [str(a) if a == b else f"{a} to {b}" for a, b in runs]
+        listed = " and ".join(filter(None, [", ".join(named[:-1]), *named[-1:]]))
+        return f"frame{'s' * (len(set(numbers)) > 1)} {listed}"
 
     @property
     def duration(self) -> Fraction:

@@ -188,3 +188,13 @@ def test_decibels_stop_at_a_ceiling_and_count_from_the_peak() -> None:
     assert decibels(0.0, peak=255) == decibels(1e-300, peak=1) == CEILING_DB
     assert decibels(255.0**2, peak=255) == decibels(1.0, peak=1) == 0
     assert decibels(0.01, peak=1) == pytest.approx(20)
+
+
+def test_frames_are_named_as_the_file_numbers_them() -> None:
+    origin = Origin(frames=60, time_base=Fraction(1, 25), timestamps=tuple(range(60)), end=60)
+    whole = Video(np.zeros((60, 3, 4, 4), np.uint8), Fraction(25), origin=origin)
+    assert whole.named_frames([7]) == "frame 7"
+    assert whole.named_frames([9, 3, 4, 5]) == "frames 3 to 5 and 9"
+    part = whole[40:][2:12]
+    assert part.origin.first == 42
+    assert part.named_frames([0, 1, 4, 9]) == "frames 42 to 43, 46 and 51"

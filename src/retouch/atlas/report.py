@@ -33,14 +33,16 @@ class LayerReport:
 
     name: str
     pictures: int
-    explained: float
+    explained: float | None
     """Mean error of its pixels over the clip, in dB."""
     worst_frame: int
-    worst: float
+    worst: float | None
     poor: tuple[int, ...]
     """Frames explained worse than `POOR`."""
-    propagated: float
+    propagated: float | None
     """How well one frame's pixels, carried through the atlas, give the others, in dB."""
+    propagated_frame: int
+    """That frame."""
     reached: float
     """Share of the layer's pixels, over the clip, that this one frame reaches."""
     stretch: float
@@ -57,9 +59,9 @@ class LayerReport:
 @final
 @dataclass(frozen=True)
 class Report:
-    """An atlas's figures, and what they mean."""
+    """An atlas's figures, and what they mean; frames are numbered as in the clip's file."""
 
-    explained: float
+    explained: float | None
     layers: tuple[LayerReport, ...]
     sentences: tuple[str, ...]
 
@@ -69,12 +71,15 @@ class Report:
 
     def words(self) -> str:
         """Return everything as a person reads it."""
-        lines = [f"explained  {self.explained:.1f} dB"]
+        lines = [f"explained  {_in_words(self.explained)}"]
         for one in self.layers:
+            worst = f"; worst frame {one.worst_frame} with {one.worst:.1f}" if one.worst is not None else ""
+            reached = f"{_in_words(one.propagated)}, reaching {100 * one.reached:.0f} % of its pixels"
+            nothing = f"frame {one.propagated_frame}, the one it was tried from, reaches no other"
             lines += [
                 f"{one.name}: {one.pictures} picture{'s' * (one.pictures > 1)}",
-                f"  explained   {one.explained:.1f} dB; worst frame {one.worst_frame} with {one.worst:.1f}",
-                f"  propagated  {one.propagated:.1f} dB, reaching {100 * one.reached:.0f} % of its pixels",
+                f"  explained   {_in_words(one.explained)}{worst}",
+                f"  propagated  {nothing if one.propagated is None else reached}",
                 f"  stretch     {one.stretch:.2f}; worst {one.stretched:.2f} in frame {one.stretched_frame}",
                 f"  folds       {100 * one.folds:.2f} %",
                 f"  seen        {100 * one.seen:.0f} % of its texels",
@@ -87,44 +92,49 @@ def examine(atlas: Atlas, video: Video) -> Report:
     """Measure an atlas against its clip."""
     off = reconstruction_decibels(atlas, video)
     layers = tuple(_layer(atlas, video, i, off[name]) for i, name in enumerate(atlas.names))
-    return Report(_mean(off["all"]), layers, tuple(_sentences(layers, atlas.frames)))
+    return Report(_mean(off["all"]), layers, tuple(_sentences(layers, video)))
 
 
-def _mean(figures: Sequence[float]) -> float:
-    """Return the dB of the mean error."""
+def _in_words(value: float | None) -> str:
+    return "unknown, for no frame shows it" if value is None else f"{value:.1f} dB"
+
+
+def _mean(figures: Sequence[float]) -> float | None:
+    """Return the dB of the mean error; None where nothing is known."""
     known = [10 ** (-d / 10) for d in figures if np.isfinite(d)]
-    return decibels(float(np.mean(known)), peak=1) if known else float("nan")
+    return decibels(float(np.mean(known)), peak=1) if known else None
 
 
 def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> LayerReport:
     charts = [chart for chart in atlas.charts if chart.layer == layer]
     known = [t for t in range(atlas.frames) if np.isfinite(off[t])]
     worst = min(known, key=lambda t: off[t]) if known else 0
-    found, reach = propagation(atlas, video, layer)
+    own = sorted(chart.reference for chart in charts)
+    middle = own[len(own) // 2]
+    found, reach = propagation(atlas, video, layer, middle)
+    first = video.origin.first
     stretch, stretched_frame, folds = _shape(atlas, layer)
     seen = sum(float((c.seen > 0.05).float().sum()) for c in charts) / sum(c.seen.numel() for c in charts)
     return LayerReport(
         name=atlas.names[layer],
         pictures=len(charts),
         explained=_mean(off),
-        worst_frame=worst,
-        worst=off[worst],
-        poor=tuple(t for t in known if off[t] < POOR),
+        worst_frame=worst + first,
+        worst=off[worst] if known else None,
+        poor=tuple(t + first for t in known if off[t] < POOR),
         propagated=found,
+        propagated_frame=middle + first,
         reached=reach,
         stretch=stretch,
-        stretched_frame=stretched_frame[0],
+        stretched_frame=stretched_frame[0] + first,
         stretched=stretched_frame[1],
         folds=folds,
         seen=seen,
     )
 
 
-def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None) -> tuple[float, float]:
+def propagation(atlas: Atlas, video: Video, layer: int, frame: int) -> tuple[float | None, float]:
     """Return how well one frame of a layer gives the others, in dB, and the share of pixels reached."""
-    if frame is None:
-        own = sorted(c.reference for c in atlas.charts if c.layer == layer)
-        frame = own[len(own) // 2]
     patches = propagated(atlas, video, frame, layer)
     wanted = {int(t) for t in np.linspace(0, atlas.frames - 1, LOOKED_AT).round()} - {frame}
     squares, count, whole = 0.0, 0, 0
@@ -135,7 +145,7 @@ def propagation(atlas: Atlas, video: Video, layer: int, frame: int | None = None
             difference = frames[t - start].astype(np.float64) - video.frames[t]
             squares += float(np.square(difference[:, sure]).sum()) / 255**2
             count, whole = count + 3 * int(sure.sum()), whole + 3 * int(share.sum())
-    return (decibels(squares / count, peak=1) if count else float("nan")), count / max(whole, 1)
+    return (decibels(squares / count, peak=1) if count else None), count / max(whole, 1)
 
 
 def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
@@ -163,14 +173,14 @@ def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
     return (float(together.quantile(0.95)) if len(together) else 1.0), worst, folded / max(count, 1)
 
 
-def _sentences(layers: Sequence[LayerReport], frames: int) -> list[str]:
-    """Return what to expect, in plain words."""
+def _sentences(layers: Sequence[LayerReport], video: Video) -> list[str]:
+    """What to expect, in plain words."""
     said = []
     for one in layers:
         if one.poor:
-            share = f"{len(one.poor)} of {frames} frames"
+            poor = video.named_frames([t - video.origin.first for t in one.poor])
             said.append(
-                f"Paint on the {one.name} may slide or flicker in {share}, worst around frame "
+                f"Paint on the {one.name} may slide or flicker in {poor}, worst around frame "
                 f"{one.worst_frame}: mark the object there again, or paint a frame near it."
             )
         if one.pictures > 1:

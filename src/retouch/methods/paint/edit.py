@@ -5,6 +5,7 @@ The paper in four lines, and where to find them:
     paint on a frame is fetched into the textures                      `patches_from_frames`
     paint on a texture is taken as it is                               `patches_from_textures`
     each frame is the source with the paint laid over it               `render`
+and what the paper shows in its figures, told of each edit: where it will not hold   `tell_of`
 
 The paper learns textures and mappings as networks, in hours; ours are explicit and solved in seconds. Like
 the paper's, our edit is laid over the original frames, so what it does not touch stays as it was, bit for
@@ -19,7 +20,7 @@ import torch
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import (
-    Mode,
+    Key,
     Patch,
     Period,
     check_painted_size,
@@ -29,6 +30,7 @@ from retouch.atlas.edit import (
     render,
 )
 from retouch.atlas.file import texture_index
+from retouch.atlas.paint_report import examine_paint, useless_keys
 from retouch.atlas.prepare import BACKGROUND, atlas_for, drawn_marks, marks_from, segmenter_named
 from retouch.errors import ParamsError
 from retouch.events import Listener
@@ -52,7 +54,12 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
     segmenter = segmenter_named(params.segmenter, run) if marks else None
     atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks, segmenter=segmenter)
 
-    patches = painted(video, atlas, keys, pictures, params)
+    layers = [layer_named(params.layer, atlas.names)] if params.layer else None
+    shots = painted_keys(video, keys, params)
+    patches = patches_from_frames(atlas, shots, layers)
+    if pictures:
+        read = {texture_index(atlas, name): read_picture(path) for name, path in pictures.items()}
+        patches += patches_from_textures(atlas, read, params.mode)
     frames = run.scratch("painted", video.frames.shape)
     touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
     blocks = render(atlas, video, patches, params.mode, period)
@@ -62,10 +69,32 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
         frames[start : start + len(made)] = made
         touched[start : start + len(made)] = where
 
-    share = float(np.mean([where.mean() for where in touched]))
-    if not patches:
+    figures = {"touched": float(np.mean([where.mean() for where in touched]))}
+    told = tell_of(atlas, video, patches, shots, layers, period, run)
+    return Edited(video.like(frames), touched=touched, figures=figures, extras={"paint": told})
+
+
+def tell_of(
+    atlas: Atlas,
+    video: Video,
+    patches: list[Patch],
+    shots: list[Key],
+    layers: list[int] | None,
+    period: Period,
+    run: Run,
+) -> str:
+    """Tell where the paint will slide, lean, be hidden or be out of sight; return all of it in words."""
+    if not patches and not any(shot.cover.any() for shot in shots):
         run.notice("nothing differs from the clip by more than the tolerance: the result is the source")
-    return Edited(video.like(frames), touched=touched, figures={"touched": share})
+    for frame, shown in useless_keys(atlas, shots, layers, period):
+        why = "reaches no other frame" if shown else "lies on nothing that may be edited, and is left out"
+        run.notice(f"the paint on {video.named_frames([frame])} {why}")
+    if not patches:
+        return "there is no paint"
+    report = examine_paint(atlas, video, patches, [shot.frame for shot in shots], period)
+    for warning in report.warnings():
+        run.notice(warning)
+    return report.words()
 
 
 def preflight(clip: Facts, params: PaintParams, tell: Listener) -> None:
@@ -102,25 +131,16 @@ def paintings(params: PaintParams) -> tuple[dict[str, Path], dict[str, Path]]:
     return keys, textures
 
 
-def painted(
-    video: Video, atlas: Atlas, keys: dict[str, Path], pictures: dict[str, Path], params: PaintParams
-) -> list[Patch]:
-    """The edit in texture space, from painted frames and painted textures."""
-    mode: Mode = params.mode
-    layers = [layer_named(params.layer, atlas.names)] if params.layer else None
+def painted_keys(video: Video, keys: dict[str, Path], params: PaintParams) -> list[Key]:
+    """Return the painted frames, where they differ from the clip."""
+    mode, tolerance, feather = params.mode, params.tolerance, params.feather
     shots = []
     for text, path in keys.items():
         at = frame_number(text, len(video))
         source = np.ascontiguousarray(video.frames[at].transpose(1, 2, 0))
         picture = read_picture(path)
-        shots.append(
-            painted_key(source, picture, at, mode=mode, tolerance=params.tolerance, feather=params.feather)
-        )
-    patches = patches_from_frames(atlas, shots, layers)
-    if pictures:
-        read = {texture_index(atlas, name): read_picture(path) for name, path in pictures.items()}
-        patches += patches_from_textures(atlas, read, mode)
-    return patches
+        shots.append(painted_key(source, picture, at, mode=mode, tolerance=tolerance, feather=feather))
+    return shots
 
 
 def layer_named(name: str, layers: Sequence[str]) -> int:

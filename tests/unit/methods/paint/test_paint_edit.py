@@ -101,6 +101,36 @@ def test_a_frame_that_was_not_painted_gives_the_source(clip: Video, run: Run, tm
         edit(clip[:4], PaintParams(keyframe=(f"1={tmp_path / 'k1.png'}",), atlas=atlas), quiet)
 
 
+def test_paint_that_misses_every_layer_is_warned_of_and_paint_that_holds_is_told_to(
+    clip: Video, tmp_path: Path
+) -> None:
+    heard: list[Event] = []
+    run = Run.alone(tmp_path / "run", compute=Compute(device="cpu"), listen=heard.append)
+    shot = painted(clip, tmp_path)
+    edited = edit(clip, PaintParams(keyframe=(shot,), box=BOX), run)
+    assert "seen       in 6 of 6 frames" in str(edited.extras["paint"])
+    picture = np.ascontiguousarray(clip.frames[2].transpose(1, 2, 0)).copy()
+    picture[:6, :6] = 255
+    write_picture(picture, tmp_path / "corner.png")
+    corner = PaintParams(keyframe=(f"2={tmp_path / 'corner.png'}",), box=BOX, layer="object")
+    edited = edit(clip, corner, run)
+    assert not edited.touched.any()  # type: ignore[union-attr]
+    told = [event.text for event in heard if isinstance(event, Notice)]
+    assert any("the paint on frame 2 lies on nothing that may be edited" in text for text in told)
+    assert not any("the result is the source" in text for text in told)
+
+
+def test_paint_that_the_object_passes_in_front_of_is_told_to_be_hidden(clip: Video, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    run = Run.alone(tmp_path / "run", compute=Compute(device="cpu"), listen=heard.append)
+    picture = np.ascontiguousarray(clip.frames[0].transpose(1, 2, 0)).copy()
+    picture[33:39, 55:61] = 255  # beside the disc, which comes this way
+    write_picture(picture, tmp_path / "k0.png")
+    edit(clip, PaintParams(keyframe=(f"0={tmp_path / 'k0.png'}",), box=BOX, layer="background"), run)
+    told = [event.text for event in heard if isinstance(event, Notice)]
+    assert any("most of the paint is hidden in frames 3 to 5" in text for text in told), told
+
+
 def test_nothing_painted_and_nothing_masked_are_refused_with_a_way_out(
     clip: Video, run: Run, tmp_path: Path
 ) -> None:

@@ -1,0 +1,204 @@
+"""What becomes of paint, frame by frame: where it is seen, how well it sits, and where it leans.
+
+`report` looks at whole layers; this looks at the pixels that one edit covers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retouch.atlas.atlas import Atlas, Chart
+from retouch.atlas.edit import Key, Patch, Period, patches_from_frames
+from retouch.atlas.mapping import PixelWindow, stretch_ratio
+from retouch.atlas.pyramid import frame_blocks
+from retouch.atlas.report import POOR, STRETCHED
+from retouch.video import Video, decibels
+
+LEAST_SEEN: Final = 0.01
+"""Share of the most pixels that the paint covers in any frame; with less it counts as out of sight."""
+HIDDEN: Final = 0.5
+"""Share of the pixels over its place that must show the paint, or it counts as hidden."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PaintReport:
+    """What a painted area is worth in each frame that may show it."""
+
+    video: Video
+    frames: tuple[int, ...]
+    covered: tuple[float, ...]
+    """Pixels over the painted place, whatever is in front of it."""
+    seen: tuple[float, ...]
+    """Pixels that show the paint."""
+    explained: tuple[float, ...]
+    """How well the atlas explains those pixels, in dB; not a number where there are none."""
+    stretch: tuple[float, ...]
+    """How many times longer than wide a disc painted in the nearest painted frame becomes."""
+
+    def out_of_sight(self) -> list[int]:
+        """Return the frames in which the painted place is not in the picture, or turned away."""
+        least = max(1.0, LEAST_SEEN * max(self.covered, default=0.0))
+        return [t for t, pixels in zip(self.frames, self.covered, strict=True) if pixels < least]
+
+    def hidden(self) -> list[int]:
+        """Return the frames in which most of the painted place is covered by something else."""
+        pairs = zip(self.frames, self.seen, self.covered, strict=True)
+        gone = self.out_of_sight()
+        return [t for t, seen, covered in pairs if seen < HIDDEN * covered and t not in gone]
+
+    def sliding(self) -> list[int]:
+        """Return the frames that the atlas explains too poorly for paint to sit still."""
+        return [t for t, found in zip(self.frames, self.explained, strict=True) if found < POOR]
+
+    def leaning(self) -> list[int]:
+        """Return the frames in which the paint is drawn out of shape."""
+        gone = self.out_of_sight()
+        pairs = zip(self.frames, self.stretch, strict=True)
+        return [t for t, found in pairs if found > STRETCHED and t not in gone]
+
+    def warnings(self) -> list[str]:
+        """Return where the paint will not do what was painted, a sentence each."""
+        named, said = self.video.named_frames, []
+        if sliding := self.sliding():
+            worst = min(sliding, key=lambda t: self.explained[self.frames.index(t)])
+            found = self.explained[self.frames.index(worst)]
+            said.append(
+                f"the paint may slide or flicker in {named(sliding)}, worst in {named([worst])} "
+                f"({found:.1f} dB): mark the object there again, or paint a frame near it"
+            )
+        if leaning := self.leaning():
+            worst = max(leaning, key=lambda t: self.stretch[self.frames.index(t)])
+            found = self.stretch[self.frames.index(worst)]
+            said.append(
+                f"the paint leans in {named(leaning)}, drawn out {found:.1f} times in {named([worst])}: "
+                "paint a frame near it as well"
+            )
+        if hidden := self.hidden():
+            said.append(f"most of the paint is hidden in {named(hidden)}: something is in front of its place")
+        if gone := self.out_of_sight():
+            said.append(
+                f"the paint is out of sight in {named(gone)}: its place is not in the picture, or turned away"
+            )
+        return said
+
+    def words(self) -> str:
+        """Return all of it as a person reads it."""
+        shown = [t for t in self.frames if t not in self.out_of_sight()]
+        lines = [f"seen       in {len(shown)} of {len(self.frames)} frames"]
+        explained = {t: e for t, e in zip(self.frames, self.explained, strict=True) if np.isfinite(e)}
+        if explained:
+            worst = min(explained, key=lambda t: explained[t])
+            lines.append(
+                f"explained  {np.median(list(explained.values())):.1f} dB in the middle of its frames; "
+                f"worst {explained[worst]:.1f} in {self.video.named_frames([worst])}"
+            )
+            most = max(explained, key=lambda t: self.stretch[self.frames.index(t)])
+            stretch = self.stretch[self.frames.index(most)]
+            lines.append(f"stretch    at most {stretch:.2f}, in {self.video.named_frames([most])}")
+        good = ["nothing stands in the way: the paint should stay where it was put in every frame"]
+        return "\n".join([*lines, *(self.warnings() or good)])
+
+
+@torch.no_grad()
+def examine_paint(
+    atlas: Atlas, video: Video, patches: Sequence[Patch], painted: Sequence[int], period: Period
+) -> PaintReport:
+    """Measure what an edit covers, in every frame of a period.
+
+    Args:
+        atlas: The decomposed clip.
+        video: The clip.
+        patches: The edit.
+        painted: Frames that were painted by hand; shapes are held against the nearest.
+        period: The frames that show the edit.
+    """
+    slopes: dict[tuple[int, int], Float[Tensor, "2 2"]] = {}
+    covered, seen, explained = [], [], []
+    for a, b in frame_blocks(period.start, period.stop):
+        cover, shown = _areas(atlas, patches, a, b, slopes)
+        source = torch.tensor(video.frames[a:b]).to(atlas.device).float() / 255
+        off = (atlas.reconstruct(a, b) - source).square().mean(1, keepdim=True)
+        pixels = shown.sum((1, 2, 3))
+        covered += cover.sum((1, 2, 3)).tolist()
+        seen += pixels.tolist()
+        mean = (off * shown).sum((1, 2, 3)) / pixels.clamp(min=1e-6)
+        explained += [
+            decibels(float(e), peak=1) if float(n) >= 1 else float("nan")
+            for e, n in zip(mean, pixels, strict=True)
+        ]
+    frames = tuple(range(period.start, period.stop))
+    stretch = tuple(_stretch(atlas, slopes, t, painted) for t in frames)
+    return PaintReport(video, frames, tuple(covered), tuple(seen), tuple(explained), stretch)
+
+
+def useless_keys(
+    atlas: Atlas, keys: Sequence[Key], layers: Sequence[int] | None, period: Period
+) -> Iterator[tuple[int, bool]]:
+    """Yield painted frames whose paint reaches no other frame, and whether they show it themselves."""
+    for key in keys:
+        if not key.cover.any():
+            continue
+        patches = patches_from_frames(atlas, [key], layers)
+        others = sorted(set(range(period.start, period.stop)) - {key.frame}, key=lambda t: abs(t - key.frame))
+        if others and not any(float(_areas(atlas, patches, t, t + 1)[1].sum()) >= 1 for t in others):
+            yield key.frame, bool(patches)
+
+
+def _areas(
+    atlas: Atlas,
+    patches: Sequence[Patch],
+    a: int,
+    b: int,
+    slopes: dict[tuple[int, int], Float[Tensor, "2 2"]] | None = None,
+) -> tuple[Float[Tensor, "f 1 h w"], Float[Tensor, "f 1 h w"]]:
+    """Return how much of each pixel lies over the edit's place, and how much of it shows the edit.
+
+    `slopes` takes the mean slope of texture positions over the place, by chart and frame.
+    """
+    own = atlas.shares(a, b)
+    cover, shown = torch.zeros_like(own[0]), torch.zeros_like(own[0])
+    for patch in patches:
+        chart = atlas.charts[patch.chart]
+        s, e = max(a, chart.start), min(b, chart.stop)
+        if s >= e:
+            continue
+        window = chart.part(s, e).window()
+        frames = slice(s - a, e - a)
+        place = patch.at(chart.part(s, e).uv(window))[:, 3:]
+        blend = chart.blend[s - chart.start : e - chart.start, None, None, None]
+        share = window.cut(own[chart.layer][frames])
+        cover[frames] += window.paste(blend * place, atlas.height, atlas.width)
+        shown[frames] += window.paste(blend * place * share, atlas.height, atlas.width)
+        if slopes is not None:
+            slopes.update(_slopes(chart, patch.chart, window, place, s, e))
+    return cover, shown
+
+
+def _slopes(
+    chart: Chart, index: int, window: PixelWindow, place: Float[Tensor, "f 1 h w"], s: int, e: int
+) -> dict[tuple[int, int], Float[Tensor, "2 2"]]:
+    weight = place[:, :, None]
+    slopes = (chart.part(s, e).jacobian(window) * weight).sum((3, 4)) / weight.sum((3, 4)).clamp(min=1e-6)
+    return {(index, t): slope for t, slope in enumerate(slopes, s) if chart.covers(t)}
+
+
+def _stretch(
+    atlas: Atlas, slopes: dict[tuple[int, int], Float[Tensor, "2 2"]], t: int, painted: Sequence[int]
+) -> float:
+    """Return how far a disc of the nearest painted frame, or else of the texture, is drawn out in a frame."""
+    charts = [index for index, frame in slopes if frame == t]
+    if not charts:
+        return 1.0
+    index = max(charts, key=lambda i: float(atlas.charts[i].blend[t - atlas.charts[i].start]))
+    here = slopes[index, t]
+    if float(torch.linalg.det(here).abs()) < 1e-9:
+        return 1.0
+    near = min((k for k in painted if (index, k) in slopes), key=lambda k: abs(k - t), default=None)
+    there = torch.eye(2).to(here) if near is None else slopes[index, near]
+    return float(stretch_ratio(torch.linalg.solve(here, there)[None, :, :, None, None]))
