@@ -91,17 +91,20 @@ class Run:
 
     @classmethod
     def alone(
-        cls, folder: Path, *, seed: int = 0, compute: Compute | None = None, listen: Listener = ignore
+        cls,
+        folder: Path,
+        *,
+        seed: int = 0,
+        compute: Compute | None = None,
+        store: Path | None = None,
+        listen: Listener = ignore,
+        stopped: Callable[[], bool] = lambda: False,
+        on_step: OnStep | None = None,
     ) -> Self:
-        """A run outside the command line, with everything in one folder."""
-        return cls(
-            folder=folder,
-            seed=seed,
-            compute=compute or Compute(),
-            store=ArtifactStore(folder / "store"),
-            draft=Draft(folder / "checkpoint.safetensors"),
-            listen=listen,
-        )
+        """Return a run in a folder, where its store lies too unless `store` is another place."""
+        kept = ArtifactStore(store or folder / "store")
+        draft = Draft(folder / "checkpoint.safetensors")
+        return cls(folder, seed, compute or Compute(), kept, draft, listen, stopped, on_step)
 
     def load(self, ref: str, kind: type[M]) -> M:
         """The model of a kind that lies under a reference, loaded once a process."""

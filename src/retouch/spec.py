@@ -1,8 +1,9 @@
 """What a method says of itself before anything heavy is loaded."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import cast, final
 
 from retouch.errors import ParamsError, PluginError
 from retouch.fields import describe, near, parse, renamed
@@ -96,6 +97,18 @@ class MethodSpec:
                 )
             base = self.presets[preset]
         return parse(self.params, {**base, **renamed(self.params, given, tell)})
+
+    def load(self, place: str) -> Callable[..., object]:
+        """Return the function at `place`, one of those that the method names; only now is it imported.
+
+        Raises:
+            PluginError: there is none.
+        """
+        module, _, function = place.partition(":")
+        try:
+            return cast("Callable[..., object]", getattr(importlib.import_module(module), function))
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"{place} cannot be loaded: {error}", hint="see: retouch doctor") from error
 
     def check(self) -> None:
         """Raise PluginError where the description does not hold together."""

@@ -9,22 +9,21 @@ Example:
 
 import dataclasses
 import gc
-import importlib
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import cast, final
+from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from retouch.artifacts import ArtifactStore, Draft
+from retouch.artifacts import ArtifactStore
 from retouch.compute import Compute
 from retouch.errors import ArtifactError, Cancelled, PluginError
 from retouch.events import Advanced, Ended, Event, Kept, Notice, Reused, Started
@@ -108,20 +107,16 @@ class Trial:
     def run(self, folder: Path, *, stop_after: int | None = None) -> Outcome:
         """One run in a folder; asked to stop after that many steps, it raises Cancelled."""
         folder.mkdir(parents=True, exist_ok=True)
-        module, _, name = self.spec.edit.partition(":")
-        edit = cast("Callable[[Video, Params, Run], Edited]", getattr(importlib.import_module(module), name))
         events: list[Event] = []
-        run = Run(
-            folder=folder,
+        run = Run.alone(
+            folder,
             seed=1,
             compute=self.compute,
-            store=ArtifactStore(folder / "store"),
-            draft=Draft(folder / "checkpoint.safetensors"),
             listen=events.append,
             stopped=lambda: stop_after is not None and Outcome(_NOTHING, tuple(events)).steps >= stop_after,
         )
         with self.compute.repeatable():
-            edited = edit(self.video, self.params, run)
+            edited = self.spec.load(self.spec.edit)(self.video, self.params, run)
         if not isinstance(edited, Edited):
             raise self.broken(f"gave back a {type(edited).__name__}, not an Edited")
         return Outcome(edited, tuple(events))

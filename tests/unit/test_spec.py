@@ -57,3 +57,10 @@ def test_a_parameter_may_not_take_the_name_of_what_every_edit_has(name: str) -> 
 
 def test_the_reserved_names_are_those_of_the_options_that_every_edit_has() -> None:
     assert {option.name for option in request_options()} <= RESERVED
+
+
+def test_a_function_is_loaded_when_asked_for_and_a_missing_one_is_the_methods_fault() -> None:
+    assert callable(SPEC.load(SPEC.edit))
+    for place in ("retouch_tint.edit:missing", "retouch_tint.missing:edit"):
+        with pytest.raises(PluginError, match=f"{place} cannot be loaded"):
+            SPEC.load(place)

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias, cast, final
 
@@ -32,7 +31,6 @@ from retouch.registry import method
 from retouch.registry import names as registered
 from retouch.run import Edited, Run
 from retouch.spec import MethodSpec
-from retouch.video import Video
 from retouch.world import (
     BACKGROUNDS,
     COLOURS,
@@ -318,10 +316,8 @@ def _outcome(
             return made[asked]
         run = Run.alone(folder / "work" / f"{trial.number:03}-{spec.name}", seed=bench.seed, listen=listen)
         run.folder.mkdir(parents=True, exist_ok=True)
-        module, _, function = spec.edit.partition(":")
-        edit = cast("Callable[[Video, object, Run], Edited]", getattr(import_module(module), function))
         with run.compute.repeatable():
-            found = edit(trial.clip.video, params, run)
+            found = cast("Edited", spec.load(spec.edit)(trial.clip.video, params, run))
         # A later run of the clip writes into the same files.
         made[asked] = replace(found, video=found.video.like(np.array(found.video.frames)))
         return made[asked]

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import importlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import numpy as np
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
 from retouch.apps.preflight import check_clip_output, look_at
-from retouch.artifacts import ArtifactStore, Draft, full_disk
+from retouch.artifacts import full_disk
 from retouch.compute import Compute, Plan
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
 from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
@@ -102,15 +101,14 @@ def run_edit(
         _tell_device(request.compute, tell)
         clip = look_at(request.video, output, encoding, params)
         if spec.preflight:
-            _function(spec.preflight)(clip, params, tell)
+            spec.load(spec.preflight)(clip, params, tell)
         _plan(spec, clip.video, request).require(request.compute)
         source = read(request.video, scratch=folder / "scratch", listen=tell)
-        run = Run(
-            folder=folder,
+        run = Run.alone(
+            folder,
             seed=request.seed,
             compute=request.compute,
-            store=ArtifactStore(home() / "store"),
-            draft=Draft(folder / "checkpoint.safetensors"),
+            store=home() / "store",
             listen=tell,
             stopped=stopped,
             on_step=on_step,
@@ -226,13 +224,13 @@ def _plan(spec: MethodSpec, video: Pictures, request: EditRequest) -> Plan:
     """What the method says it will need; a method that says nothing needs nothing."""
     if not spec.plan:
         return Plan(0)
-    plan = cast("Callable[..., Plan]", _function(spec.plan))
+    plan = cast("Callable[..., Plan]", spec.load(spec.plan))
     return plan(video.frames, video.height, video.width, spec.fill(request.params), request.compute)
 
 
 def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
     """The method's edit, held to what every method promises."""
-    edited = _function(spec.edit)(video, params, run)
+    edited = spec.load(spec.edit)(video, params, run)
     if not isinstance(edited, Edited):
         raise PluginError(f"{spec.name} gave back a {type(edited).__name__}, not an Edited")
     if len(edited.video) != len(video) or edited.video.fps != video.fps:
@@ -248,14 +246,6 @@ def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
             hint=f"touched is bool {fits}; tell its authors",
         )
     return edited
-
-
-def _function(place: str) -> Callable[..., object]:
-    module, _, name = place.partition(":")
-    try:
-        return cast("Callable[..., object]", getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{place} cannot be loaded: {error}", hint="see: retouch doctor") from error
 
 
 def _tell_device(compute: Compute, tell: Listener) -> None:

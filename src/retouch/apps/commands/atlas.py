@@ -292,19 +292,12 @@ def extend_atlas(file: Path, clip: Path, out: Path, *, force: bool) -> None:
 def _run(device: str = "auto") -> "Iterator[Run]":
     """A run with scratch space of its own and the common store."""
     from retouch.apps.progress import shown
-    from retouch.artifacts import ArtifactStore, Draft
     from retouch.places import home
     from retouch.run import Run
 
     with tempfile.TemporaryDirectory(prefix="retouch-") as folder, shown() as listen:
-        yield Run(
-            folder=Path(folder),
-            seed=0,
-            compute=Compute(device=device),
-            store=ArtifactStore(home() / "store"),
-            draft=Draft(Path(folder) / "checkpoint.safetensors"),
-            listen=listen,
-        )
+        compute = Compute(device=device)
+        yield Run.alone(Path(folder), compute=compute, store=home() / "store", listen=listen)
 
 
 def _lossless(out: Path) -> "Encoding":
