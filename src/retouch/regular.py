@@ -1,12 +1,13 @@
 """Opening files that strangers may have put there: regular ones only, at once or not at all.
 
-A pipe, a socket or a device in place of a file would keep whoever opens it waiting. Imports nothing of ours.
+A pipe, a socket or a device in place of a file would keep whoever opens it waiting; a link inside a folder of
+ours would lead what is written there elsewhere. Imports nothing of ours.
 """
 
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -54,8 +55,42 @@ def read_regular(path: Path, most: int) -> bytes:
     return content
 
 
+def check_own(folder: Path) -> None:
+    """Refuse a folder that should be ours alone, but holds a link or anything else but files and folders.
+
+    Raises:
+        UnfitFile: says what it holds.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UnfitFile(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}")
+
+
+def open_own(path: Path, mode: Literal["ab", "wb"]) -> BinaryIO:
+    """Open a file that goes by this name alone to write to it: no link is followed.
+
+    Raises:
+        UnfitFile: it has another name too, or is no file.
+        OSError: it is a link, or cannot be opened.
+    """
+    return open(path, mode, opener=_own_opener)
+
+
+def _own_opener(path: str, flags: int) -> int:
+    descriptor = _opener(path, (flags | os.O_NOFOLLOW) & ~os.O_TRUNC)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise UnfitFile(f"{path} has another name elsewhere")
+    if flags & os.O_TRUNC:
+        os.truncate(descriptor, 0)
+    return descriptor
+
+
 def _opener(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     try:
         _check(os.fstat(descriptor))
     except UnfitFile:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Shell
 from PIL import Image
 from watched import watched
 
+from retouch.apps.runner import find_folder
 from retouch.errors import RequestError, ResourceError, RetouchError, VideoError
 from retouch.media.io import read, read_picture, write
 from retouch.media.masks import read_masks
@@ -209,3 +211,37 @@ def test_a_video_that_says_more_than_it_holds_is_refused_or_read_as_what_it_is(t
         path.write_bytes(content[:at] + b"\x7f\xff\xff\xff" + content[at + 4 :])
         with pytest.raises(RetouchError):
             read(path)
+
+
+# --- run folders from strangers
+
+
+def test_no_link_in_a_run_folder_is_followed(shell: Shell) -> None:
+    outside = shell.folder / "outside"
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    folder = shell.home / "runs" / "foreign"
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text(shell("edit", "tint", "clip.mp4", "--dry-run").out)
+    for place in (
+        "lock",
+        "events.jsonl",
+        "notices.txt",
+        "checkpoint.safetensors",
+        ".part",
+        "scratch",
+        "extras",
+    ):
+        (folder / place).symlink_to(outside if place in ("scratch", "extras") else outside / "kept")
+        with pytest.raises(RequestError, match=f"{place} is a link"):
+            find_folder("foreign")
+        ended = shell("resume", "foreign")
+        assert (ended.code, f"{place} is a link" in ended.err) == (2, True), ended.err
+        (folder / place).unlink()
+    os.mkfifo(folder / "lock")
+    assert shell("runs").code == 0
+    assert shell("report", "foreign").code == 2
+    (folder / "lock").unlink()
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    assert (outside / "kept").read_bytes() == b"kept"
+    assert shell("resume", "foreign", "--quiet").code == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retouch.regular import UnfitFile, check_regular, open_regular, read_regular
+from retouch.regular import UnfitFile, check_own, check_regular, open_own, open_regular, read_regular
 
 
 def test_a_file_is_opened_and_read(tmp_path: Path) -> None:
@@ -58,3 +58,37 @@ def test_a_large_file_of_holes_is_refused_and_a_small_one_is_not(tmp_path: Path)
     with pytest.raises(UnfitFile, match="hardly any of its 1099511627776 bytes"):
         check_regular(tmp_path / "large")
     check_regular(tmp_path / "small")
+
+
+def test_a_folder_of_ours_holds_files_and_folders_only(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "extras").mkdir(parents=True)
+    (folder / "extras" / "a").write_bytes(b"")
+    check_own(folder)
+    for place, target in (("lock", tmp_path / "a"), ("extras/b", tmp_path), ("scratch", tmp_path)):
+        (folder / place).symlink_to(target)
+        with pytest.raises(UnfitFile, match=f"{place} is a link"):
+            check_own(folder)
+        (folder / place).unlink()
+    os.mkfifo(folder / "lock")
+    with pytest.raises(UnfitFile, match="lock is a named pipe"):
+        check_own(folder)
+
+
+def test_a_file_of_ours_is_written_where_it_lies_and_nowhere_else(tmp_path: Path) -> None:
+    with open_own(tmp_path / "log", "ab") as file:
+        file.write(b"one")
+    with open_own(tmp_path / "log", "ab") as file:
+        file.write(b"two")
+    assert (tmp_path / "log").read_bytes() == b"onetwo"
+    with open_own(tmp_path / "log", "wb") as file:
+        file.write(b"3")
+    assert (tmp_path / "log").read_bytes() == b"3"
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "twin").hardlink_to(tmp_path / "log")
+    for name in ("link", "gone", "twin"):
+        with pytest.raises(OSError, match=r"name|Too many levels"):
+            open_own(tmp_path / name, "wb")
+    assert (tmp_path / "log").read_bytes() == b"3"
+    assert not (tmp_path / "nothing").exists()

@@ -26,6 +26,7 @@ from retouch.media.io import Encoding, read, write, write_picture
 from retouch.media.probe import Pictures
 from retouch.places import home
 from retouch.registry import method
+from retouch.regular import UnfitFile, check_own, open_own, open_regular
 from retouch.request import EditRequest
 from retouch.run import Edited, OnStep, Run
 from retouch.spec import MethodSpec
@@ -154,11 +155,12 @@ def find_folder(name: str) -> Path:
     """The run folder of a name or path.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or a link lies in it.
     """
     candidates = [home() / "runs" / name, Path(name).expanduser().absolute()]
     for folder in candidates:
         if (folder / "request.json").is_file():
+            _check_ours(folder)
             return folder
     known = [folder.name for folder in run_folders()]
     raise RequestError(f"there is no run {name!r}", hint=near(name, known) or "see: retouch runs")
@@ -183,14 +185,13 @@ def state_of(folder: Path) -> str:
 
 def is_running(folder: Path) -> bool:
     """Whether a process is at work in a run folder."""
-    path = folder / "lock"
-    if not path.exists():
-        return False
-    with path.open("rb") as handle:
-        try:
+    try:
+        with open_regular(folder / "lock") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, UnfitFile):
+        return False
     return False
 
 
@@ -301,10 +302,19 @@ def _hand_over(result: Path, out: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
+def _check_ours(folder: Path) -> None:
+    """Refuse a run folder with a link in it, through which a stranger would have us write elsewhere."""
+    try:
+        check_own(folder)
+    except UnfitFile as error:
+        raise RequestError(f"{error}; a run folder holds files", hint="remove it if you trust it") from None
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder, so that two processes never work in one; the lock dies with the process."""
-    with (folder / "lock").open("wb") as handle:
+    _check_ours(folder)
+    with open_own(folder / "lock", "wb") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -344,7 +354,7 @@ def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
 
 def _add_line(path: Path, text: str) -> None:
     """Adds a line to a file; one that was cut off by a kill stays a line of its own."""
-    with path.open("ab") as file:
+    with open_own(path, "ab") as file:
         file.write(b"" if _ends_whole(path) else b"\n")
         file.write(f"{text}\n".encode())
 
