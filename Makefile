@@ -35,12 +35,14 @@ lint: $(READY)
 
 check: lint test  ## everything that must pass
 	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python tools/layers_picture.py --check
 	$(BIN)/cog --check --verbosity=1 --check-fail-msg="run make fix" -I tools $(PAGES)
 	$(BIN)/mkdocs build --strict --quiet
 
 fix: $(READY)  ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python tools/layers_picture.py
 	$(BIN)/cog -r --verbosity=1 -I tools $(PAGES)
 
 house: $(READY)  ## how the code reads, in figures: benchmarks/house.md
