@@ -24,14 +24,15 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from retouch.compute import Compute
-from retouch.diffusion.ddim import climb, move, schedule
-from retouch.diffusion.guidance import guided
+from retouch.diffusion.inversion import invert
 from retouch.metrics.fidelity import psnr as clip_psnr
 from retouch.metrics.uncertainty import bootstrap_interval
 from retouch.models.annotate import canny
 from retouch.models.clip import TextImage
 from retouch.models.image import Control, StableDiffusion
+from retouch.models.noise_path import Level, guided, step
 from retouch.models.refs import embedded
+from retouch.run import Step
 from retouch.world.render import film, planes
 from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, Variety
 
@@ -102,15 +103,15 @@ def sampled(
     """One picture for each prompt, of the model's own size or another."""
     parts = []
     side = (size or sd.native) // sd.factor
-    levels = schedule(sd, steps)
+    levels = sd.schedule(steps)
     empty = sd.embed("")
     for start in range(0, len(prompts), SAMPLED_AT_ONCE):
         words = torch.stack([sd.embed(prompt) for prompt in prompts[start : start + SAMPLED_AT_ONCE]])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
         z = torch.randn(len(words), 4, side, side, generator=generator)
-        for hi, lo in levels.descending:
+        for hi, lo in levels.down():
             out = guided(sd.predict(z, hi.t, empty), sd.predict(z, hi.t, words), guidance)
-            z = move(z, out, hi, lo, levels.prediction)
+            z = step(z, out, hi, lo)
         parts.append(to_bytes(sd.decode(z)))
     return np.concatenate(parts)
 
@@ -152,7 +153,8 @@ def caption(thing: int, colour: int, background: int) -> str:
 @torch.no_grad()
 def inversion_figures(sd: StableDiffusion, count: int) -> Figures:
     """How well clips come back from 50 steps of inversion at guidance 1."""
-    levels = schedule(sd, 50)
+    levels = sd.schedule(50)
+    ups = [Step("invert", k, 50, pair) for k, pair in enumerate(levels.up())]
     once: list[float] = []
     thrice: list[float] = []
     bound: list[float] = []
@@ -162,18 +164,17 @@ def inversion_figures(sd: StableDiffusion, count: int) -> Figures:
         z = sd.encode(to_pixels(source))
         words = sd.embed(scene.caption)
         bound.append(float(psnr(source, to_bytes(sd.decode(z))).mean()))
-        for iterations, into in ((1, once), (3, thrice))[: 2 if number < HELD_FAST else 1]:
-            rungs = np.zeros((levels.steps + 1, *z.shape), np.float32)
-            rungs[0] = z.numpy()
+        for calls, into in ((1, once), (3, thrice))[: 2 if number < HELD_FAST else 1]:
+            latents = torch.zeros(len(levels.levels), *z.shape)
+            latents[0] = z
 
-            def predict(at: np.ndarray, out: np.ndarray, level: object, words: torch.Tensor = words) -> None:
-                out[...] = sd.predict(torch.from_numpy(at), level.t, words).numpy()  # type: ignore[attr-defined]
+            def predict(at: torch.Tensor, level: Level, words: torch.Tensor = words) -> torch.Tensor:
+                return sd.predict(at, level.t, words)
 
-            for _ in climb(rungs, predict, levels, spare=np.zeros_like(rungs[0]), iterations=iterations):
-                pass
-            back = torch.from_numpy(rungs[-1].copy())
-            for hi, lo in levels.descending:
-                back = move(back, sd.predict(back, hi.t, words), hi, lo, levels.prediction)
+            invert(latents, predict, ups, calls=calls)
+            back = latents[-1]
+            for hi, lo in levels.down():
+                back = step(back, sd.predict(back, hi.t, words), hi, lo)
             into.append(float(psnr(source, to_bytes(sd.decode(back))).mean()))
     return {
         "clips": count,
@@ -215,16 +216,16 @@ def canny_figures(sd: StableDiffusion, count: int) -> Figures:
     shown = family_pictures.held_out("middle", count, sd.native, start=30_000)
     edges = canny(shown.pixels)
     words = torch.stack([sd.embed(caption) for caption in shown.captions])
-    levels = schedule(sd, 20)
+    levels = sd.schedule(20)
     again = canny(to_bytes(sd.decode(sd.encode(to_pixels(shown.pixels)))))
     out: Figures = {"edge_overlap_ceiling": round(overlap(again, edges), 3)}
     for name in ("controlled", "free"):
         z = torch.randn(count, 4, *(2 * [sd.native // sd.factor]), generator=torch.Generator().manual_seed(5))
-        for hi, lo in levels.descending:
+        for hi, lo in levels.down():
             held = control.residuals(edges, z, hi.t, words) if name == "controlled" else None
             towards = sd.predict(z, hi.t, words, residuals=held)
             away = sd.predict(z, hi.t, sd.embed(""), residuals=held)
-            z = move(z, guided(away, towards, 4.0), hi, lo, levels.prediction)
+            z = step(z, guided(away, towards, 4.0), hi, lo)
         out[f"edge_overlap_{name}"] = round(overlap(canny(to_bytes(sd.decode(z))), edges), 3)
     return out
 

@@ -25,12 +25,14 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from retouch.diffusion.attention import Attend, Gather, Layer, Neighbours, Rule, controlled
-from retouch.diffusion.ddim import Ladder, Latents, Level, Schedule, climb, move
-from retouch.diffusion.guidance import guided
-from retouch.diffusion.windows import windows
+from retouch.diffusion.inversion import Trajectory, invert
+from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import CrossFusion, emphasis_table, refined, step_range, weight_table
 from retouch.methods.fatezero.fusion import captured
 from retouch.methods.fatezero.walk import Recipe, Scene, Texts, space, walk
+from retouch.models.image import ddim_schedule
+from retouch.models.noise_path import Level, Schedule, Timestep, guided, step
+from retouch.run import Step
 
 WORDS = 77
 FUSED = 0.8
@@ -48,7 +50,7 @@ class Net:
     unet: UNet2DConditionModel
 
     def predict(
-        self, z: Tensor, t: int, text: Tensor, *, attention: Mapping[str, object] | None = None
+        self, z: Tensor, t: Timestep, text: Tensor, *, attention: Mapping[str, object] | None = None
     ) -> Tensor:
         """The network's own output."""
         out: Tensor = self.unet(
@@ -76,11 +78,7 @@ def network(channels: tuple[int, ...]) -> Net:
 def levels(steps: int) -> Schedule:
     """Stable Diffusion's noise levels."""
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    scheduler.set_timesteps(steps)
-    times = [int(t) for t in reversed(scheduler.timesteps)]
-    return Schedule(
-        (Level.of(-1, 1.0), *(Level.of(t, float(scheduler.alphas_cumprod[t])) for t in times)), "epsilon"
-    )
+    return ddim_schedule(scheduler, steps)
 
 
 def word_fusion(steps: int) -> CrossFusion:
@@ -136,37 +134,35 @@ def stored(
 ) -> Tensor:
     """Inverts keeping every map of every step, then edits with them."""
     kept: list[dict[Layer, Tensor]] = []
-    for lo, hi in plan.ascending:
+    for lo, hi in plan.up():
         rule = KeepMaps(gather, layers)
         out = net.predict(z, hi.t, texts.source, attention={"rule": rule})
         z = (z - lo.noise * out) / lo.signal * hi.signal + hi.noise * out
         kept.append(rule.maps)
-    fusion = word_fusion(plan.steps)
-    for index, (hi, lo) in enumerate(plan.descending):
+    fusion = word_fusion(len(kept))
+    for index, (hi, lo) in enumerate(plan.down()):
         factors = fusion.at(index)
         rule_now: Rule = UseMaps(gather, kept[-1 - index], factors) if factors else Attend(gather)
         towards = net.predict(z, hi.t, texts.target, attention={"rule": rule_now})
         against = net.predict(z, hi.t, texts.against, attention={"rule": Attend(gather)})
-        z = move(z, guided(against, towards, 7.5), hi, lo, plan.prediction)
+        z = step(z, guided(against, towards, 7.5), hi, lo)
     return z
 
 
 # ------------------------------------------------------------------------------------------------ one figure
 
 
-def inverted(net: Net, z: Tensor, plan: Schedule, text: Tensor, gather: Gather) -> Ladder:
-    """The ladder of a clip."""
-    rungs = np.zeros((plan.steps + 1, *z.shape), np.float32)
-    rungs[0] = z.numpy()
+def inverted(net: Net, z: Tensor, plan: Schedule, text: Tensor, gather: Gather) -> Trajectory:
+    """The trajectory of a clip."""
+    ups = plan.up()
+    latents = torch.zeros(len(ups) + 1, *z.shape)
+    latents[0] = z
 
-    def predict(given: Latents, out: Latents, level: Level) -> None:
-        out[:] = net.predict(
-            torch.from_numpy(given), level.t, text, attention={"rule": Attend(gather)}
-        ).numpy()
+    def predict(given: Tensor, level: Level) -> Tensor:
+        return net.predict(given, level.t, text, attention={"rule": Attend(gather)})
 
-    for _ in climb(rungs, predict, plan, spare=np.zeros_like(rungs[0])):
-        pass
-    return Ladder(rungs)
+    invert(latents, predict, [Step("invert", k, len(ups), pair) for k, pair in enumerate(ups)])
+    return Trajectory(latents)
 
 
 @torch.no_grad()
@@ -198,12 +194,12 @@ def figure(way: str, frames: int, side: int, steps: int, channels: tuple[int, ..
                 cross=word_fusion(steps) if fused else None,
                 source_lag=1,
             )
-            laid = windows(frames, size=frames, overlap=0)
-            scene = Scene(net, plan, layers, laid, texts, recipe, z)
-            rooms = space(ladder, scene, lambda _, shape, kind: np.zeros(shape, kind))
+            windows = overlapping(frames, size=frames, overlap=0)
+            scene = Scene(net, plan, layers, windows, texts, recipe, z.device)
+            rooms = space(ladder, scene, lambda _, shape, kind: torch.from_numpy(np.zeros(shape, kind)))
             for _ in walk(ladder, scene, rooms):
                 pass
-            done = torch.from_numpy(rooms.z)
+            done = rooms.z
     end = time.process_time()
     return {
         "megabytes": (peak() - before) / 2**20,

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from retouch.compute import Compute
-from retouch.diffusion.framing import framing
+from retouch.diffusion.resize import Resize
 from retouch.media.compare import sheet
 from retouch.methods.fatezero.edit import edit as fatezero
 from retouch.methods.fatezero.spec import SPEC as FATEZERO
@@ -34,7 +34,7 @@ from retouch.metrics.fidelity import changed_pixels, psnr
 from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
-from retouch.world import COLOURS, Change, Clip, Scene, Variety, edited_clip
+from retouch.world import COLOURS, Change, Clip, Scene, Variety, edited
 
 FIRST_SEED: Final = 2_100_000_000
 FRAMES, SIZE, STEPS = 8, 64, 20
@@ -97,7 +97,7 @@ def draw(path: Path) -> None:
     rows, titles = [], []
     for number, (caption, change, preset) in enumerate(EDITS):
         clip = Clip.of(Scene.of(caption, FIRST_SEED + number, LARGE), FRAMES, SIZE)
-        trial = Trial(clip, edited_clip(clip, Change.parse(change)), preset)
+        trial = Trial(clip, edited(clip, Change.parse(change)), preset)
         ours = by_fatezero(clip.video, preset, trial.params)
         plain = by_frame(clip.video, trial.target.caption)
         shown = (clip.video, trial.target.video, ours, plain)
@@ -128,9 +128,9 @@ def trip(count: int) -> None:
     }
     found: dict[str, list[float]] = {"autoencoder alone": [], **{name: [] for name in ways}}
     for clip in clips(count):
-        frame = framing(clip.video, sd, "model")
+        resize = Resize.for_image_model(clip.video.height, clip.video.width, sd, "model")
         with torch.no_grad():
-            seen = clip.video.like(frame.back(sd.decode(sd.encode(frame.into(clip.video.pixels())))))
+            seen = clip.video.like(resize.to_clip(sd.decode(sd.encode(resize.to_model(clip.video.pixels())))))
         found["autoencoder alone"].append(psnr(seen.frames, clip.video.frames))
         for name, more in ways.items():
             same = {"source_prompt": clip.caption, "prompt": clip.caption, "steps": STEPS, **more}
@@ -147,7 +147,7 @@ def baseline(count: int) -> None:
         for number, clip in enumerate(clips(count)):
             actor = clip.scene.actors[0]
             hue = [colour for colour in COLOURS if colour != actor.colour][number % 7]
-            truth = edited_clip(clip, Change.parse(f"colour={hue}"))
+            truth = edited(clip, Change.parse(f"colour={hue}"))
             got = by_frame(clip.video, truth.caption, strength=strength).frames
             where = changed_pixels(clip.video.frames, truth.video.frames)
             inside.append(psnr(got, truth.video.frames, where))

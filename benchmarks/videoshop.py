@@ -36,6 +36,7 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
+from retouch.methods.videoshop.windows import windows
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -46,7 +47,6 @@ from retouch.methods.videoshop import released
 from retouch.methods.videoshop.edit import edit, edit_with
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.walk import drawn_then_same, invert, same_noise, same_sample, sample
-from retouch.methods.videoshop.windows import windows
 from retouch.metrics.colour import delta_e, lab_of
 from retouch.models.image_to_video import ImageToVideo, StableVideo, place_pipeline
 from retouch.models.image_to_video_any import AnyImageToVideo

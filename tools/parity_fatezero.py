@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
@@ -23,9 +23,9 @@ from tools.parity_report import Report
 from torch import Tensor
 
 from retouch.diffusion.attention import Attend, Layer, Neighbours, controlled
-from retouch.diffusion.ddim import Ladder, Latents, Level, Schedule, climb, schedule
 from retouch.diffusion.inflate import Temporal, inflated, transformer_blocks
-from retouch.diffusion.windows import windows
+from retouch.diffusion.inversion import Trajectory, invert
+from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import (
     Tokens,
     refine_mapper,
@@ -35,6 +35,9 @@ from retouch.diffusion.words import (
 from retouch.methods.fatezero.fusion import Reading, Watch, captured, released_mask_layers
 from retouch.methods.fatezero.recipe import RELEASED_TOKENS, Plan, Wish, released_plan
 from retouch.methods.fatezero.walk import Recipe, Scene, Texts, space, walk
+from retouch.models.image import ddim_schedule
+from retouch.models.noise_path import Level, Schedule, Timestep
+from retouch.run import Step
 
 PRECISIONS = {"f64": torch.float64, "f32": torch.float32}
 WORDS = 77
@@ -160,41 +163,12 @@ class Network:
     unet: UNet2DConditionModel
 
     def predict(
-        self, z: Tensor, t: int, text: Tensor, *, attention: Mapping[str, object] | None = None
+        self, z: Tensor, t: Timestep, text: Tensor, *, attention: Mapping[str, object] | None = None
     ) -> Tensor:
         """The network's own output."""
         text = text.expand(len(z), *text.shape[-2:])
         out: Tensor = self.unet(z, t, text, cross_attention_kwargs=dict(attention or {})).sample
         return out
-
-
-@final
-@dataclass(frozen=True)
-class Facts:
-    """What a schedule asks of a model."""
-
-    scheduler: DDIMScheduler
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """The share of signal power at each training timestep."""
-        alphas: Tensor = self.scheduler.alphas_cumprod
-        return alphas
-
-    @property
-    def final_alpha(self) -> float:
-        """The share below timestep 0."""
-        return float(self.scheduler.final_alpha_cumprod)
-
-    @property
-    def prediction(self) -> str:
-        """What the network predicts."""
-        return str(self.scheduler.config.prediction_type)
-
-    def timesteps(self, steps: int) -> list[int]:
-        """The timesteps of an n-step sampling, noisiest first."""
-        self.scheduler.set_timesteps(steps)
-        return [int(t) for t in self.scheduler.timesteps]
 
 
 @final
@@ -204,7 +178,7 @@ class Bench:
     def __init__(self, folder: Path, fixture: Fixture, precision: str) -> None:
         self.folder, self.fixture, self.precision = folder, fixture, precision
         self.dtype = PRECISIONS[precision]
-        self._ladders: dict[str, Ladder] = {}
+        self._trajectories: dict[str, Trajectory] = {}
         self._schedules: dict[int, Schedule] = {}
 
     @cached_property
@@ -216,9 +190,9 @@ class Bench:
         return Network(unet.eval().requires_grad_(False))
 
     @cached_property
-    def model(self) -> Facts:
+    def scheduler(self) -> DDIMScheduler:
         """The noise schedule."""
-        return Facts(DDIMScheduler.from_pretrained(self.folder / "scheduler", local_files_only=True))
+        return DDIMScheduler.from_pretrained(self.folder / "scheduler", local_files_only=True)
 
     @cached_property
     def texts(self) -> dict[str, Tensor]:
@@ -249,7 +223,7 @@ class Bench:
         """The levels of an inversion, rounded as on the authors' machine."""
         steps = self.steps(inversion)
         if steps not in self._schedules:
-            plain = _single(schedule(self.model, steps), self.model)
+            plain = _single(ddim_schedule(self.scheduler, steps), self.scheduler)
             self._schedules[steps] = _as_rounded_there(self, plain) if self.precision == "f64" else plain
         return self._schedules[steps]
 
@@ -270,25 +244,21 @@ class Bench:
             clip_norm = entry.get("groupnorm", "joint") == "joint"
             yield stack.enter_context(controlled(self.network.unet, size=self.size, clip_norm=clip_norm))
 
-    def ladder(self, inversion: str) -> Ladder:
+    def trajectory(self, inversion: str) -> Trajectory:
         """The inversion, run once."""
-        if inversion not in self._ladders:
-            plan = self.schedule(inversion)
-            rungs = np.zeros((plan.steps + 1, *self.clean.shape), self.clean.numpy().dtype)
-            rungs[0] = self.clean.numpy()
+        if inversion not in self._trajectories:
+            ups = self.schedule(inversion).up()
+            latents = self.clean.new_zeros(len(ups) + 1, *self.clean.shape)
+            latents[0] = self.clean
             rule = Attend(self.neighbours(inversion).among(range(len(self.clean)), len(self.clean)))
 
-            def predict(z: Latents, out: Latents, level: Level) -> None:
-                given = torch.from_numpy(z)
-                out[:] = self.network.predict(
-                    given, level.t, self.texts["source"], attention={"rule": rule}
-                ).numpy()
+            def predict(z: Tensor, level: Level) -> Tensor:
+                return self.network.predict(z, level.t, self.texts["source"], attention={"rule": rule})
 
             with self.ready(inversion), torch.no_grad():
-                for _ in climb(rungs, predict, plan, spare=np.zeros_like(rungs[0])):
-                    pass
-            self._ladders[inversion] = Ladder(rungs)
-        return self._ladders[inversion]
+                invert(latents, predict, [Step("invert", k, len(ups), up) for k, up in enumerate(ups)])
+            self._trajectories[inversion] = Trajectory(latents)
+        return self._trajectories[inversion]
 
     def _biased(self, inversion: str) -> Temporal:
         """Temporal attention that only adds its output bias."""
@@ -339,9 +309,9 @@ def _frames_first(x: Tensor) -> Tensor:
     return x[0].transpose(0, 1)
 
 
-def _video(x: Tensor | np.ndarray) -> Tensor:
+def _video(x: Tensor) -> Tensor:
     """From `f c h w` to the fixture's `1 c f h w`."""
-    return torch.as_tensor(x).transpose(0, 1)[None]
+    return x.transpose(0, 1)[None]
 
 
 # ------------------------------------------------------------------------------------------------ rounding
@@ -354,17 +324,17 @@ ULPS = (0, -1, 1)
 READ = 1e-13
 
 
-def _single(plan: Schedule, model: Facts) -> Schedule:
+def _single(plan: Schedule, scheduler: DDIMScheduler) -> Schedule:
     """Levels with roots in single precision, correctly rounded."""
     shares = [
-        np.float32(model.final_alpha),
-        *(np.float32(model.alphas_cumprod[x.t]) for x in plan.levels[1:]),
+        *(np.float32(scheduler.alphas_cumprod[int(level.t)]) for level in plan.levels[:-1]),
+        np.float32(scheduler.final_alpha_cumprod),
     ]
     levels = [
-        Level(level.t, float(np.sqrt(share)), float(np.sqrt(np.float32(1) - share)))
+        replace(level, signal=float(np.sqrt(share)), noise=float(np.sqrt(np.float32(1) - share)))
         for level, share in zip(plan.levels, shares, strict=True)
     ]
-    return Schedule(tuple(levels), plan.prediction)
+    return Schedule(tuple(levels))
 
 
 def _as_rounded_there(bench: Bench, plan: Schedule) -> Schedule:
@@ -374,26 +344,26 @@ def _as_rounded_there(bench: Bench, plan: Schedule) -> Schedule:
     """
     for name in bench.fixture["inversions"]:
         path = bench.folder / "f64" / f"inversion_{name}.safetensors"
-        if path.exists() and bench.steps(name) == plan.steps:
+        if path.exists() and bench.steps(name) == len(plan.down()):
             shipped = _load(path).get("trajectory")
-            if shipped is None or len(shipped) != plan.steps + 1:
+            if shipped is None or len(shipped) != len(plan.levels):
                 continue
             levels = _levels_read(bench, name, plan, [_frames_first(rung) for rung in shipped])
             if levels is not None:
-                return Schedule(levels, plan.prediction)
+                return Schedule(levels[::-1])
     return plan
 
 
 def _levels_read(
-    bench: Bench, name: str, plan: Schedule, rungs: Sequence[Tensor]
+    bench: Bench, name: str, plan: Schedule, latents: Sequence[Tensor]
 ) -> tuple[Level, ...] | None:
-    rule = Attend(bench.neighbours(name).among(range(len(rungs[0])), len(rungs[0])))
-    choices = [_beside(plan.levels[0])]
+    rule = Attend(bench.neighbours(name).among(range(len(latents[0])), len(latents[0])))
+    choices = [_beside(plan.levels[-1])]
     with bench.ready(name), torch.no_grad():
-        for k, hi in enumerate(plan.levels[1:]):
-            out = bench.network.predict(rungs[k], hi.t, bench.texts["source"], attention={"rule": rule})
-            pair = torch.stack([rungs[k].flatten(), out.flatten()], 1)
-            a, b = torch.linalg.lstsq(pair, rungs[k + 1].flatten()[:, None]).solution.flatten().tolist()
+        for k, (_, hi) in enumerate(plan.up()):
+            out = bench.network.predict(latents[k], hi.t, bench.texts["source"], attention={"rule": rule})
+            pair = torch.stack([latents[k].flatten(), out.flatten()], 1)
+            a, b = torch.linalg.lstsq(pair, latents[k + 1].flatten()[:, None]).solution.flatten().tolist()
             fits = [(x, y) for x in choices[k] for y in _beside(hi) if _leads(x, y, a, b)]
             if not fits:
                 return None
@@ -406,7 +376,9 @@ def _beside(level: Level) -> list[Level]:
     """A level, and those whose roots lie a unit in the last place beside its own."""
     signal, noise = np.float32(level.signal), np.float32(level.noise)
     return [
-        Level(level.t, float(signal + i * np.spacing(signal)), float(noise + j * np.spacing(noise)))
+        replace(
+            level, signal=float(signal + i * np.spacing(signal)), noise=float(noise + j * np.spacing(noise))
+        )
         for i in ULPS
         for j in ULPS
     ]
@@ -423,16 +395,16 @@ def _leads(lo: Level, hi: Level, a: float, b: float) -> bool:
 
 def _check_inversion(bench: Bench, group: str, path: Path, facts: _Filtered) -> None:
     name = group.split("/inversion_")[1]
-    ladder, precision = bench.ladder(name), bench.precision
+    trajectory, precision = bench.trajectory(name), bench.precision
     with bench.ready(name) as layers, torch.no_grad():
-        looks = Looks(bench, name, ladder, layers)
+        looks = Looks(bench, name, trajectory, layers)
         _check_layers(f"{group}/layer_order", bench.fixture["inversions"][name], looks, facts)
         for key, theirs in _load(path).items():
             label = f"{group}/{key}"
             if not facts.wants(label):
                 continue
             if key == "trajectory":
-                ours: Tensor = torch.stack([_video(rung) for rung in ladder.rungs])
+                ours: Tensor = torch.stack([_video(latents) for latents in trajectory.latents])
                 facts.relative(label, ours, theirs, TRAJECTORY[precision])
             elif step := re.fullmatch(r"noise_pred/step(\d+)", key):
                 facts.relative(label, _video(looks.at(int(step[1])).out), theirs, FORWARD[precision])
@@ -465,28 +437,28 @@ class Look:
 class Looks:
     """The network asked again at every step of an inversion."""
 
-    def __init__(self, bench: Bench, inversion: str, ladder: Ladder, layers: Sequence[Layer]) -> None:
-        self.bench, self.ladder = bench, ladder
-        self.levels = bench.schedule(inversion).levels
+    def __init__(self, bench: Bench, inversion: str, trajectory: Trajectory, layers: Sequence[Layer]) -> None:
+        self.bench, self.trajectory = bench, trajectory
+        self.ups = bench.schedule(inversion).up()
         self.taken = captured(layers, RELEASED_TOKENS)
-        total = ladder.rungs.shape[1]
+        total = trajectory.latents.shape[1]
         self.gather = bench.neighbours(inversion).among(range(total), total)
         self.seen: dict[int, Look] = {}
 
     def at(self, step: int) -> Look:
-        """The look at rung `step`, at the timestep of the next."""
+        """The look at the latents of level `step`, at the timestep of the next."""
         if step not in self.seen:
             eye = torch.eye(WORDS, dtype=self.bench.dtype)
             watch = Watch(self.gather, self.taken, Reading(released_mask_layers(self.taken), eye))
-            z = torch.from_numpy(self.ladder.rungs[step])
+            z = self.trajectory.latents[step]
             text = self.bench.texts["source"]
-            out = self.bench.network.predict(z, self.levels[step + 1].t, text, attention={"rule": watch})
+            out = self.bench.network.predict(z, self.ups[step][1].t, text, attention={"rule": watch})
             self.seen[step] = Look(out, watch)
         return self.seen[step]
 
-    def plain(self, t: int, rung: int) -> Tensor:
+    def plain(self, t: int, level: int) -> Tensor:
         """The network's answers to no prompt and to the source's, with nothing kept."""
-        z = torch.from_numpy(self.ladder.rungs[rung])
+        z = self.trajectory.latents[level]
         rule = Attend(self.gather)
         answers = [
             self.bench.network.predict(z, t, self.bench.texts[name], attention={"rule": rule})
@@ -496,7 +468,7 @@ class Looks:
 
     def words(self) -> Tensor:
         """The mean map of the layers in which the object is looked for, for all words and steps."""
-        heats = [self.at(step).watch.reading.heat() for step in range(self.ladder.steps)]
+        heats = [self.at(step).watch.reading.heat() for step in range(len(self.trajectory.latents) - 1)]
         return torch.stack(heats).movedim(2, -1)  # steps f h w words
 
     def layer(self, place: str, kind: str, index: int) -> Layer:
@@ -515,7 +487,9 @@ class Looks:
 
     def maps(self, place: str, kind: str, index: int) -> Tensor:
         """A layer's maps in all steps."""
-        return torch.stack([self.map(place, kind, index, step) for step in range(self.ladder.steps)])
+        return torch.stack(
+            [self.map(place, kind, index, step) for step in range(len(self.trajectory.latents) - 1)]
+        )
 
 
 def _check_layers(name: str, entry: Fixture, looks: Looks, facts: _Filtered) -> None:
@@ -612,8 +586,8 @@ def _controls(bench: Bench, case: Fixture, plan: Plan) -> dict[str, Tensor]:
 def _run(bench: Bench, case: Fixture, plan: Plan) -> dict[str, Tensor]:
     """Walks down once and collects whatever the fixture may have of it."""
     found: dict[str, Tensor] = {}
-    ladder = bench.ladder(case["inversion"])
-    total = ladder.rungs.shape[1]
+    trajectory = bench.trajectory(case["inversion"])
+    total = trajectory.latents.shape[1]
     with bench.ready(case["inversion"]) as layers, torch.no_grad():
         texts = Texts(
             bench.texts["source"],
@@ -626,23 +600,23 @@ def _run(bench: Bench, case: Fixture, plan: Plan) -> dict[str, Tensor]:
             network=bench.network,
             schedule=bench.schedule(case["inversion"]),
             layers=layers,
-            windows=windows(total, size=total, overlap=0),
+            windows=overlapping(total, size=total, overlap=0),
             texts=texts,
             recipe=plan.recipe,
-            like=bench.clean,
+            device=bench.clean.device,
         )
-        room = space(ladder, scene, lambda _, shape, kind: np.zeros(shape, kind))
-        for moment in walk(ladder, scene, room):
+        room = space(trajectory, scene, lambda _, shape, kind: torch.from_numpy(np.zeros(shape, kind)))
+        for moment in walk(trajectory, scene, room):
             step = f"step{moment.index:02d}"
-            found[f"latents/{step}"] = _video(moment.z.copy())
+            found[f"latents/{step}"] = _video(moment.z.clone())
             outs = [moment.shown] if moment.against is None else [moment.against, moment.shown]
             found[f"noise_pred/{step}"] = torch.cat([_video(out) for out in outs])
             for (rows, columns), mask in (moment.self_masks or {}).items():
                 found[f"self_mask/{step}/{rows}x{columns}"] = mask
             if moment.changed is not None:
                 rows, columns = bench.size
-                found[f"latent_mask/{step}/{rows}x{columns}"] = torch.from_numpy(moment.changed.copy())
-    steps = len(bench.schedule(case["inversion"]).descending)
+                found[f"latent_mask/{step}/{rows}x{columns}"] = moment.changed.clone()
+    steps = bench.steps(case["inversion"])
     found["latents"] = torch.stack([found[f"latents/step{index:02d}"] for index in range(steps)])
     return found
 

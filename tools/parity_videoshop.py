@@ -70,11 +70,11 @@ def _compare_levels(report: Report, name: str, variant: Mapping[str, Any], model
     schedule = model.schedule(int(variant["steps"]), float(variant["strength"]), torch.zeros(1, 1, 1, 1))
     walks = {
         "inversion_steps": (
-            [(lo.b, hi.b, hi.time) for lo, hi in schedule.up()],
+            [(lo.noise, hi.noise, hi.t) for lo, hi in schedule.up()],
             ("sigma_from", "sigma_to", "t"),
         ),
         "generation_steps": (
-            [(hi.b, lo.b, hi.time) for hi, lo in schedule.down()],
+            [(hi.noise, lo.noise, hi.t) for hi, lo in schedule.down()],
             ("sigma", "sigma_next", "t"),
         ),
     }
@@ -176,7 +176,7 @@ def _extrapolates(settings: Settings, theirs: Mapping[str, Tensor], model: Stabl
     lo, hi = model.schedule(settings.steps, settings.strength, clean).up()[-1]
     current, asked = theirs["inv_x"][-2, 0], theirs["inv_unet_in"][-1, -1, :, : clean.shape[1]]
     guess = drawn_then_same(eps * clean.std(), settings.threshold)(clean, current, lo, hi)
-    return _nearest(asked * math.hypot(hi.a, hi.b), current, guess) == 1
+    return _nearest(asked * math.hypot(hi.signal, hi.noise), current, guess) == 1
 
 
 def _rescales(theirs: Mapping[str, Tensor]) -> bool:

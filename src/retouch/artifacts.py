@@ -9,9 +9,11 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import glob
 import inspect
 import itertools
 import json
+import math
 import os
 import shutil
 import stat
@@ -320,9 +322,25 @@ class Draft:
         finally:
             part.unlink(missing_ok=True)
 
+    def array(self, name: str, shape: tuple[int, ...]) -> np.memmap:
+        """Return numbers in a file beside the checkpoint, for what is too long to be saved whole each time.
+
+        They are those of an earlier attempt, or zeros where there is none; a checkpoint without them goes.
+        """
+        path = self.path.with_suffix(f".{name}")
+        size = math.prod(shape) * np.dtype(np.float32).itemsize
+        if self.path.exists() and path.exists() and path.stat().st_size == size:
+            return np.memmap(path, np.float32, "r+", shape=shape)
+        self.drop()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return np.memmap(path, np.float32, "w+", shape=shape)
+
     def drop(self) -> None:
-        """Removes the checkpoint."""
+        """Remove the checkpoint and what lies beside it."""
         self.path.unlink(missing_ok=True)
+        for path in self.path.parent.glob(f"{glob.escape(self.path.stem)}.*"):
+            if path.suffix != ".part":  # what another process is writing
+                path.unlink(missing_ok=True)
 
 
 def pack(value: object) -> tuple[object, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Where and how exactly a request is computed, and what it will need.
+"""Where and how exactly a request is computed.
 
 `Compute` is part of the request and imports nothing heavy; torch is asked only when a device is really
 chosen.
@@ -8,13 +8,12 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from retouch.errors import DeviceUnavailable, OutOfBudget
+from retouch.errors import DeviceUnavailable
 
 if TYPE_CHECKING:
     import torch
@@ -107,25 +106,6 @@ class Compute(BaseModel):
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """What a run will need, worked out from shapes before it starts."""
-
-    memory: int
-    """Peak bytes of main memory, models included."""
-    notes: tuple[str, ...] = ()
-    """Sentences for the user: windows, chunks, what will be slow."""
-
-    def require(self, compute: Compute) -> None:
-        """Raises OutOfBudget where it does not fit, with the numbers and two ways out."""
-        if self.memory > (budget := compute.budget()):
-            raise OutOfBudget(
-                f"this needs about {in_words(self.memory)} of memory and {in_words(budget)} may be used",
-                hint="use smaller windows or a smaller clip, or raise the limit with --memory",
-            )
 
 
 def as_bytes(text: str) -> int:

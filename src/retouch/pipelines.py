@@ -136,7 +136,7 @@ class VideoshopPipeline(DiffusionPipeline):  # type: ignore[misc]
             parts = {name: getattr(self, name) for name in ("vae", "image_encoder", "unet", "scheduler")}
             model = StableVideo.wrap(StableVideoDiffusionPipeline(**parts, feature_extractor=None))
             run = Run.alone(folder, seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "sample", _hi_time))
+            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "sample"))
             edited = carry_first_frame(model, clip, params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
@@ -239,7 +239,7 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
         with TemporaryDirectory() as name:
             run = Run.alone(Path(name), seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit", _hi_t))
+            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit"))
             edited = edit_by_text(model, clip, params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
@@ -267,27 +267,15 @@ def _as_asked(video: Video, output_type: OutputType) -> Any:
     raise RequestError(f"output_type is {output_type!r}", hint="ask for pil, np or pt")
 
 
-def _hi_time(item: Any) -> float:
-    """The time of the level that a step leaves."""
-    return float(item[0].time)
-
-
-def _hi_t(item: Any) -> float:
-    """The timestep of the level that a step leaves."""
-    return float(item[0].t)
-
-
-def _calling(
-    pipe: DiffusionPipeline, callback: Callback | None, stage: str, time: Callable[[Any], float]
-) -> OnStep | None:
-    """What a run calls after each step, as diffusers' callback of one stage; `time` reads a step's item."""
+def _calling(pipe: DiffusionPipeline, callback: Callback | None, stage: str) -> OnStep | None:
+    """What a run calls after each step, as diffusers' callback of one stage, which is told the time left."""
     if callback is None:
         return None
 
     def after(step: Step[Any], latents: Tensor) -> Tensor:
         if step.stage != stage:
             return latents
-        given = callback(pipe, step.index, time(step.item), {"latents": latents[None]})
+        given = callback(pipe, step.index, float(step.item[0].t), {"latents": latents[None]})
         return given.get("latents", latents[None])[0]
 
     return after

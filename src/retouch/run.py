@@ -123,6 +123,59 @@ class Run:
             self.emit(Advanced(stage, index + 1, len(items)))
         self.emit(Ended(stage))
 
+    def resumable(
+        self,
+        stage: str,
+        items: Sequence[T],
+        state: Mapping[str, Tensor | np.memmap],
+        *,
+        every: int = 1,
+        key: str = "",
+    ) -> Iterator[Step[T]]:
+        """Yield as `steps` does, from where an earlier attempt was stopped.
+
+        Args:
+            stage: What progress is told of.
+            items: All of them; those that are done already are passed over.
+            state: What the loop changes in place and goes on from. Tensors are saved whole, and filled when
+                the loop goes on; arrays from `Draft.array` lie in files of their own.
+            every: Items between two checkpoints.
+            key: The identity of what decides the result, where the folder may hold another run's checkpoint.
+
+        Raises:
+            Cancelled: someone asked the run to stop.
+        """
+        done = self._taken_up(prefix := f"{stage} {key}".strip(), state)
+        self.emit(Started(stage, len(items)))
+        if done:
+            self.emit(Advanced(stage, done, len(items)))
+        for index, item in enumerate(items[done:], done):
+            self.check()
+            yield Step(stage, index, len(items), item, self.on_step)
+            if (index + 1) % every == 0:
+                self._keep(prefix, state, index + 1)
+            self.emit(Advanced(stage, index + 1, len(items)))
+        self.emit(Ended(stage))
+
+    def _taken_up(self, prefix: str, state: Mapping[str, Tensor | np.memmap]) -> int:
+        """Fill a state from the last checkpoint, if it is this loop's; return how many items lie behind."""
+        kept = self.draft.load() or {}
+        if f"{prefix} done" not in kept:
+            return 0
+        for name, tensor in state.items():
+            if isinstance(tensor, Tensor):
+                tensor.copy_(kept[f"{prefix} {name}"])
+        return int(kept[f"{prefix} done"])
+
+    def _keep(self, prefix: str, state: Mapping[str, Tensor | np.memmap], done: int) -> None:
+        tensors = {"done": torch.tensor(done)}
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                value.flush()
+        self.draft.save({f"{prefix} {name}": tensor for name, tensor in tensors.items()})
+
     @contextlib.contextmanager
     def progress(self, stage: str, total: int) -> Iterator[SetProgress]:
         """A stage whose progress comes in leaps: tell what this gives how much of `total` is done.

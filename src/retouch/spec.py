@@ -58,7 +58,7 @@ class MethodSpec:
     """A method's name, parameters and place; imports no torch.
 
     `edit` names a function `edit(video, params, run) -> Edited` as `package.module:function`; `plan`, where
-    there is one, a function `plan(frames, height, width, params, compute) -> Plan`; and `preflight` one
+    there is one, a function `plan(frames, height, width, params, compute) -> Estimate`; and `preflight` one
     `preflight(clip, params, tell)` that raises for what cannot work, before the clip is read: `clip` is what
     `retouch.media.probe.probe` says of it, `tell` takes events.
     """

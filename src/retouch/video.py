@@ -189,8 +189,8 @@ class Video:
         """Hash of what is seen: size, rate, frames and alpha; the same for the same clip from two files."""
         seen = hashlib.sha256(f"{self.frames.shape} {self.fps} {self.alpha is not None}".encode())
         for pictures in [self.frames] if self.alpha is None else [self.frames, self.alpha]:
-            for span in spans(len(self), FRAMES_AT_ONCE, 0):
-                seen.update(np.ascontiguousarray(pictures[span.start : span.stop]).data)
+            for part in chunks(len(self)):
+                seen.update(np.ascontiguousarray(pictures[part]).data)
                 release_pages(pictures)
         return seen.hexdigest()
 
@@ -199,13 +199,13 @@ class Video:
         """What `retouch.identity` knows a clip by: its digest."""
         return self.digest
 
-    def windows(self, size: int, overlap: int) -> Iterator[tuple[range, "Video"]]:
-        """Yield the clip piece by piece, with the frames' numbers; see `spans` for where the pieces lie.
+    def chunks(self, size: int = FRAMES_AT_ONCE) -> Iterator[tuple[slice, "Video"]]:
+        """Yield the clip piece by piece, with the frames' numbers as a slice.
 
         A piece of a memory-mapped clip leaves memory when the next one is asked for.
         """
-        for span in spans(len(self), size, overlap):
-            yield span, self[span.start : span.stop]
+        for part in chunks(len(self), size):
+            yield part, self[part]
             release_pages(self.frames)
             release_pages(self.alpha)
             if _TRIM is not None:
@@ -229,13 +229,18 @@ class Video:
         Raises:
             Diverged: if a number is not finite.
         """
-        frames = pixels if isinstance(pixels, np.ndarray) else _to_bytes(pixels)
+        frames = pixels if isinstance(pixels, np.ndarray) else _bytes(pixels)
         if len(frames) != len(self):
             return Video(frames, self.fps, None, self.origin.untimed())
         alpha = self.alpha
         if alpha is not None and alpha.shape[2:] != frames.shape[2:]:
-            alpha = _resize_alpha(alpha, int(frames.shape[2]), int(frames.shape[3]))
+            alpha = _resized(alpha, int(frames.shape[2]), int(frames.shape[3]))
         return Video(frames, self.fps, alpha, self.origin)
+
+
+def chunks(frames: int, size: int = FRAMES_AT_ONCE) -> list[slice]:
+    """Return slices of at most `size` that cover a clip, so that it is never whole in memory."""
+    return [slice(span.start, span.stop) for span in spans(frames, size, 0)]
 
 
 def spans(frames: int, size: int, overlap: int) -> list[range]:
@@ -281,7 +286,7 @@ def release_pages(pictures: np.ndarray | None) -> None:
         below.madvise(mmap.MADV_DONTNEED)
 
 
-def _to_bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
+def _bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
     frames = _own_pages(tuple(pixels.shape))
     for start in range(0, len(frames), _CONVERTED_AT_ONCE):
         part = pixels[start : start + _CONVERTED_AT_ONCE].detach().to("cpu", torch.float32)
@@ -305,9 +310,7 @@ def _own_pages(shape: tuple[int, ...]) -> UInt8[np.ndarray, "f 3 h w"]:
     return np.frombuffer(pages, np.uint8).reshape(shape)
 
 
-def _resize_alpha(
-    alpha: UInt8[np.ndarray, "f 1 h w"], height: int, width: int
-) -> UInt8[np.ndarray, "f 1 y x"]:
+def _resized(alpha: UInt8[np.ndarray, "f 1 h w"], height: int, width: int) -> UInt8[np.ndarray, "f 1 y x"]:
     resized = np.empty((len(alpha), 1, height, width), np.uint8)
     for i in range(len(alpha)):
         picture = torch.tensor(alpha[i : i + 1], dtype=torch.float32)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retouch.compute import Compute, Plan, as_bytes, free_memory, in_words
-from retouch.errors import DeviceUnavailable, OutOfBudget, ParamsError
+from retouch.compute import Compute, as_bytes, free_memory, in_words
+from retouch.errors import DeviceUnavailable, ParamsError
 from retouch.fields import parse
 
 
@@ -79,13 +79,6 @@ def test_torch_is_settled_for_the_block_only_also_after_an_error(*, wanted: bool
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(mode=False)
-
-
-def test_a_plan_that_does_not_fit_is_refused_with_the_numbers() -> None:
-    Plan(2**30).require(Compute(memory="1GB"))
-    with pytest.raises(OutOfBudget, match=r"about 2\.0 GB of memory and 1\.0 GB may be used") as caught:
-        Plan(2**31).require(Compute(memory="1GB"))
-    assert "--memory" in caught.value.hint
 
 
 def test_free_memory_is_some_and_the_budget_below_it() -> None:

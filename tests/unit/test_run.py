@@ -66,6 +66,54 @@ def test_a_stop_is_heard_before_the_next_step() -> None:
     assert told[-1] == Advanced("fit", 2, 9)
 
 
+def counted(run: Run, total: int, every: int, key: str = "") -> tuple[list[int], torch.Tensor]:
+    """Adds the numbers below `total` to a tensor that goes on from step to step; says which it saw."""
+    state, seen = {"sum": torch.zeros(1)}, []
+    for step in run.resumable("add", range(total), state, every=every, key=key):
+        seen.append(step.item)
+        assert (step.index, step.total) == (step.item, total)
+        state["sum"] += step.item
+    return seen, state["sum"]
+
+
+@pytest.mark.parametrize(("every", "again"), [(1, [4, 5, 6]), (3, [3, 4, 5, 6]), (9, [0, 1, 2, 3, 4, 5, 6])])
+def test_a_loop_goes_on_from_its_last_checkpoint_to_the_same_end(
+    tmp_path: Path, every: int, again: list[int]
+) -> None:
+    told: list[Event] = []
+    stopping = run(tmp_path, listen=told.append, stopped=lambda: Advanced("add", 4, 7) in told)
+    with pytest.raises(Cancelled):
+        counted(stopping, 7, every)
+    told.clear()
+    assert counted(run(tmp_path, listen=told.append), 7, every) == (again, torch.tensor([21.0]))
+    done = [event.done for event in told if isinstance(event, Advanced)]
+    assert done == list(range(again[0] or 1, 8))
+    assert told[0] == Started("add", 7)
+
+
+def test_a_checkpoint_of_something_else_is_not_taken_up(tmp_path: Path) -> None:
+    stopping = run(
+        tmp_path, listen=(told := list[Event]()).append, stopped=lambda: Advanced("add", 2, 5) in told
+    )
+    with pytest.raises(Cancelled):
+        counted(stopping, 5, 1, "this")
+    assert counted(run(tmp_path), 5, 1, "that")[0] == [0, 1, 2, 3, 4]
+
+
+def test_arrays_beside_a_checkpoint_stay_and_a_checkpoint_without_them_goes(tmp_path: Path) -> None:
+    draft = run(tmp_path).draft
+    array = draft.array("long", (3, 2))
+    assert not array.any()
+    array[:] = 5
+    array.flush()
+    draft.save({"done": torch.tensor(1)})
+    assert (draft.array("long", (3, 2)) == 5).all()
+    assert not draft.array("long", (4, 2)).any(), "an array of another shape is another"
+    assert draft.load() is None
+    draft.drop()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_diverged_says_where(value: float) -> None:
     (first, *_) = list(run().steps("denoise", range(3)))

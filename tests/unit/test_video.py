@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from retouch.errors import Diverged, VideoError
 from retouch.identity import identity
-from retouch.video import CEILING_DB, Origin, Video, decibels, spans
+from retouch.video import CEILING_DB, Origin, Video, chunks, decibels, spans
 
 
 def clip(
@@ -126,23 +126,24 @@ def test_an_empty_or_scattered_cut_is_refused(part: slice) -> None:
         clip()[part]
 
 
-def test_windows_over_a_mapped_file_show_the_same_frames() -> None:
+def test_chunks_of_a_mapped_file_show_the_same_frames() -> None:
     video = clip(20, 8, 8)
     with tempfile.TemporaryFile() as file:
         file.truncate(video.frames.nbytes)
         mapped = np.memmap(file, np.uint8, "r+", shape=video.frames.shape)
     mapped[:] = video.frames
-    seen = [(span, window.frames.copy()) for span, window in Video(mapped, video.fps).windows(7, 3)]
-    assert [span for span, _ in seen] == spans(20, 7, 3)
-    assert all(np.array_equal(frames, video.frames[span.start : span.stop]) for span, frames in seen)
+    seen = [(part, chunk.frames.copy()) for part, chunk in Video(mapped, video.fps).chunks(7)]
+    assert [part for part, _ in seen] == chunks(20, 7)
+    assert all(np.array_equal(frames, video.frames[part]) for part, frames in seen)
+    assert [number for part, _ in seen for number in range(20)[part]] == list(range(20))
 
 
-def test_windows_do_not_undo_changes_that_live_in_memory_only(tmp_path: Path) -> None:
+def test_chunks_do_not_undo_changes_that_live_in_memory_only(tmp_path: Path) -> None:
     clip(4).frames.tofile(tmp_path / "frames")
     private = np.memmap(tmp_path / "frames", np.uint8, "c", shape=(4, 3, 6, 8))
     private[:] = 9
-    for _, window in Video(private, Fraction(5)).windows(2, 0):
-        assert int(window.frames.min()) == 9
+    for _, chunk in Video(private, Fraction(5)).chunks(2):
+        assert int(chunk.frames.min()) == 9
     assert int(private.min()) == 9
 
 

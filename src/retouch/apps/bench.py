@@ -25,7 +25,7 @@ from retouch.metrics import Case, find, measure
 from retouch.metrics.alignment import ImageTextEncoder
 from retouch.metrics.fidelity import Mask, changed_pixels
 from retouch.metrics.uncertainty import MeanInterval, bootstrap_interval, paired_interval
-from retouch.models.image import folder_identity
+from retouch.models.loading import folder_identity
 from retouch.models.refs import resolve
 from retouch.registry import method
 from retouch.registry import names as registered
@@ -42,7 +42,7 @@ from retouch.world import (
     Clip,
     Scene,
     Variety,
-    edited_clip,
+    edited,
 )
 
 HELD_OUT = 2 * 10**9
@@ -156,7 +156,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
         for kind in bench.kinds:
             word = _word(clip.scene, kind, seed)
             change = Change.parse(f"{kind}={word}")
-            yield Trial(number, kind, word, clip, edited_clip(clip, change))
+            yield Trial(number, kind, word, clip, edited(clip, change))
 
 
 def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[Row]:

@@ -30,7 +30,7 @@ from retouch.media.io import Writer, read
 from retouch.media.probe import Facts, probe
 from retouch.registry import method
 from retouch.spec import MethodSpec
-from retouch.video import FRAMES_AT_ONCE, Video
+from retouch.video import Video
 
 EMBED_UP_TO = 24 * 2**20
 """Bytes of a clip or picture that still goes into the page; a larger one is linked from where it lies."""
@@ -356,7 +356,7 @@ def _preview(path: Path, folder: Path) -> Path:
     width = max(2, round(video.width * video.origin.sample_aspect * height / video.height / 2) * 2)
     flat = Video(video.frames, video.fps)
     with Writer(folder / "preview.mp4", like=flat) as out:
-        for _, part in video.windows(FRAMES_AT_ONCE, 0):
+        for _, part in video.chunks():
             for frame in part.frames:
                 upright = np.ascontiguousarray(frame.transpose(1, 2, 0))
                 small = np.asarray(cv2.resize(upright, (width, height), interpolation=cv2.INTER_AREA))

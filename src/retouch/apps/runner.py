@@ -17,13 +17,14 @@ from retouch import __version__
 from retouch.apps.cli_fields import command_line
 from retouch.apps.preflight import check_clip_output, look_at
 from retouch.artifacts import full_disk
-from retouch.compute import Compute, Plan
+from retouch.compute import Compute
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
 from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
 from retouch.fields import near, parse, renamed
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
 from retouch.media.probe import Pictures
+from retouch.models.estimate import Estimate
 from retouch.places import home
 from retouch.registry import method
 from retouch.regular import UnfitFile, check_own, open_own, open_regular
@@ -221,11 +222,11 @@ def untouched(source: Video, edited: Edited) -> dict[str, object]:
     return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
 
 
-def _plan(spec: MethodSpec, video: Pictures, request: EditRequest) -> Plan:
+def _plan(spec: MethodSpec, video: Pictures, request: EditRequest) -> Estimate:
     """What the method says it will need; a method that says nothing needs nothing."""
     if not spec.plan:
-        return Plan(0)
-    plan = cast("Callable[..., Plan]", spec.load(spec.plan))
+        return Estimate(0)
+    plan = cast("Callable[..., Estimate]", spec.load(spec.plan))
     return plan(video.frames, video.height, video.width, spec.fill(request.params), request.compute)
 
 

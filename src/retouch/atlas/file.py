@@ -31,11 +31,12 @@ from torch import Tensor
 from retouch.atlas.atlas import Atlas, Chart, Mattes
 from retouch.atlas.mapping import Mapping
 from retouch.atlas.textures import as_picture
-from retouch.compute import Compute, Plan
+from retouch.compute import Compute
 from retouch.errors import ArtifactError, InputError, RetouchError
 from retouch.media.exr import write_exr
 from retouch.media.opening import LARGEST_PICTURE, LARGEST_SIDE
 from retouch.media.png import check_rows, read_header
+from retouch.models.estimate import Estimate
 from retouch.regular import open_regular
 from retouch.video import Video
 
@@ -259,7 +260,7 @@ def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 def _require(size: int) -> None:
     """Refuse what memory has no room for, before any of it is taken."""
-    Plan(size).require(Compute())
+    Estimate(size).require(Compute())
 
 
 def _chart(archive: zipfile.ZipFile, numbers: dict[str, Tensor], k: int, clip: _Facts) -> Chart:

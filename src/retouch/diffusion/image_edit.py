@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retouch.diffusion.ddim import Level, Schedule, move
-from retouch.diffusion.guidance import guided
 from retouch.models.image import Residuals
+from retouch.models.noise_path import Level, Schedule, Timestep, guided, step
 
 Descent: TypeAlias = tuple[Level, Level]
 """A step down, from the first level to the second."""
@@ -26,7 +25,7 @@ class Denoiser(Protocol):
     def predict(
         self,
         z: Float[Tensor, "f 4 y x"],
-        t: int,
+        t: Timestep,
         text: Float[Tensor, "*f n d"],
         *,
         residuals: Residuals | None = None,
@@ -50,32 +49,24 @@ class Goal:
 
 def descent(schedule: Schedule, strength: float) -> list[Descent]:
     """The last steps of a sampling, as many as `strength` asks for, at least one."""
-    steps = schedule.descending
+    steps = schedule.down()
     return steps[len(steps) - max(1, round(strength * len(steps))) :]
-
-
-def noised(
-    z: Float[Tensor, "f 4 y x"], noise: Float[Tensor, "f 4 y x"], level: Level
-) -> Float[Tensor, "f 4 y x"]:
-    """Clean latents brought to a noise level: eq. 4 of Song et al. 2021."""
-    return level.signal * z + level.noise * noise
 
 
 @torch.no_grad()
 def denoised(
     z: Float[Tensor, "f 4 y x"],
-    step: Descent,
+    down: Descent,
     goal: Goal,
     model: Denoiser,
-    schedule: Schedule,
     *,
     residuals: Residuals | None = None,
 ) -> Float[Tensor, "f 4 y x"]:
     """One step down towards the goal; at guidance 1 the network is asked once."""
-    hi, lo = step
+    hi, lo = down
     out = model.predict(z, hi.t, goal.text, residuals=residuals, seen=goal.seen)
     if goal.guidance != 1:
         nothing = None if goal.seen is None else torch.zeros_like(goal.seen)
         away = model.predict(z, hi.t, goal.against, residuals=residuals, seen=nothing)
         out = guided(away, out, goal.guidance)
-    return move(z, out, hi, lo, schedule.prediction)
+    return step(z, out, hi, lo)

@@ -25,10 +25,11 @@ from torch.nn.functional import mse_loss
 
 from retouch.artifacts import artifact
 from retouch.diffusion.attention import Attend, Neighbours, controlled
-from retouch.diffusion.framing import Framing, encode_clip
 from retouch.diffusion.inflate import Temporal, TemporalConv, inflated
+from retouch.diffusion.resize import Resize, encode_clip
 from retouch.errors import Diverged, ModelMismatch, ModelNotFound
 from retouch.models.image import StableDiffusion
+from retouch.models.noise_path import add_noise, target
 from retouch.run import Run
 from retouch.video import Video
 
@@ -56,7 +57,7 @@ class Tuning:
     """What decides a tuning, besides the clip and the model; the defaults are the paper's."""
 
     prompt: str
-    frame: Framing
+    resize: Resize
     steps: int = 500
     rate: float = 3e-5
     neighbours: Neighbours = FIRST_AND_PREVIOUS
@@ -74,10 +75,9 @@ def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
     Raises:
         Diverged: the loss is not a number.
     """
-    z = run.scratch(
-        "tuned_latents", (len(video), int(sd.unet.config.in_channels), *how.frame.latents), np.float32
-    )
-    encode_clip(video, sd, how.frame, z)
+    shape = (len(video), int(sd.unet.config.in_channels), *how.resize.latents)
+    z = torch.from_numpy(run.scratch("tuned_latents", shape, np.float32))
+    encode_clip(video, sd, how.resize, z)
     text = sd.embed(how.prompt)
     temporal = Temporal.of(sd.unet).float()
     with _learning(sd.unet, how.rank, run) as queries, inflated(sd.unet, temporal):
@@ -87,7 +87,7 @@ def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
         }
         optimizer = torch.optim.AdamW(learned.values(), lr=how.rate, betas=(0.9, 0.999), weight_decay=1e-2)
         done = _resume(run, learned, optimizer)
-        with controlled(sd.unet, size=how.frame.latents, clip_norm=how.clip_norm), torch.enable_grad():
+        with controlled(sd.unet, size=how.resize.latents, clip_norm=how.clip_norm), torch.enable_grad():
             for step in run.steps("tune", range(done, how.steps)):
                 loss = _loss(z, sd, text, how, step.item, run)
                 if not bool(torch.isfinite(loss)):
@@ -164,21 +164,17 @@ def load_tuned(folder: Path) -> Tuned:
     return Tuned(**found)
 
 
-def _loss(z: np.ndarray, sd: StableDiffusion, text: Tensor, how: Tuning, step: int, run: Run) -> Tensor:
+def _loss(z: Tensor, sd: StableDiffusion, text: Tensor, how: Tuning, step: int, run: Run) -> Tensor:
     """Squared error of the prediction, at a level and with noise that the step decides: eq. 3 of Wu et al."""
     count = min(how.frames, len(z))
     where, when = torch.special.ndtr(run.noise(f"draw {step}", torch.empty(2, dtype=torch.float64))).tolist()
     start = int(where * (len(z) - count + 1))
-    clean = torch.tensor(z[start : start + count]).to(sd.device)
-    t = int(when * len(sd.alphas_cumprod))
-    alpha = float(sd.alphas_cumprod[t])
-    noise = run.noise(f"tune {step}", clean)
-    noisy = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
-    target = noise if sd.prediction == "epsilon" else alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
+    clean = z[start : start + count].to(sd.device)
+    level, noise = sd.level(when), run.noise(f"tune {step}", clean)
     rule = Attend(how.neighbours.among(range(start, start + count), start + count))
     with torch.autocast(sd.device.type, sd.unet.dtype, enabled=sd.unet.dtype != torch.float32):
-        out = sd.predict(noisy, t, text, attention={"rule": rule})
-    return mse_loss(out.float(), target)
+        out = sd.predict(add_noise(clean, noise, level), level.t, text, attention={"rule": rule})
+    return mse_loss(out.float(), target(clean, noise, level))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from retouch.errors import ParamsError, VideoError
 from retouch.media.opening import pictures_at
@@ -90,39 +90,28 @@ def shrink(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray
     return _each(masks, lambda mask: cv2.erode(mask, _disc(pixels))) if pixels else masks
 
 
-def feather(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
-    """Softens the masks' borders over about `pixels` to each side; the border itself stays at half.
-
-    What is further than `pixels` away from a border does not change, so nothing far outside is touched.
+def feather(masks: UInt8[np.ndarray, "f 1 h w"], pixels: float) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Soften the masks' borders over `pixels`, inside them: what is black stays black.
 
     Raises:
         ParamsError: if `pixels` is below 0.
     """
     if pixels < 0:
         raise ParamsError(f"feather is {pixels}; it must be at least 0", hint="0 leaves hard borders.")
-    if pixels == 0:
-        return masks
-    size = 2 * pixels + 1
-    return _each(
-        masks, lambda mask: cv2.GaussianBlur(mask, (size, size), pixels / 2, borderType=cv2.BORDER_REPLICATE)
-    )
+    return np.asarray(np.rint(soft_edge(masks, pixels) * 255), np.uint8)
 
 
-def inverted(masks: UInt8[np.ndarray, "f 1 h w"]) -> UInt8[np.ndarray, "f 1 h w"]:
-    """Swaps what is edited and what is kept."""
-    return 255 - masks
+def soft_edge(masks: UInt8[np.ndarray, "f 1 h w"], feather: float) -> Float32[np.ndarray, "f 1 h w"]:
+    """Return masks as weights that fall to 0 within `feather` pixels inside their borders.
 
-
-def boxes(masks: UInt8[np.ndarray, "f 1 h w"]) -> list[tuple[int, int, int, int] | None]:
-    """The smallest box around what each mask selects, as (top, left, bottom, right); None for nothing."""
-    found: list[tuple[int, int, int, int] | None] = []
-    for mask in masks[:, 0]:
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if rows.size == 0:
-            found.append(None)
-        else:
-            found.append((int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1))
-    return found
+    The frame's own border is none: what is selected up to it stays so.
+    """
+    weights = masks.astype(np.float32) / 255
+    if feather >= 1:
+        for mask, weight in zip(masks[:, 0], weights[:, 0], strict=True):
+            inside = cv2.distanceTransform((mask > 0).astype(np.uint8), cv2.DIST_L2, 5)
+            weight *= np.minimum(inside / np.float32(feather), 1)
+    return weights
 
 
 def check_fits(path: Path, masks: tuple[int, int, int], clip: tuple[int, int, int]) -> None:

@@ -21,7 +21,7 @@ from retouch.media.encoding import SILENT, Encoding, Recipe, check_source, recip
 from retouch.media.opening import complaint
 from retouch.media.pictures import encoded
 from retouch.media.sound import Soundtrack, why_silent
-from retouch.video import FRAMES_AT_ONCE, Origin, Video
+from retouch.video import Origin, Video
 
 _THREADS = 4
 _UNSPECIFIED = 2
@@ -46,7 +46,7 @@ def write(
         ResourceError: if the disk is full.
     """
     with Writer(path, like=video, encoding=encoding, force=force, listen=listen) as out:
-        for _, part in video.windows(FRAMES_AT_ONCE, 0):
+        for _, part in video.chunks():
             out.add(part)
     return Path(path)
 
@@ -59,7 +59,7 @@ class Writer:
 
     Example:
         with Writer("out.mp4", like=video) as out:
-            for _, part in video.windows(32, 0):
+            for _, part in video.chunks():
                 out.add(part.like(-part.pixels()))
     """
 

@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from retouch.compute import Compute
 from retouch.errors import InputError, ModelMismatch
-from retouch.models.image import folder_identity, load_network, placed, weights_identity
+from retouch.models.loading import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
 
 OPENAI_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
 from retouch.identity import identity
-from retouch.models.image import folder_identity
+from retouch.models.loading import folder_identity
 from retouch.models.refs import check_weights, resolve
 
 LEVELS: Final = 4

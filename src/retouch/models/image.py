@@ -1,18 +1,16 @@
 """Text-to-image models of the Stable Diffusion 1.x/2.x kind, over stock diffusers parts.
 
-`StableDiffusion` is what every image method talks to: words in, latents in and out, noise predictions
-whatever the model itself predicts. Latents are float32 on the model's device; half precision stays inside the
-networks. `Control` turns a picture of edges or depth into residuals that hold a prediction to it.
+`StableDiffusion` is what every image method talks to: words in, latents in and out, the network's prediction
+at a noise level. Latents are float32 on the model's device; half precision stays inside the networks.
+`Control` turns a picture of edges or depth into residuals that hold a prediction to it.
 """
 
-import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
-from typing import Final, Literal, Self, TypeVar, cast, final
+from typing import Final, Literal, Self, cast, final
 
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
@@ -23,25 +21,19 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import Module
-from torch.nn.functional import interpolate
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from retouch.compute import Compute
-from retouch.errors import InputError, ModelMismatch
+from retouch.errors import InputError, ModelMismatch, ParamsError
 from retouch.models.image_shapes import working_size
-from retouch.models.refs import check_weights, read_config, read_index, resolve, weight_variant
+from retouch.models.loading import folder_identity, load_network, placed, weights_identity
+from retouch.models.noise_path import Level, Prediction, Schedule, Timestep
+from retouch.models.refs import check_weights, read_config, read_index, resolve
 
-M = TypeVar("M", bound=Module)
-
-FRAMES_AT_ONCE: Final = 16
+ENCODED_AT_ONCE: Final = 16
 """Frames that pass the autoencoder together; bounds its memory, changes no value."""
-LEAST_SIGNAL: Final = 1e-7
-"""Below any level of a schedule that keeps some signal (SD 1.x ends at 4.7e-3), and fit for float32."""
 
 
 @final
@@ -51,12 +43,6 @@ class Residuals:
 
     down: tuple[Tensor, ...]
     middle: Tensor
-
-    def __add__(self, other: "Residuals") -> "Residuals":
-        """Two controls at once."""
-        return Residuals(
-            tuple(a + b for a, b in zip(self.down, other.down, strict=True)), self.middle + other.middle
-        )
 
 
 @final
@@ -85,7 +71,7 @@ class StableDiffusion:
         self.scheduler_config = dict(scheduler_config)
         self._identity = identity
         self._device = device
-        self._schedule = _ddim(self.scheduler_config)
+        self._scheduler = _ddim(self.scheduler_config)
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
@@ -196,7 +182,7 @@ class StableDiffusion:
         """
         self._check_size(pixels)
         latents = []
-        for part in torch.split(pixels, FRAMES_AT_ONCE):
+        for part in torch.split(pixels, ENCODED_AT_ONCE):
             posterior = self.vae.encode(part.to(self._device or self.vae.device, self.vae.dtype)).latent_dist
             latents.append(posterior.mode() if generator is None else posterior.sample(generator))
         return (torch.cat(latents).float() - self._shift) * float(self.vae.config.scaling_factor)
@@ -211,46 +197,32 @@ class StableDiffusion:
         unscaled = z / float(self.vae.config.scaling_factor) + self._shift
         parts = [
             self.vae.decode(part.to(self._device or self.vae.device, self.vae.dtype)).sample
-            for part in torch.split(unscaled, FRAMES_AT_ONCE)
+            for part in torch.split(unscaled, ENCODED_AT_ONCE)
         ]
         return torch.cat(parts).float().clamp(-1, 1)
 
     # ---------------------------------------------------------------- the prediction
 
-    def predict_noise(
-        self,
-        z: Float[Tensor, "f 4 y x"],
-        t: int,
-        text: Float[Tensor, "*f n d"],
-        *,
-        attention: Mapping[str, object] | None = None,
-        residuals: Residuals | None = None,
-        seen: Float[Tensor, " e"] | None = None,
-    ) -> Float[Tensor, "f 4 y x"]:
-        """The noise in `z` at timestep `t`, whatever the network itself predicts.
-
-        Args:
-            z: latents, noised to the level of `t`.
-            t: the timestep, from `timesteps`.
-            text: one prompt for all frames (n d), or one per frame (f n d).
-            attention: goes to every attention processor of this call (`cross_attention_kwargs`).
-            residuals: from `Control.residuals`; add two for two controls.
-            seen: from `ImagePrompt.seen`, within `ImagePrompt.applied_to`; zeros show no picture.
-        """
-        out = self.predict(z, t, text, attention=attention, residuals=residuals, seen=seen)
-        return self.noise_of(out, z, t)
-
     def predict(
         self,
         z: Float[Tensor, "f 4 y x"],
-        t: int,
+        t: Timestep,
         text: Float[Tensor, "*f n d"],
         *,
         attention: Mapping[str, object] | None = None,
         residuals: Residuals | None = None,
         seen: Float[Tensor, " e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
-        """The network's own output: noise, velocity or the clean latents, as `prediction` says."""
+        """Return the network's own output at timestep `t`: noise or velocity, as the level there says.
+
+        Args:
+            z: latents, noised to the level of `t`.
+            t: the timestep of a level of `schedule`.
+            text: one prompt for all frames (n d), or one per frame (f n d).
+            attention: goes to every attention processor of this call (`cross_attention_kwargs`).
+            residuals: from `Control.residuals`.
+            seen: from `ImagePrompt.seen`, within `ImagePrompt.applied_to`; zeros show no picture.
+        """
         dtype = self.unet.dtype
         text = text if text.ndim == 3 else text.expand(len(z), *text.shape)
         out = self.unet(
@@ -264,59 +236,24 @@ class StableDiffusion:
         )
         return cast(Tensor, out.sample.to(z.dtype))
 
-    @property
-    def prediction(self) -> str:
-        """What the network predicts: `epsilon`, `v_prediction` or `sample`."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    def noise_of(
-        self, out: Float[Tensor, "f 4 y x"], z: Float[Tensor, "f 4 y x"], t: int
-    ) -> Float[Tensor, "f 4 y x"]:
-        """The noise that the network's output `out` at `z`, `t` means."""
-        alpha = float(self._alphas[t])
-        if self.prediction == "epsilon":
-            return out
-        if self.prediction == "sample":
-            return torch.div(z - alpha**0.5 * out, (1 - alpha) ** 0.5)
-        return torch.add(alpha**0.5 * out, z, alpha=(1 - alpha) ** 0.5)
-
-    def clean_of(
-        self, out: Float[Tensor, "f 4 y x"], z: Float[Tensor, "f 4 y x"], t: int
-    ) -> Float[Tensor, "f 4 y x"]:
-        """The clean latents that the network's output `out` at `z`, `t` means."""
-        alpha = float(self._alphas[t])
-        if self.prediction == "sample":
-            return out
-        if self.prediction == "epsilon":
-            return torch.div(z - (1 - alpha) ** 0.5 * out, alpha**0.5)
-        return torch.sub(alpha**0.5 * z, out, alpha=(1 - alpha) ** 0.5)
-
     # ---------------------------------------------------------------- the schedule
 
-    @property
-    def alphas_cumprod(self) -> Float[Tensor, " t"]:
-        """The share of signal at each training timestep (the papers' alpha bar), float64 on the CPU.
+    def schedule(self, steps: int) -> Schedule:
+        """Return the levels that the model's own scheduler visits in so many steps of DDIM.
 
-        A schedule whose last level holds no signal at all is lifted to `LEAST_SIGNAL`, so that noise and
-        clean latents determine each other at every level.
+        Raises:
+            ModelMismatch: the network's prediction is of a kind that cannot be inverted.
+            ParamsError: the schedule has fewer levels than that.
         """
-        return self._alphas
+        return ddim_schedule(self._scheduler, steps)
 
-    @property
-    def final_alpha(self) -> float:
-        """The share of signal where sampling ends: 1, or that of timestep 0, as the config says."""
-        return 1.0 if self.scheduler_config.get("set_alpha_to_one", True) else float(self._alphas[0])
-
-    def timesteps(self, steps: int) -> list[int]:
-        """The timesteps of an n-step sampling, noisiest first, spaced as the model's config says."""
-        self._schedule.set_timesteps(steps)
-        return [int(t) for t in self._schedule.timesteps]
+    def level(self, share: float) -> Level:
+        """Return a training level: 0 is the cleanest, and below 1 the noisiest."""
+        alphas = self._scheduler.alphas_cumprod
+        t = int(share * len(alphas))
+        return _level(float(alphas[t].double()), t, _prediction(self._scheduler))
 
     # ---------------------------------------------------------------- inside
-
-    @cached_property
-    def _alphas(self) -> Float[Tensor, " t"]:
-        return torch.clamp(self._schedule.alphas_cumprod.double(), min=LEAST_SIGNAL)
 
     @property
     def _shift(self) -> float:
@@ -328,7 +265,7 @@ class StableDiffusion:
             fits = "{1}x{0}".format(*self.working_size(height, width))
             raise InputError(
                 f"{width}x{height} does not fit this model: both sides must be multiples of {self.multiple}",
-                hint=f"resize to {fits} first (working_size, resized)",
+                hint=f"resize to {fits} first (working_size)",
             )
 
 
@@ -379,7 +316,7 @@ class Control:
         self,
         picture: Float[Tensor, "f 3 h w"],
         z: Float[Tensor, "f 4 y x"],
-        t: int,
+        t: Timestep,
         text: Float[Tensor, "*f n d"],
         *,
         scale: float = 1.0,
@@ -403,48 +340,6 @@ def _each(seen: Float[Tensor, " e"], z: Float[Tensor, "f 4 y x"], dtype: torch.d
     return [seen.to(z.device, dtype).expand(len(z), 1, -1)]
 
 
-def resized(pixels: Float[Tensor, "f c h w"], height: int, width: int) -> Float[Tensor, "f c y x"]:
-    """`pixels` at another size: bicubic, antialiased when it shrinks, clamped to the range it had."""
-    if tuple(pixels.shape[-2:]) == (height, width):
-        return pixels
-    out = interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return out.clamp(float(pixels.min()), float(pixels.max()))
-
-
-def folder_identity(folder: Path) -> str:
-    """A hash of every weight and configuration file under `folder`; each file is read once per process."""
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix in (".safetensors", ".json", ".txt") and p.name != "PROVENANCE.json"
-    )
-    total = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        content = _file_hash(path.resolve(), status.st_size, status.st_mtime_ns)
-        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
-def weights_identity(parts: Mapping[str, Module], more: str) -> str:
-    """A hash of the values of every parameter and buffer of `parts`, and of the text `more`."""
-    total = hashlib.sha256(more.encode())
-    for part, module in sorted(parts.items()):
-        for name, value in sorted(module.state_dict().items()):
-            total.update(f"{part}.{name} {value.dtype} {tuple(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-@cache
-def _file_hash(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - size and time of change are the cache's key
-    """The file's SHA-256; a blob of the Hugging Face cache carries it as its name."""
-    if path.parent.name == "blobs" and len(path.name) == 64:
-        return path.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_layout(folder: Path, ref: str) -> None:
     index = read_index(folder, ref)
     pipeline = str(index.get("_class_name"))
@@ -463,38 +358,38 @@ def _check_layout(folder: Path, ref: str) -> None:
         )
 
 
-def placed(compute: Compute | None) -> tuple[torch.device, torch.dtype]:
-    """Where networks go and in which precision."""
-    chosen = compute or Compute()
-    return chosen.torch_device(), chosen.torch_dtype()
+def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> Schedule:
+    """Return the levels that a scheduler of diffusers visits in so many steps, and the one where it ends.
 
-
-def load_network(kind: type[M], folder: Path, device: torch.device, dtype: torch.dtype) -> M:
-    """One network from one folder: safetensors only, from this machine only, frozen."""
-    from_pretrained = kind.from_pretrained  # type: ignore[attr-defined]
-    with quiet():
-        network = from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=weight_variant(folder),
-            torch_dtype=dtype,
+    Raises:
+        ModelMismatch: a step of it cannot be inverted, or the prediction is of another kind.
+        ParamsError: it tells fewer levels apart.
+    """
+    scheduler.set_timesteps(steps)
+    times, prediction = [int(t) for t in scheduler.timesteps], _prediction(scheduler)
+    if len(set(times)) != steps:
+        raise ParamsError(f"steps is {steps}; this model tells only {len(set(times))} levels apart")
+    alphas = [float(scheduler.alphas_cumprod[t].double()) for t in times]
+    levels = [_level(alpha, t, prediction) for alpha, t in zip(alphas, times, strict=True)]
+    if alphas[0] == 0 and (prediction == "epsilon" or steps == 1):
+        raise ModelMismatch(
+            f"a model that predicts {prediction} cannot be inverted in {steps} steps from pure noise",
+            hint="take more steps of a model that predicts velocity, or a scheduler without rescaled betas",
         )
-    return cast("M", network.to(device).eval().requires_grad_(False))
+    return Schedule((*levels, _level(float(scheduler.final_alpha_cumprod), -1, prediction)))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from progress bars and diffusers from remarks; what matters comes as events."""
-    shown, level = transformers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-        if shown:
-            transformers_logging.enable_progress_bar()
+def _level(alpha: float, t: int, prediction: Prediction) -> Level:
+    return Level(math.sqrt(alpha), math.sqrt(1 - alpha), t, prediction)
+
+
+def _prediction(scheduler: DDIMScheduler) -> Prediction:
+    match kind := str(scheduler.config.prediction_type):
+        case "epsilon" | "v_prediction":
+            return kind
+    raise ModelMismatch(
+        f"the model predicts {kind!r}; inversion knows epsilon and v_prediction", hint="use another model"
+    )
 
 
 def _ddim(config: Mapping[str, object]) -> DDIMScheduler:

@@ -21,7 +21,8 @@ from retouch.compute import Compute
 from retouch.errors import ModelMismatch, ParamsError
 from retouch.models.adapter_file import ATTENTION, ENCODER, PARTS, adapter_file
 from retouch.models.clip import fitted, normalised
-from retouch.models.image import StableDiffusion, folder_identity, load_network, placed, quiet
+from retouch.models.image import StableDiffusion
+from retouch.models.loading import folder_identity, load_network, placed, quiet
 from retouch.models.refs import resolve
 
 

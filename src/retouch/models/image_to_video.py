@@ -27,11 +27,11 @@ from transformers import CLIPVisionModelWithProjection
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch, ParamsError
 from retouch.identity import identity
-from retouch.models.image import folder_identity, load_network, weights_identity
+from retouch.models.loading import folder_identity, load_network, weights_identity
+from retouch.models.noise_path import Level, Schedule, guided
 from retouch.models.refs import check_weights, read_config, read_index, resolve
 
 P = TypeVar("P", bound=DiffusionPipeline)
-NoisePath: TypeAlias = Literal["edm", "vp", "flow"]
 Shrink: TypeAlias = Literal["blurred", "antialiased"]
 
 # The colours that CLIP was trained on; every Stable Video Diffusion has the same.
@@ -41,38 +41,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 ENCODED_AT_ONCE = 4
 # Latent frames decoded beside a part of a clip and thrown away: the temporal decoder looks at neighbours.
 DECODED_BESIDE = 2
-
-
-@final
-@dataclass(frozen=True)
-class Level:
-    """One noise level: a sample is `a` times the clean latents plus `b` times noise.
-
-    The network is told `time`. `path` says what the network predicts there: "edm" and "vp" the v of Salimans
-    and Ho, "flow" noise minus clean.
-    """
-
-    a: float
-    b: float
-    time: float
-    path: NoisePath
-
-
-@final
-@dataclass(frozen=True)
-class Schedule:
-    """Levels from the noisiest to the clean one, of which an edit walks those from number `start` on."""
-
-    levels: tuple[Level, ...]
-    start: int
-
-    def down(self) -> list[tuple[Level, Level]]:
-        """Pairs (noisier, cleaner) in the order in which sampling walks them."""
-        return list(zip(self.levels[self.start : -1], self.levels[self.start + 1 :], strict=True))
-
-    def up(self) -> list[tuple[Level, Level]]:
-        """Pairs (cleaner, noisier) in the order in which inversion walks them."""
-        return [(lo, hi) for hi, lo in reversed(self.down())]
 
 
 @final
@@ -177,10 +145,6 @@ class ImageToVideo(Protocol):
 
     def moving(self, latents: Float[Tensor, "g c h w"]) -> Bool[Tensor, "g 1 1 1"]:
         """Says which latent frames are predicted; the others are given by the condition."""
-        ...
-
-    def held(self, x: Float[Tensor, "g c h w"], condition: Condition) -> Float[Tensor, "g c h w"]:
-        """Gives `x` with the frames that the condition holds put in."""
         ...
 
 
@@ -411,7 +375,9 @@ class StableVideo:
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.numpy()
         scheduler.set_timesteps(steps)
         times = [*scheduler.timesteps.tolist(), 0.0]
-        levels = [Level(1.0, b, t, "edm") for b, t in zip(scheduler.sigmas.tolist(), times, strict=True)]
+        levels = [
+            Level(1.0, b, t, "v_prediction") for b, t in zip(scheduler.sigmas.tolist(), times, strict=True)
+        ]
         return Schedule(tuple(levels), steps - steps_back(steps, strength))
 
     @torch.no_grad()
@@ -428,19 +394,19 @@ class StableVideo:
         conditions = [condition] if against is None else [against, condition]
         stills = [still for still in conditions if isinstance(still, StillCondition)]
         assert len(stills) == len(conditions), "a condition of another model"
-        scaled = x / (level.a**2 + level.b**2) ** 0.5
+        scaled = x / (level.signal**2 + level.noise**2) ** 0.5
         beside = torch.stack([still.latent.expand_as(scaled) for still in stills])
         unet = self._pipe.unet
         predicted = unet(
             torch.cat([scaled.expand_as(beside), beside], dim=2).to(self.device, unet.dtype),
-            torch.tensor(level.time, dtype=torch.float32, device=self.device),
+            torch.tensor(level.t, dtype=torch.float32, device=self.device),
             encoder_hidden_states=torch.stack([still.embedding[None] for still in stills]).to(
                 self.device, unet.dtype
             ),
             added_time_ids=torch.stack([still.numbers for still in stills]).to(self.device, unet.dtype),
             return_dict=False,
         )[0].to(x)
-        return predicted[0] if against is None else guided(predicted[1], predicted[0], guidance)
+        return predicted[0] if against is None else guided(predicted[0], predicted[1], guidance)
 
     def unconditional(self, condition: Condition) -> StillCondition:
         """Gives zeros in place of the picture, twice, and the same numbers."""
@@ -451,18 +417,6 @@ class StableVideo:
     def moving(self, latents: Float[Tensor, "f c h w"]) -> Bool[Tensor, "f 1 1 1"]:
         """Says that every frame is predicted, the first too."""
         return torch.ones(len(latents), 1, 1, 1, dtype=torch.bool, device=latents.device)
-
-    def held(self, x: Float[Tensor, "f c h w"], condition: Condition) -> Float[Tensor, "f c h w"]:  # noqa: ARG002
-        """Gives `x` back: no frame is held."""
-        return x
-
-
-def guided(
-    toward: Float[Tensor, "f c h w"], away: Float[Tensor, "f c h w"], guidance: float | Float[Tensor, " f"]
-) -> Float[Tensor, "f c h w"]:
-    """Gives the prediction driven from `away` through `toward`, by one weight or one a frame."""
-    weight = guidance if isinstance(guidance, float | int) else guidance.to(toward)[:, None, None, None]
-    return away + weight * (toward - away)
 
 
 def loaded(

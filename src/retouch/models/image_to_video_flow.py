@@ -18,17 +18,15 @@ from torch import Tensor
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
 from retouch.identity import identity
-from retouch.models.image import weights_identity
 from retouch.models.image_to_video import (
     Condition,
     Layout,
-    Level,
-    Schedule,
     Traits,
-    guided,
     loaded,
     steps_back,
 )
+from retouch.models.loading import weights_identity
+from retouch.models.noise_path import Level, Schedule, guided
 
 # What Wan was trained on; its configuration does not say.
 NATIVE_FRAMES, NATIVE_PIXELS = 81, 480 * 832
@@ -208,18 +206,18 @@ class WanVideo:
         pictures = [film.picture for film in films if film.picture is not None]
         predicted = network(
             inputs.to(self.device, network.dtype),
-            torch.full((len(films),), level.time, device=self.device),
+            torch.full((len(films),), level.t, device=self.device),
             torch.stack([film.words for film in films]).to(self.device, network.dtype),
             torch.stack(pictures).to(self.device, network.dtype) if pictures else None,
             return_dict=False,
         )[0]
         predicted = predicted.movedim(1, 2).to(x)
-        return predicted[0] if against is None else guided(predicted[1], predicted[0], guidance)
+        return predicted[0] if against is None else guided(predicted[0], predicted[1], guidance)
 
     def _expert(self, level: Level) -> WanTransformer3DModel:
         """The network for a level: Wan 2.2 has one for much noise and one for little."""
         experts, boundary = self._transformers(), self._pipe.config.boundary_ratio
-        return experts[-1] if boundary is not None and level.b < boundary else experts[0]
+        return experts[-1] if boundary is not None and level.noise < boundary else experts[0]
 
     def _transformers(self) -> list[WanTransformer3DModel]:
         """The network, or the two; a pipeline may have the second alone."""
@@ -233,10 +231,6 @@ class WanVideo:
     def moving(self, latents: Float[Tensor, "g c h w"]) -> Bool[Tensor, "g 1 1 1"]:
         """Says that every latent frame is predicted, the first too."""
         return torch.ones(len(latents), 1, 1, 1, dtype=torch.bool, device=latents.device)
-
-    def held(self, x: Float[Tensor, "g c h w"], condition: Condition) -> Float[Tensor, "g c h w"]:  # noqa: ARG002
-        """Gives `x` back: no frame is held."""
-        return x
 
 
 def _film_parts(folder: Path, _ref: str, dtype: torch.dtype) -> WanImageToVideoPipeline:

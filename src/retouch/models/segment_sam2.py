@@ -21,7 +21,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 from retouch.compute import Compute
 from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
-from retouch.models.image import folder_identity, load_network, placed, weights_identity
+from retouch.models.loading import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
 from retouch.tracking.segment import Cutout, Mark, Shelf, check_marks, in_memory, working_size
 from retouch.video import Video

@@ -84,27 +84,6 @@ def carried(
     return np.asarray(np.where(fetched(new, place)[..., None] > HALF, fetched(edited, place), now))
 
 
-def soft(mask: UInt8[np.ndarray, "h w"], feather: float) -> Float32[np.ndarray, "h w"]:
-    """Gives a mask as weights that fall to 0 within the region, so that nothing outside it is reached."""
-    weight = mask.astype(np.float32) / 255
-    if feather < 1:
-        return weight
-    inside = np.asarray(cv2.distanceTransform((mask > 0).astype(np.uint8), cv2.DIST_L2, 5), np.float32)
-    return np.asarray(weight * np.minimum(inside / feather, 1), np.float32)
-
-
-def pasted(
-    edited: UInt8[np.ndarray, "f 3 h w"],
-    source: UInt8[np.ndarray, "f 3 h w"],
-    mask: UInt8[np.ndarray, "f 1 h w"],
-    feather: float,
-) -> UInt8[np.ndarray, "f 3 h w"]:
-    """Lays the edited frames over the source where the mask is; elsewhere the source's bytes are kept."""
-    weight = np.stack([soft(one[0], feather) for one in mask])[:, None]
-    mixed = source + weight * (edited.astype(np.float32) - source)
-    return np.asarray(np.round(mixed), np.uint8)
-
-
 def _home(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
 

@@ -16,7 +16,7 @@ from retouch.world.faces import (
     sample_identity,
     sample_motion,
 )
-from retouch.world.render import film, paint_actor, picture, planes
+from retouch.world.render import film, painted, picture, planes
 from retouch.world.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -30,7 +30,7 @@ from retouch.world.scene import (
     Scene,
     Variety,
 )
-from retouch.world.truth import Change, Clip, ClipLayer, edited_clip, reachable_pixels
+from retouch.world.truth import Change, Clip, Layer, edited, reached
 
 __all__ = [
     "BACKGROUNDS",
@@ -45,23 +45,23 @@ __all__ = [
     "Camera",
     "Change",
     "Clip",
-    "ClipLayer",
     "Expression",
     "FaceClip",
     "Identity",
+    "Layer",
     "Liveliness",
     "Motion",
     "Portrait",
     "Scene",
     "Variety",
-    "edited_clip",
+    "edited",
     "face_landmarks",
     "face_picture",
     "film",
-    "paint_actor",
+    "painted",
     "picture",
     "planes",
-    "reachable_pixels",
+    "reached",
     "sample_identity",
     "sample_motion",
 ]

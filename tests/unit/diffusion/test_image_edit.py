@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from retouch.diffusion.ddim import Level, Schedule
-from retouch.diffusion.image_edit import Goal, denoised, descent, noised
+from retouch.diffusion.image_edit import Goal, denoised, descent
+from retouch.models.noise_path import Level, Prediction, Schedule, Timestep, add_noise, target
 
 ROUNDING = 1e-5
 
@@ -16,21 +16,23 @@ class Oracle:
         self.seen: list[Tensor | None] = []
 
     def predict(
-        self, z: Tensor, t: int, text: Tensor, *, residuals: object = None, seen: Tensor | None = None
+        self, z: Tensor, t: Timestep, text: Tensor, *, residuals: object = None, seen: Tensor | None = None
     ) -> Tensor:
         del residuals
         self.asked += 1
         self.seen.append(seen)
         level = next(level for level in self.schedule.levels if level.t == t)
         clean = self.clean + text.mean()
-        eps = (z - level.signal * clean) / level.noise
-        return eps if self.schedule.prediction == "epsilon" else level.signal * eps - level.noise * clean
+        return target(clean, (z - level.signal * clean) / level.noise, level)
 
 
-def schedule(prediction: str = "epsilon") -> Schedule:
-    shares = (1.0, 0.9, 0.6, 0.3, 0.05)
-    levels = tuple(Level.of(n * 200 - 1, share) for n, share in enumerate(shares))
-    return Schedule(levels, "epsilon" if prediction == "epsilon" else "v_prediction")
+def schedule(prediction: Prediction = "epsilon") -> Schedule:
+    shares = (0.05, 0.3, 0.6, 0.9, 1.0)
+    return Schedule(
+        tuple(
+            Level(share**0.5, (1 - share) ** 0.5, 800 - n * 200, prediction) for n, share in enumerate(shares)
+        )
+    )
 
 
 def some(seed: int) -> Tensor:
@@ -38,13 +40,13 @@ def some(seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_denoising_with_the_exact_noise_arrives_at_the_clean_latents(prediction: str) -> None:
+def test_denoising_with_the_exact_noise_arrives_at_the_clean_latents(prediction: Prediction) -> None:
     levels, truth = schedule(prediction), some(0)
     model = Oracle(levels, truth)
     steps = descent(levels, 0.75)
-    z = noised(some(1), some(2), steps[0][0])
+    z = add_noise(some(1), some(2), steps[0][0])
     for step in steps:
-        z = denoised(z, step, Goal(torch.zeros(1, 1), torch.zeros(1, 1), 1.0), model, levels)
+        z = denoised(z, step, Goal(torch.zeros(1, 1), torch.zeros(1, 1), 1.0), model)
     torch.testing.assert_close(z, truth, atol=ROUNDING, rtol=0)
 
 
@@ -57,9 +59,9 @@ def test_strength_says_how_many_of_the_last_steps_are_taken() -> None:
 def test_guidance_goes_past_the_prompt_away_from_the_other() -> None:
     levels, truth = schedule(), some(3)
     model = Oracle(levels, truth)
-    hi, lo = levels.descending[-1]
+    hi, lo = levels.down()[-1]
     goal = Goal(torch.full((1, 1), 0.5), torch.full((1, 1), -0.5), 3.0)
-    z = denoised(noised(truth, some(4), hi), (hi, lo), goal, model, levels)
+    z = denoised(add_noise(truth, some(4), hi), (hi, lo), goal, model)
     # From -0.5 three times the way to 0.5: the clean latents that the guided noise means lie at 2.5.
     torch.testing.assert_close(z, truth + 2.5, atol=ROUNDING, rtol=0)
 
@@ -67,10 +69,10 @@ def test_guidance_goes_past_the_prompt_away_from_the_other() -> None:
 def test_guidance_of_one_asks_the_network_once() -> None:
     levels, truth = schedule(), some(5)
     model = Oracle(levels, truth)
-    step = levels.descending[0]
-    denoised(some(6), step, Goal(torch.zeros(1, 1), torch.ones(1, 1), 1.0), model, levels)
+    step = levels.down()[0]
+    denoised(some(6), step, Goal(torch.zeros(1, 1), torch.ones(1, 1), 1.0), model)
     assert model.asked == 1
-    denoised(some(6), step, Goal(torch.zeros(1, 1), torch.ones(1, 1), 2.0), model, levels)
+    denoised(some(6), step, Goal(torch.zeros(1, 1), torch.ones(1, 1), 2.0), model)
     assert model.asked == 3
 
 
@@ -78,15 +80,8 @@ def test_a_reference_is_shown_with_what_is_wanted_and_nothing_with_what_is_not()
     levels, seen = schedule(), torch.ones(5)
     model = Oracle(levels, some(5))
     goal = Goal(torch.zeros(1, 1), torch.ones(1, 1), 2.0, seen)
-    denoised(some(6), levels.descending[0], goal, model, levels)
+    denoised(some(6), levels.down()[0], goal, model)
     shown, against = model.seen
     assert shown is seen
     assert against is not None
     assert torch.equal(against, torch.zeros(5))
-
-
-def test_noising_keeps_signal_and_noise_in_the_level_shares() -> None:
-    z, noise = some(7), some(8)
-    level = schedule().levels[2]
-    back = (noised(z, noise, level) - level.signal * z) / level.noise
-    torch.testing.assert_close(back, noise, atol=ROUNDING, rtol=0)

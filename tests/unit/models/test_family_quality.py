@@ -11,11 +11,10 @@ from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
 from PIL import Image
 
 from retouch.compute import Compute
-from retouch.diffusion.ddim import move, schedule
-from retouch.diffusion.guidance import guided
 from retouch.metrics.fidelity import psnr
 from retouch.models.clip import TextImage
 from retouch.models.image import StableDiffusion
+from retouch.models.noise_path import guided, step
 from retouch.models.refs import embedded, resolve
 from retouch.world.render import film, planes
 from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, Scene, Variety
@@ -97,7 +96,7 @@ def test_a_wrong_word_makes_the_prediction_worse(
     """The word-swap probe of the training, on the shipped weights."""
     z = sd.encode(in_range(shown(scenes)))
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-    level = schedule(sd, 1000).levels[601]
+    level = sd.schedule(1000).levels[399]
     noisy = level.signal * z + level.noise * noise
     truth = level.signal * noise - level.noise * z
     inner = (slice(None), slice(None), slice(5, 11), slice(5, 11))
@@ -133,10 +132,9 @@ def test_samples_show_the_colour_of_the_prompt(sd: StableDiffusion) -> None:
     ]
     words, empty = torch.stack([sd.embed(prompt) for prompt in prompts]), sd.embed("")
     z = torch.randn(len(prompts), 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    levels = schedule(sd, 12)
-    for hi, lo in levels.descending:
+    for hi, lo in sd.schedule(12).down():
         out = guided(sd.predict(z, hi.t, empty), sd.predict(z, hi.t, words), 5.0)
-        z = move(z, out, hi, lo, levels.prediction)
+        z = step(z, out, hi, lo)
     middle = sd.decode(z)[:, :, 24:40, 24:40].mean((2, 3))
     paint = {
         "red": (0.7, -0.7, -0.7),

@@ -11,8 +11,10 @@ import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline
 
 from retouch.compute import Compute
-from retouch.errors import InputError, ModelMismatch
-from retouch.models.image import Control, StableDiffusion, resized, weights_identity
+from retouch.errors import InputError, ModelMismatch, ParamsError
+from retouch.models.image import Control, StableDiffusion, ddim_schedule
+from retouch.models.loading import weights_identity
+from retouch.models.noise_path import step
 
 SINGLE_PRECISION = 2e-5
 """A few units in the last place of float32 at values around 1, through a few layers."""
@@ -53,9 +55,7 @@ def test_stock_diffusers_gives_the_same_words_latents_and_noise(small_sd: Path, 
         eps = pipe.unet(latents(), 500, theirs.expand(2, -1, -1)).sample
         out = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
     torch.testing.assert_close(sd.encode(pixels()), z, atol=SINGLE_PRECISION, rtol=0)
-    torch.testing.assert_close(
-        sd.predict_noise(latents(), 500, theirs[0]), eps, atol=SINGLE_PRECISION, rtol=0
-    )
+    torch.testing.assert_close(sd.predict(latents(), 500, theirs[0]), eps, atol=SINGLE_PRECISION, rtol=0)
     torch.testing.assert_close(sd.decode(z), out.clamp(-1, 1), atol=SINGLE_PRECISION, rtol=0)
 
 
@@ -65,9 +65,7 @@ def test_a_wrapped_pipeline_is_the_same_model(small_sd: Path, sd: StableDiffusio
     )
     wrapped = StableDiffusion.wrap(pipe)
     words = sd.embed("x")
-    torch.testing.assert_close(
-        wrapped.predict_noise(latents(), 9, words), sd.predict_noise(latents(), 9, words)
-    )
+    torch.testing.assert_close(wrapped.predict(latents(), 9, words), sd.predict(latents(), 9, words))
     with torch.no_grad():
         before = wrapped.identity
         pipe.unet.conv_in.bias.add_(1)
@@ -76,34 +74,49 @@ def test_a_wrapped_pipeline_is_the_same_model(small_sd: Path, sd: StableDiffusio
 
 def test_words_may_differ_from_frame_to_frame(sd: StableDiffusion) -> None:
     words = torch.stack([sd.embed("a"), sd.embed("zebra")])
-    together = sd.predict_noise(latents(), 300, words)
+    together = sd.predict(latents(), 300, words)
     for n in range(2):
-        alone = sd.predict_noise(latents()[n : n + 1], 300, words[n])
+        alone = sd.predict(latents()[n : n + 1], 300, words[n])
         torch.testing.assert_close(together[n : n + 1], alone, atol=SINGLE_PRECISION, rtol=0)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_noise_and_clean_latents_agree_whatever_the_network_predicts(
-    small_sd: Path, tmp_path: Path, prediction: str
-) -> None:
-    folder = changed_copy(
-        small_sd,
-        tmp_path / "other",
-        lambda f: set_config(f / "scheduler" / "scheduler_config.json", prediction_type=prediction),
-    )
-    model = StableDiffusion.from_pretrained(str(folder), CPU)
-    z, t = latents(), 620
-    out = model.predict(z, t, model.embed("x"))
-    alpha = float(model.alphas_cumprod[t])
-    eps, clean = model.noise_of(out, z, t), model.clean_of(out, z, t)
-    torch.testing.assert_close(
-        alpha**0.5 * clean + (1 - alpha) ** 0.5 * eps, z, atol=SINGLE_PRECISION, rtol=0
-    )
-    torch.testing.assert_close(model.predict_noise(z, t, model.embed("x")), eps)
-    scheduler = DDIMScheduler(**{**_schedule(folder), "prediction_type": prediction})
-    scheduler.set_timesteps(50)
-    theirs = scheduler.step(out, t, z).pred_original_sample
-    torch.testing.assert_close(clean, theirs, atol=10 * SINGLE_PRECISION, rtol=1e-4)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"set_alpha_to_one": False, "steps_offset": 1},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    ],
+)
+def test_steps_over_the_schedule_are_those_of_diffusers(options: dict[str, object]) -> None:
+    theirs = ddim(**options)
+    z = expected = latents()
+    levels = ddim_schedule(theirs, 10)
+    theirs.set_timesteps(10)
+    for (hi, lo), t in zip(levels.down(), theirs.timesteps, strict=True):
+        assert hi.t == int(t)
+        z = step(z, torch.tanh(z), hi, lo)
+        expected = theirs.step(torch.tanh(expected), t, expected).prev_sample
+    torch.testing.assert_close(z, expected, atol=SINGLE_PRECISION, rtol=0)
+
+
+def test_a_schedule_that_cannot_be_inverted_is_refused() -> None:
+    pure = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    velocity = ddim(prediction_type="v_prediction", **pure)
+    assert len(ddim_schedule(velocity, 2).down()) == 2
+    with pytest.raises(ModelMismatch, match="pure noise"):
+        ddim_schedule(velocity, 1)
+    with pytest.raises(ModelMismatch, match="pure noise"):
+        ddim_schedule(ddim(**pure), 2)
+    with pytest.raises(ModelMismatch, match="'sample'"):
+        ddim_schedule(ddim(prediction_type="sample"), 4)
+    with pytest.raises(ParamsError, match="only 1000 levels apart"):
+        ddim_schedule(ddim(timestep_spacing="linspace"), 1000 + 1)
+
+
+def ddim(**options: object) -> DDIMScheduler:
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return DDIMScheduler(**betas, clip_sample=False, **options)
 
 
 def _schedule(folder: Path) -> dict[str, object]:
@@ -114,7 +127,9 @@ def _schedule(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("spacing", "steps"), [("leading", 50), ("leading", 30), ("trailing", 20), ("linspace", 7)]
 )
-def test_timesteps_are_those_of_diffusers(small_sd: Path, tmp_path: Path, spacing: str, steps: int) -> None:
+def test_levels_are_those_of_diffusers_and_end_where_the_model_says(
+    small_sd: Path, tmp_path: Path, spacing: str, steps: int
+) -> None:
     folder = changed_copy(
         small_sd,
         tmp_path / "other",
@@ -123,30 +138,9 @@ def test_timesteps_are_those_of_diffusers(small_sd: Path, tmp_path: Path, spacin
     model = StableDiffusion.from_pretrained(str(folder), CPU)
     scheduler = DDIMScheduler(**{**_schedule(folder), "timestep_spacing": spacing})
     scheduler.set_timesteps(steps)
-    assert model.timesteps(steps) == scheduler.timesteps.tolist()
-    assert model.final_alpha == float(model.alphas_cumprod[0])
-
-
-def test_a_schedule_that_ends_in_pure_noise_keeps_clean_latents_within_reach(
-    small_sd: Path, tmp_path: Path
-) -> None:
-    folder = changed_copy(
-        small_sd,
-        tmp_path / "other",
-        lambda f: set_config(
-            f / "scheduler" / "scheduler_config.json",
-            rescale_betas_zero_snr=True,
-            prediction_type="v_prediction",
-            timestep_spacing="trailing",
-        ),
-    )
-    model = StableDiffusion.from_pretrained(str(folder), CPU)
-    z, words = latents(), model.embed("x")
-    eps = model.predict_noise(z, 999, words)
-    alpha = float(model.alphas_cumprod[999])
-    clean = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-    # At the lifted level a float32 holds the clean latents, here around 1, to about two digits.
-    torch.testing.assert_close(clean, -model.predict(z, 999, words), atol=5e-3, rtol=0)
+    levels = model.schedule(steps).levels
+    assert [level.t for level in levels[:-1]] == scheduler.timesteps.tolist()
+    assert levels[-1].signal == pytest.approx(float(scheduler.alphas_cumprod[0]) ** 0.5)
 
 
 def test_encoding_draws_from_the_posterior_only_with_a_generator(sd: StableDiffusion) -> None:
@@ -175,7 +169,7 @@ def test_a_control_holds_the_prediction_as_in_diffusers(small_control: Path, sd:
     words, edges = sd.embed("x"), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         residuals = control.residuals(edges, latents(), 400, words, scale=0.5)
-        ours = sd.predict_noise(latents(), 400, words, residuals=residuals)
+        ours = sd.predict(latents(), 400, words, residuals=residuals)
         net = ControlNetModel.from_pretrained(small_control, local_files_only=True)
         down, mid = net(
             latents(), 400, words.expand(2, -1, -1), edges, conditioning_scale=0.5, return_dict=False
@@ -188,9 +182,7 @@ def test_a_control_holds_the_prediction_as_in_diffusers(small_control: Path, sd:
             mid_block_additional_residual=mid,
         ).sample
     torch.testing.assert_close(ours, theirs, atol=SINGLE_PRECISION, rtol=0)
-    assert float((ours - sd.predict_noise(latents(), 400, words)).abs().max()) > 100 * SINGLE_PRECISION
-    twice = residuals + residuals
-    torch.testing.assert_close(twice.middle, 2 * residuals.middle)
+    assert float((ours - sd.predict(latents(), 400, words)).abs().max()) > 100 * SINGLE_PRECISION
 
 
 def test_a_control_of_another_base_model_is_refused(small_control: Path, sd: StableDiffusion) -> None:
@@ -279,16 +271,7 @@ def test_half_precision_stays_inside_the_networks(small_sd: Path) -> None:
     assert model.unet.dtype == torch.bfloat16
     z = model.encode(pixels())
     assert {z.dtype, model.embed("x").dtype, model.decode(z).dtype} == {torch.float32}
-    assert model.predict_noise(z, 500, model.embed("x")).dtype == torch.float32
-
-
-def test_resizing_keeps_the_range_and_leaves_equal_sizes_alone() -> None:
-    picture = pixels()
-    assert resized(picture, 32, 32) is picture
-    larger = resized(picture, 48, 40)
-    assert larger.shape == (2, 3, 48, 40)
-    assert float(larger.min()) >= float(picture.min())
-    assert float(larger.max()) <= float(picture.max())
+    assert model.predict(z, 500, model.embed("x")).dtype == torch.float32
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Where an edit may reach: found, followed, softened, pasted."""
+"""Where an edit may reach: found and followed."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from retouch.run import Run
 from retouch.tracking.flow import DisFlow
-from retouch.tracking.region import carried, changed, follow, followed, pasted, soft, trusted
+from retouch.tracking.region import carried, changed, follow, followed, trusted
 from retouch.video import Video
 
 OVERLAP = 0.8  # share of true and followed region that agree: a pixel all around a disc of 24 is 0.85
@@ -97,21 +97,3 @@ def test_a_way_is_believed_where_the_source_shows_the_same_at_both_ends(tmp_path
     assert sure[:, :14].mean() > 0.95
     assert sure[22:38, 32:48].mean() < 0.3
     assert sure[:, -12:].mean() < 0.5  # this has come in over the edge since
-
-
-def test_softening_reaches_nothing_outside() -> None:
-    mask = disc(40).astype(np.uint8) * 255
-    weight = soft(mask, 4.0)
-    assert (weight[mask == 0] == 0).all()
-    assert weight[32, 40] == 1
-    assert 0 < weight[32, 29] < 1
-    assert np.array_equal(soft(mask, 0.0), mask / np.float32(255))
-
-
-def test_pasting_keeps_every_byte_outside() -> None:
-    source, edited = moving(2).frames, 255 - moving(2).frames
-    mask = np.stack([disc(40), disc(38)])[:, None].astype(np.uint8) * 255
-    done = pasted(edited, source, mask, 3.0)
-    outside = np.broadcast_to(mask == 0, done.shape)
-    assert np.array_equal(done[outside], source[outside])
-    assert np.array_equal(done[0, :, 32, 40], edited[0, :, 32, 40])

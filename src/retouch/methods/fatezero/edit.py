@@ -24,13 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool
+from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from retouch.diffusion.attention import Neighbours, controlled
-from retouch.diffusion.ddim import Ladder, schedule
-from retouch.diffusion.framing import FRAMES_AT_ONCE, Framing, decode_clip, framing
-from retouch.diffusion.inversion import Inversion, inverted
+from retouch.diffusion.inversion import Trajectory, invert_clip
+from retouch.diffusion.resize import Resize, decode_clip
 from retouch.diffusion.tune import Tuned, Tuning, load_tuned, tune, tuned
+from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import (
     Tokens,
     changed_things,
@@ -41,13 +42,14 @@ from retouch.diffusion.words import (
 )
 from retouch.errors import EmptyMask
 from retouch.identity import identity
-from retouch.media.masks import feather, read_masks
+from retouch.media.composite import composite
+from retouch.media.masks import read_masks
 from retouch.methods.fatezero.recipe import RELEASED_TOKENS, Plan, Wish, plan, released_plan
 from retouch.methods.fatezero.spec import FateZeroParams, factor, reach, word_window
 from retouch.methods.fatezero.walk import Object, Recipe, Scene, Space, Texts, space, walk
 from retouch.models.image import StableDiffusion
 from retouch.run import Edited, Run
-from retouch.video import Video
+from retouch.video import Video, chunks
 
 SAVE_EVERY = 5
 """Steps between checkpoints."""
@@ -64,73 +66,64 @@ def edit(video: Video, params: FateZeroParams, run: Run) -> Edited:
 @torch.no_grad()
 def edit_with(sd: StableDiffusion, video: Video, params: FateZeroParams, run: Run) -> Edited:
     """As `edit`, with a model that is there already; `params.model` is not read."""
-    frame = framing(video, sd, params.size)
+    frame = Resize.for_image_model(video.height, video.width, sd, params.size)
     made = _plan(video, params, sd, frame, run)
     learned = _learned(video, params, sd, frame, run)
-    inversion = Inversion(
-        prompt=params.source_prompt,
-        steps=params.steps,
-        frame=frame,
-        iterations=params.fixed_point,
-        neighbours=made.recipe.neighbours,
-        clip_norm=params.clip_norm,
-        window=len(video) if params.faithful else params.window,
+    laid = overlapping(
+        len(video),
+        size=len(video) if params.faithful else params.window,
         overlap=0 if params.faithful else params.overlap,
-        weights="" if learned is None else identity(learned),
+        anchors=made.recipe.neighbours.anchors(len(video)),
     )
     with tuned(sd.unet, learned):
-        ladder = inverted(video, sd, inversion, run=run)
+        ladder = invert_clip(
+            video,
+            sd,
+            frame,
+            prompt=params.source_prompt,
+            steps=params.steps,
+            windows=laid,
+            fixed_point=params.fixed_point,
+            neighbours=made.recipe.neighbours,
+            clip_norm=params.clip_norm,
+            weights="" if learned is None else identity(learned),
+            run=run,
+        )
         with controlled(sd.unet, size=frame.latents, clip_norm=params.clip_norm) as layers:
             scene = Scene(
                 network=sd,
-                schedule=schedule(sd, params.steps),
+                schedule=sd.schedule(params.steps),
                 layers=layers,
-                windows=inversion.laid(len(video)),
+                windows=laid,
                 texts=_texts(params, sd, made),
                 recipe=made.recipe,
-                like=torch.empty(0, device=sd.device),
+                device=sd.device,
             )
             rooms = _walked(ladder, scene, run, identity((video, params, run.seed, sd)))
     result = decode_clip(rooms.z, video, sd, frame, run)
     if params.mask is not None:
-        return _composited(video, result, read_masks(params.mask, video), params.feather, run)
+        return composite(video, result, read_masks(params.mask, video), params.feather, run)
     if params.keep_outside:
-        return _composited(video, result, _at_clip_size(rooms.changed, frame, run), params.feather, run)
+        return composite(video, result, _at_clip_size(rooms.changed, frame, run), params.feather, run)
     return Edited(result)
 
 
-def _walked(ladder: Ladder, scene: Scene, run: Run, job: str) -> Space:
+def _walked(ladder: Trajectory, scene: Scene, run: Run, job: str) -> Space:
     """Walks down step by step; goes on where an earlier attempt was stopped."""
-    rooms = space(ladder, scene, lambda name, shape, kind: run.scratch(name, shape, kind.type))
-    done = _resumed(run, rooms, job)
-    steps = run.steps("edit", scene.schedule.descending[done:])
-    for step, moment in zip(steps, walk(ladder, scene, rooms, done=done), strict=False):
-        latents = torch.from_numpy(moment.z)
-        given = step.done(latents)
-        if given is not latents:
-            moment.z[:] = given.cpu().numpy()
-        if (moment.index + 1) % SAVE_EVERY == 0:
-            state = {"z": latents, "heat": torch.from_numpy(rooms.target_heat)}
-            state["changed"] = torch.from_numpy(rooms.changed)
-            run.draft.save({f"{job} {moment.index + 1} {name}": tensor for name, tensor in state.items()})
+    rooms = space(ladder, scene, lambda name, shape, kind: torch.from_numpy(run.scratch(name, shape, kind)))
+    state = {"z": rooms.z, "heat": rooms.target_heat, "changed": rooms.changed}
+    walking = None
+    for step in run.resumable("edit", scene.schedule.down(), state, every=SAVE_EVERY, key=job):
+        walking = walking or walk(ladder, scene, rooms, done=step.index)
+        moment = next(walking)
+        given = step.done(moment.z)
+        if given is not moment.z:
+            moment.z[:] = given
     return rooms
 
 
-def _resumed(run: Run, rooms: Space, job: str) -> int:
-    """Takes up the last checkpoint, if it is of this very edit; says how many steps lie behind."""
-    state = run.draft.load() or {}
-    done = 0
-    for name, tensor in state.items():
-        whose, _, rest = name.partition(" ")
-        steps, _, part = rest.partition(" ")
-        if whose == job:
-            done = int(steps)
-            {"z": rooms.z, "heat": rooms.target_heat, "changed": rooms.changed}[part][:] = tensor.numpy()
-    return done
-
-
 def _learned(
-    video: Video, params: FateZeroParams, sd: StableDiffusion, frame: Framing, run: Run
+    video: Video, params: FateZeroParams, sd: StableDiffusion, frame: Resize, run: Run
 ) -> Tuned | None:
     """What the model learned of this clip, read or made now."""
     if params.tuned is not None:
@@ -154,7 +147,7 @@ def _texts(params: FateZeroParams, sd: StableDiffusion, made: Plan) -> Texts:
     return Texts(source, sd.embed(params.prompt), against, made.source_words, made.target_words)
 
 
-def _plan(video: Video, params: FateZeroParams, sd: StableDiffusion, frame: Framing, run: Run) -> Plan:
+def _plan(video: Video, params: FateZeroParams, sd: StableDiffusion, frame: Resize, run: Run) -> Plan:
     """What the parameters ask of the walk, as the released code would have it or as it should be.
 
     Raises:
@@ -241,24 +234,23 @@ def _notices(params: FateZeroParams, source: Tokens, target: Tokens, run: Run) -
         )
 
 
-def _object_given(video: Video, path: Path, frame: Framing, run: Run) -> Bool[np.ndarray, "f h w"]:
+def _object_given(video: Video, path: Path, frame: Resize, run: Run) -> Bool[Tensor, "f h w"]:
     """The user's mask at the size of the latents, any selected pixel counting.
 
     Raises:
         EmptyMask: it selects nothing.
     """
     masks = read_masks(path, video)
-    given = run.scratch("given", (len(video), *frame.latents), np.bool_)
-    for start in range(0, len(video), FRAMES_AT_ONCE):
-        part = slice(start, start + FRAMES_AT_ONCE)
+    given = torch.from_numpy(run.scratch("given", (len(video), *frame.latents), np.bool_))
+    for part in chunks(len(video), 8):
         selected = torch.tensor(masks[part] >= HALF).float()
-        given[part] = (adaptive_max_pool2d(frame.into(selected), frame.latents) >= 0.5).numpy()[:, 0]
+        given[part] = (adaptive_max_pool2d(frame.to_model(selected), frame.latents) >= 0.5)[:, 0]
     if not given.any():
         raise EmptyMask(f"{path} selects nothing", hint="white is edited: paint what should change")
     return given
 
 
-def _with_mask(recipe: Recipe, given: Bool[np.ndarray, "f h w"], params: FateZeroParams) -> Recipe:
+def _with_mask(recipe: Recipe, given: Bool[Tensor, "f h w"], params: FateZeroParams) -> Recipe:
     """The same recipe with the object from the user: what lies outside is put back from the first step on."""
     blend = step_range((0.0, params.blend_until), params.steps)
     return replace(
@@ -270,24 +262,10 @@ def _with_mask(recipe: Recipe, given: Bool[np.ndarray, "f h w"], params: FateZer
     )
 
 
-def _at_clip_size(changed: Bool[np.ndarray, "f h w"], frame: Framing, run: Run) -> np.ndarray:
+def _at_clip_size(changed: Bool[Tensor, "f h w"], frame: Resize, run: Run) -> np.ndarray:
     """Where latents changed, in the clip's pixels."""
-    masks = run.scratch("masks", (len(changed), 1, frame.height, frame.width))
-    for start in range(0, len(changed), FRAMES_AT_ONCE):
-        part = slice(start, start + FRAMES_AT_ONCE)
-        grown = interpolate(torch.tensor(changed[part])[:, None].float(), frame.inner)
-        masks[part] = (frame.back(grown) >= 0.5).numpy() * np.uint8(255)
+    masks = run.scratch("masks", (len(changed), 1, *frame.clip))
+    for part in chunks(len(changed), 8):
+        grown = interpolate(changed[part][:, None].float(), frame.padded)
+        masks[part] = (frame.to_clip(grown) >= 0.5).numpy() * np.uint8(255)
     return masks
-
-
-def _composited(video: Video, result: Video, masks: np.ndarray, feathered: float, run: Run) -> Edited:
-    """The result inside the masks, the clip's own pixels outside, bit for bit."""
-    frames = run.scratch("composited", video.frames.shape)
-    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
-    for start in range(0, len(video), FRAMES_AT_ONCE):
-        part = slice(start, start + FRAMES_AT_ONCE)
-        soft = feather(np.ascontiguousarray(masks[part]), round(feathered)).astype(np.float32) / 255
-        mixed = video.frames[part] + soft * (result.frames[part].astype(np.float32) - video.frames[part])
-        frames[part] = np.rint(mixed).astype(np.uint8)
-        touched[part] = soft > 0
-    return Edited(video.like(frames), touched=touched)

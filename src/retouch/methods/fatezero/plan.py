@@ -2,12 +2,13 @@
 
 from typing import Final
 
-from retouch.compute import Compute, Plan, in_words
+from retouch.compute import Compute, in_words
 from retouch.diffusion.attention import Neighbours
-from retouch.diffusion.framing import FRAMES_AT_ONCE, framed
-from retouch.diffusion.windows import windows
+from retouch.diffusion.resize import ENCODED_AT_ONCE, Resize
+from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import step_range
 from retouch.methods.fatezero.spec import FateZeroParams, reach
+from retouch.models.estimate import Estimate
 from retouch.models.image_shapes import ImageShapes
 from retouch.models.refs import stored_bytes
 
@@ -18,7 +19,7 @@ AT_REST: Final = 4
 """Bytes of a number of the latents that are kept."""
 
 
-def plan(frames: int, height: int, width: int, params: FateZeroParams, compute: Compute) -> Plan:
+def plan(frames: int, height: int, width: int, params: FateZeroParams, compute: Compute) -> Estimate:
     """Memory, network calls and disk of an edit.
 
     Of models that are not of Stable Diffusion's layout nothing is said.
@@ -28,15 +29,15 @@ def plan(frames: int, height: int, width: int, params: FateZeroParams, compute: 
     """
     sizes = ImageShapes.read(params.model)
     if sizes is None:
-        return Plan(stored_bytes(params.model))
+        return Estimate(stored_bytes(params.model))
     number = compute.torch_dtype().itemsize
-    inner = framed(height, width, sizes, params.size).inner
+    inner = Resize.for_image_model(height, width, sizes, params.size).padded
     neighbours = Neighbours(tuple(reach(text) for text in params.attend))
     size, overlap = (frames, 0) if params.faithful else (params.window, params.overlap)
-    laid = windows(frames, size=size, overlap=overlap, anchors=neighbours.anchors(frames))
+    laid = overlapping(frames, size=size, overlap=overlap, anchors=neighbours.anchors(frames))
     longest = max(len(window.frames) for window in laid)
     at_once = max(
-        sizes.layer(longest, inner) * NETWORK_LAYERS, sizes.decoding(min(frames, FRAMES_AT_ONCE), inner)
+        sizes.layer(longest, inner) * NETWORK_LAYERS, sizes.decoding(min(frames, ENCODED_AT_ONCE), inner)
     )
     ladder = (params.steps + 1) * sizes.latents(frames, inner) * AT_REST
     found, carried = params.steps * params.fixed_point * len(laid), _calls(params) * len(laid)
@@ -45,7 +46,7 @@ def plan(frames: int, height: int, width: int, params: FateZeroParams, compute: 
         f"{found} network calls find the noise, kept ({in_words(ladder)}), and {carried} carry the edit",
     )
     tuning = (f"{params.tune_steps} steps of tuning, kept too",) if params.tune_steps else ()
-    return Plan((sizes.numbers + at_once) * number, notes=notes + tuning)
+    return Estimate((sizes.numbers + at_once) * number, notes=notes + tuning)
 
 
 def _calls(params: FateZeroParams) -> int:

@@ -8,7 +8,7 @@ object (`object_mask`), and, if wanted, put the source's latents back outside th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,14 +17,16 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from retouch.diffusion.attention import Attend, Gather, Layer, Neighbours
-from retouch.diffusion.ddim import Ladder, Latents, Level, Schedule, move, parts
-from retouch.diffusion.guidance import guided
+from retouch.diffusion.inversion import Trajectory
 from retouch.diffusion.windows import Window
 from retouch.diffusion.words import CrossFusion
 from retouch.errors import MethodError
 from retouch.methods.fatezero.fusion import Fuse, Reading, Watch, captured, mask_layers, object_mask
+from retouch.models.noise_path import Level, Schedule, Timestep, guided, step
+from retouch.video import chunks
 
-Room: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], np.ndarray]
+Latents: TypeAlias = Float[Tensor, "f c h w"]
+Room: TypeAlias = Callable[[str, tuple[int, ...], type[np.generic]], Tensor]
 """Zeroed space for numbers at rest, by name, shape and kind."""
 
 
@@ -35,7 +37,7 @@ class Network(Protocol):
     def predict(
         self,
         z: Float[Tensor, "f c h w"],
-        t: int,
+        t: Timestep,
         text: Float[Tensor, "*f n d"],
         *,
         attention: Mapping[str, object] | None = None,
@@ -70,7 +72,7 @@ class Object:
     """The layers whose attention to words is read."""
     smoothing: int = 0
     """Frames to each side over which the source's heat is averaged."""
-    given: np.ndarray | None = None
+    given: Tensor | None = None
     """Bool, `f h w` at the size of the latents: the object itself, from the user."""
 
 
@@ -115,8 +117,7 @@ class Scene:
     windows: tuple[Window, ...]
     texts: Texts
     recipe: Recipe
-    like: Tensor
-    """Has the device and the precision that latents are computed in."""
+    device: torch.device
 
 
 @final
@@ -127,11 +128,11 @@ class Moment:
     index: int
     z: Latents
     """The latents after the step; the next step starts from what lies here then."""
-    shown: Float[Tensor, "f c h w"]
+    shown: Float[Tensor, "g c h w"]
     """The network's output for the target prompt, attention fused."""
-    against: Float[Tensor, "f c h w"] | None
-    self_masks: Mapping[tuple[int, int], Bool[Tensor, "f _ _"]] | None
-    changed: np.ndarray | None
+    against: Float[Tensor, "g c h w"] | None
+    self_masks: Mapping[tuple[int, int], Bool[Tensor, "g _ _"]] | None
+    changed: Tensor | None
     """Bool, `f h w`: where the edit is kept when the source's latents are put back."""
 
 
@@ -142,31 +143,31 @@ class Space:
 
     z: Latents
     out: Latents
-    source_heat: np.ndarray
+    source_heat: Tensor
     """`f h w`: how strongly the source looks at the object's words in this step."""
-    target_heat: np.ndarray
+    target_heat: Tensor
     """`f h w`: how strongly the edit did so far, added up."""
-    changed: np.ndarray
+    changed: Tensor
 
 
-def space(ladder: Ladder, scene: Scene, room: Room) -> Space:
+def space(ladder: Trajectory, scene: Scene, room: Room) -> Space:
     """Room for a walk, its latents at the top of the ladder."""
-    shape, kind = ladder.rungs.shape[1:], ladder.rungs.dtype
+    shape = tuple(ladder.latents.shape[1:])
+    kind = np.float64 if ladder.latents.dtype == torch.float64 else np.float32
     read = _read_layers(scene)
     grid = next(iter(read)).grid if read else (1, 1)
     z = room("z", shape, kind)
-    for part in parts(shape[0]):
-        z[part] = ladder.rungs[-1, part]
+    z[:] = ladder.latents[-1]
     return Space(
         z,
         out=room("out", shape, kind),
         source_heat=room("source_heat", (shape[0], *grid), kind),
         target_heat=room("target_heat", (shape[0], *grid), kind),
-        changed=room("changed", (shape[0], *shape[2:]), np.dtype(bool)),
+        changed=room("changed", (shape[0], *shape[2:]), np.bool_),
     )
 
 
-def walk(ladder: Ladder, scene: Scene, space: Space, *, done: int = 0) -> Iterator[Moment]:
+def walk(ladder: Trajectory, scene: Scene, space: Space, *, done: int = 0) -> Iterator[Moment]:
     """Walks from the ladder's top to a clean clip, one step at a time, in `space.z`.
 
     Args:
@@ -175,19 +176,18 @@ def walk(ladder: Ladder, scene: Scene, space: Space, *, done: int = 0) -> Iterat
         space: Where the latents are, and what else goes from step to step.
         done: How many steps lie behind.
     """
-    for index, (hi, lo) in list(enumerate(scene.schedule.descending))[done:]:
+    for index, (hi, lo) in list(enumerate(scene.schedule.down()))[done:]:
         space.out[:] = 0
         space.source_heat[:] = 0
         for window in scene.windows:
             guess = _guess(ladder, scene, space, window, index, hi)
             window.add(space.out, guess.value)
-        for part in parts(len(space.z)):
-            above, out = torch.from_numpy(space.z[part]), torch.from_numpy(space.out[part])
-            space.z[part] = move(above, out, hi, lo, scene.schedule.prediction).numpy()
+        for part in chunks(len(space.z)):
+            space.z[part] = step(space.z[part], space.out[part], hi, lo)
         if index in scene.recipe.mask_steps:
             _find_changed(scene, space)
         if index in scene.recipe.blend_steps:
-            _keep_outside(space, ladder, scene.schedule.steps - index - 1 + scene.recipe.blend_lag)
+            _keep_outside(space, ladder, len(ladder.latents) - index - 2 + scene.recipe.blend_lag)
         changed = space.changed if index in scene.recipe.mask_steps else None
         yield Moment(index, space.z, guess.shown, guess.against, guess.self_masks, changed)
 
@@ -201,7 +201,7 @@ class _Guess:
     self_masks: Mapping[tuple[int, int], Tensor] | None
 
 
-def _guess(ladder: Ladder, scene: Scene, space: Space, window: Window, index: int, hi: Level) -> _Guess:
+def _guess(ladder: Trajectory, scene: Scene, space: Space, window: Window, index: int, hi: Level) -> _Guess:
     """The guided output for one window: source asked, edit fused, guidance's other half left plain."""
     recipe, texts = scene.recipe, scene.texts
     gather = recipe.neighbours.among(window.frames, len(space.z))
@@ -213,7 +213,7 @@ def _guess(ladder: Ladder, scene: Scene, space: Space, window: Window, index: in
     fuse = Fuse(
         gather, watch.seen, cross, masks, _reading(scene, texts.target_words, index in recipe.mask_steps)
     )
-    z = window.take(space.z, scene.like)
+    z = window.take(space.z, scene.device)
     shown = scene.network.predict(z, hi.t, texts.target, attention={"rule": fuse})
     if fuse.reading.answers:
         window.add(space.target_heat, fuse.reading.heat()[:, 0])
@@ -230,7 +230,7 @@ def _unchanged(scene: Scene) -> tuple[Tensor, Tensor]:
     return torch.eye(length), torch.zeros(length)
 
 
-def _look(ladder: Ladder, scene: Scene, window: Window, gather: Gather, index: int, hi: Level) -> Watch:
+def _look(ladder: Trajectory, scene: Scene, window: Window, gather: Gather, index: int, hi: Level) -> Watch:
     """Asks the network about the source, if anything of the source's attention is wanted in this step."""
     recipe = scene.recipe
     taking = captured(scene.layers, recipe.most_tokens)
@@ -244,8 +244,8 @@ def _look(ladder: Ladder, scene: Scene, window: Window, gather: Gather, index: i
         _reading(scene, scene.texts.source_words, masked),
     )
     if watch.layers or watch.reading.layers:
-        rung = scene.schedule.steps - index - recipe.source_lag
-        z = window.take(ladder.rungs[rung], scene.like)
+        rung = len(ladder.latents) - 1 - index - recipe.source_lag
+        z = window.take(ladder.latents[rung], scene.device)
         watch.during(
             lambda rule: scene.network.predict(z, hi.t, scene.texts.source, attention={"rule": rule})
         )
@@ -283,7 +283,7 @@ def _self_masks(scene: Scene, watch: Watch, window: Window) -> dict[tuple[int, i
     assert thing is not None
     grids = {layer.grid for layer in watch.layers if layer.kind == "self"}
     if thing.given is not None:
-        given = torch.from_numpy(thing.given[list(window.frames)]).to(scene.like.device)
+        given = thing.given[list(window.frames)].to(scene.device)
         return {grid: adaptive_max_pool2d(given.float(), grid) > 0 for grid in grids}
     heat = _smoothed(watch.reading.heat()[:, 0], window.frames, thing.smoothing)
     return {grid: object_mask(heat, grid, thing.threshold) for grid in grids}
@@ -306,20 +306,18 @@ def _find_changed(scene: Scene, space: Space) -> None:
         space.changed[:] = thing.given
         return
     size = (space.z.shape[2], space.z.shape[3])
-    for part in parts(len(space.z)):
+    for part in chunks(len(space.z)):
         frames = range(part.start, part.stop)
         was, is_now = (
-            object_mask(
-                _smoothed(torch.from_numpy(heat[part]), frames, thing.smoothing), size, thing.threshold
-            )
+            object_mask(_smoothed(heat[part], frames, thing.smoothing), size, thing.threshold)
             for heat in (space.source_heat, space.target_heat)
         )
-        space.changed[part] = (was | is_now).numpy()
+        space.changed[part] = was | is_now
 
 
-def _keep_outside(space: Space, ladder: Ladder, rung: int) -> None:
+def _keep_outside(space: Space, ladder: Trajectory, rung: int) -> None:
     """Puts the source's latents of a level back outside the object."""
-    for part in parts(len(space.z)):
-        source, edit = torch.tensor(ladder.rungs[rung, part]), torch.from_numpy(space.z[part])
-        inside = torch.from_numpy(space.changed[part])[:, None].to(edit.dtype)
-        space.z[part] = (source + inside * (edit - source)).numpy()
+    for part in chunks(len(space.z)):
+        source, edit = ladder.latents[rung, part], space.z[part]
+        inside = space.changed[part][:, None].to(edit.dtype)
+        space.z[part] = source + inside * (edit - source)

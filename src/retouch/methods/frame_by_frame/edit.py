@@ -12,23 +12,25 @@ beside the prompt (IP-Adapter, Ye et al. 2023); neither makes two frames agree.
 """
 
 import contextlib
+from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from retouch.diffusion.ddim import schedule
-from retouch.diffusion.image_edit import Goal, denoised, descent, noised
+from retouch.diffusion.image_edit import Goal, denoised, descent
+from retouch.diffusion.resize import resized
 from retouch.media.io import read_picture
 from retouch.methods.frame_by_frame.spec import FrameByFrameParams
 from retouch.models.annotate import canny
-from retouch.models.image import Control, StableDiffusion, resized
+from retouch.models.image import Control, StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
+from retouch.models.noise_path import add_noise
 from retouch.run import Edited, Run
 from retouch.video import Video
 
-FRAMES_AT_ONCE = 16
+FRAMES_AT_ONCE: Final = 16
 """Frames that pass the network together; bounds memory, changes nothing else."""
 
 
@@ -36,29 +38,28 @@ FRAMES_AT_ONCE = 16
 def edit(video: Video, params: FrameByFrameParams, run: Run) -> Edited:
     """Show `params.prompt` in every frame, each for itself."""
     sd = run.load(params.model, StableDiffusion)
-    levels = schedule(sd, params.steps)
-    steps = descent(levels, params.strength)
+    steps = descent(sd.schedule(params.steps), params.strength)
     result = run.scratch("edited", (len(video), 3, video.height, video.width))
 
     with contextlib.ExitStack() as stack:
         goal, control = goal_of(sd, params, run, stack), control_of(sd, params, run)
-        for span, part in video.windows(FRAMES_AT_ONCE, 0):
+        for span, part in video.chunks(FRAMES_AT_ONCE):
             pixels = resized(part.pixels(), *sd.working_size(video.height, video.width))
             edges = canny(part.like(pixels).frames)
             z = sd.encode(pixels)
-            z = noised(z, starting_noise(span, z, run, shared=params.shared_noise), steps[0][0])
+            z = add_noise(z, starting_noise(span, z, run, shared=params.shared_noise), steps[0][0])
             for step in run.steps(f"frames {span.start + 1} to {span.stop}", steps):
                 at = step.item[0].t
                 residuals = control and control.residuals(edges, z, at, goal.text, scale=params.edges)
-                z = step.done(denoised(z, step.item, goal, sd, levels, residuals=residuals))
+                z = step.done(denoised(z, step.item, goal, sd, residuals=residuals))
             edited = part.like(resized(sd.decode(z), video.height, video.width))
-            result[span.start : span.stop] = edited.frames
+            result[span] = edited.frames
 
     return Edited(video.like(result))
 
 
 def goal_of(sd: StableDiffusion, params: FrameByFrameParams, run: Run, stack: contextlib.ExitStack) -> Goal:
-    """What every frame should show; a reference picture is heard until `stack` closes."""
+    """What every frame should show; a reference picture applies until `stack` closes."""
     words = sd.embed(params.prompt), sd.embed(params.negative_prompt), params.guidance
     if params.reference is None or params.reference_scale == 0:
         return Goal(*words)
@@ -85,8 +86,8 @@ def control_of(sd: StableDiffusion, params: FrameByFrameParams, run: Run) -> Con
 
 
 def starting_noise(
-    span: range, z: Float[Tensor, "f 4 y x"], run: Run, *, shared: bool
+    span: slice, z: Float[Tensor, "f 4 y x"], run: Run, *, shared: bool
 ) -> Float[Tensor, "f 4 y x"]:
     """Noise for the frames of a span: one for all of the clip, or one for each, whatever the span."""
-    names = ["frame" if shared else f"frame {number}" for number in span]
+    names = ["frame" if shared else f"frame {number}" for number in range(span.start, span.stop)]
     return torch.cat([run.noise(name, z[:1]) for name in names])

@@ -9,19 +9,20 @@ Frames look at the first and the previous one, and norms of residual blocks go o
 the authors' code. The clip passes whole: memory grows with its length.
 """
 
-import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from retouch.diffusion.attention import Attend, controlled
-from retouch.diffusion.ddim import move, schedule
-from retouch.diffusion.framing import Framing, decode_clip, framing
-from retouch.diffusion.guidance import guided
-from retouch.diffusion.inversion import Inversion, inverted
+from retouch.diffusion.inversion import invert_clip
+from retouch.diffusion.resize import Resize, decode_clip
 from retouch.diffusion.tune import FIRST_AND_PREVIOUS, Tuned, Tuning, load_tuned, save_tuned, tune, tuned
+from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import read_prompt
 from retouch.identity import identity
 from retouch.methods.tune_a_video.spec import TuneAVideoParams
 from retouch.models.image import StableDiffusion
+from retouch.models.noise_path import guided, step
 from retouch.run import Edited, Run
 from retouch.video import Video
 
@@ -30,44 +31,47 @@ from retouch.video import Video
 def edit(video: Video, params: TuneAVideoParams, run: Run) -> Edited:
     """Shows the clip's motion under `params.prompt`."""
     sd = run.load(params.model, StableDiffusion)
-    frame = framing(video, sd, params.size)
+    resize = Resize.for_image_model(video.height, video.width, sd, params.size)
     for prompt in (params.source_prompt, params.prompt):
         read_prompt(sd.tokenizer, prompt)
-    learned = _learned(video, params, sd, frame, run)
-    inversion = Inversion(
-        prompt="",
-        steps=params.steps,
-        frame=frame,
-        iterations=params.fixed_point,
-        neighbours=FIRST_AND_PREVIOUS,
-        clip_norm=True,
-        window=len(video),
-        overlap=0,
-        weights=identity(learned),
-    )
+    learned = _learned(video, params, sd, resize, run)
     with tuned(sd.unet, learned):
-        ladder = inverted(video, sd, inversion, run=run)
-        z = _sampled(torch.tensor(ladder.rungs[-1]).to(sd.device), params, sd, frame, run)
-    return Edited(decode_clip(z, video, sd, frame, run))
+        trajectory = invert_clip(
+            video,
+            sd,
+            resize,
+            prompt="",
+            steps=params.steps,
+            windows=overlapping(len(video), size=len(video), overlap=0),
+            fixed_point=params.fixed_point,
+            neighbours=FIRST_AND_PREVIOUS,
+            clip_norm=True,
+            weights=identity(learned),
+            run=run,
+        )
+        z = _sampled(trajectory.latents[-1].to(sd.device), params, sd, resize, run)
+    return Edited(decode_clip(z, video, sd, resize, run))
 
 
 def _sampled(
-    z: torch.Tensor, params: TuneAVideoParams, sd: StableDiffusion, frame: Framing, run: Run
-) -> np.ndarray:
+    z: Float[Tensor, "f c h w"], params: TuneAVideoParams, sd: StableDiffusion, resize: Resize, run: Run
+) -> Float[Tensor, "f c h w"]:
     """DDIM from the clip's noise, guided away from the negative prompt."""
     text, negative = sd.embed(params.prompt), sd.embed(params.negative_prompt)
-    levels = schedule(sd, params.steps)
     rule = {"rule": Attend(FIRST_AND_PREVIOUS.among(range(len(z)), len(z)))}
-    with controlled(sd.unet, size=frame.latents, clip_norm=True):
-        for step in run.steps("edit", levels.descending):
-            hi, lo = step.item
-            towards = sd.predict(z, hi.t, text, attention=rule)
-            against = sd.predict(z, hi.t, negative, attention=rule)
-            z = step.done(move(z, guided(against, towards, params.guidance), hi, lo, levels.prediction))
-    return z.cpu().numpy()
+    with controlled(sd.unet, size=resize.latents, clip_norm=True):
+        for at in run.steps("edit", sd.schedule(params.steps).down()):
+            hi, lo = at.item
+            out = guided(
+                sd.predict(z, hi.t, negative, attention=rule),
+                sd.predict(z, hi.t, text, attention=rule),
+                params.guidance,
+            )
+            z = at.done(step(z, out, hi, lo))
+    return z
 
 
-def _learned(video: Video, params: TuneAVideoParams, sd: StableDiffusion, frame: Framing, run: Run) -> Tuned:
+def _learned(video: Video, params: TuneAVideoParams, sd: StableDiffusion, resize: Resize, run: Run) -> Tuned:
     """What the model learned of this clip, read or made now."""
     if params.tuned is not None:
         return load_tuned(params.tuned)
@@ -76,7 +80,7 @@ def _learned(video: Video, params: TuneAVideoParams, sd: StableDiffusion, frame:
         return Tuned()
     how = Tuning(
         params.source_prompt,
-        frame,
+        resize,
         params.tune_steps,
         rate=params.tune_rate,
         frames=params.tune_frames,

@@ -30,11 +30,15 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from retouch.artifacts import artifact
+from retouch.diffusion.inversion import Start, draw_noise
+from retouch.diffusion.resize import Resize
+from retouch.diffusion.windows import SequentialWindow, sequential
 from retouch.errors import EmptyMask, ParamsError
+from retouch.media.composite import blend
 from retouch.media.masks import read_masks
 from retouch.media.pictures import read_picture
 from retouch.methods.videoshop import released
-from retouch.methods.videoshop.framing import Framing, fitted
+from retouch.methods.videoshop.framing import fitted
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.statistics import (
     Normaliser,
@@ -44,21 +48,13 @@ from retouch.methods.videoshop.statistics import (
     restored,
     standardised,
 )
-from retouch.methods.videoshop.walk import (
-    Guess,
-    Settled,
-    drawn_then_same,
-    invert,
-    same_noise,
-    same_sample,
-    sample,
-)
-from retouch.methods.videoshop.windows import Window, windows
+from retouch.methods.videoshop.walk import Settled, invert, sample
 from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, StillHabits, Traits
 from retouch.models.image_to_video_any import AnyImageToVideo
+from retouch.models.noise_path import extrapolate
 from retouch.run import Edited, Run
 from retouch.tracking.flow import DisFlow
-from retouch.tracking.region import carried, changed, follow, followed, pasted, trusted
+from retouch.tracking.region import carried, changed, follow, followed, trusted
 from retouch.video import Video
 
 POOR_ROUND_TRIP: Final = 30.0
@@ -90,8 +86,9 @@ def edit_with(model: ImageToVideo, video: Video, params: VideoshopParams, run: R
         run.notice("the edited picture shows nothing new, so the clip stays as it is")
         return Edited(video, touched=mask.view(bool))
 
-    framing = Framing.of(video.height, video.width, model.traits, params.short_side)
-    laid = windows(len(video), sorted(pictures), model.traits, params.window, params.overlap)
+    framing = Resize.to_area(video.height, video.width, model.traits, params.short_side)
+    size, stride = params.window or model.traits.native_frames, model.traits.frame_stride
+    laid = sequential(len(video), sorted(pictures), size=size, overlap=params.overlap, stride=stride)
     task = Task(video, pictures, way, mask, framing, model, params, run)
     result = run.scratch("edited", video.frames.shape)
     touched = None if mask is None else run.scratch("touched", mask.shape, np.bool_)
@@ -122,7 +119,7 @@ class Task:
     pictures: Mapping[int, UInt8[np.ndarray, "3 h w"]]
     followed: "Followed"
     mask: UInt8[np.ndarray, "f 1 h w"] | None
-    framing: Framing
+    framing: Resize
     model: ImageToVideo
     params: VideoshopParams
     run: Run
@@ -209,7 +206,7 @@ class Left:
     frames: int
 
 
-def _carried(task: Task, window: Window, before: Left | None, *, check: bool) -> tuple[Noise, Left]:
+def _carried(task: Task, window: SequentialWindow, before: Left | None, *, check: bool) -> tuple[Noise, Left]:
     """One window: up given the old first frame, down given the new one."""
     params, model, run = task.params, task.model, task.run
     source, target = _conditions(task, window, before)
@@ -226,14 +223,14 @@ def _carried(task: Task, window: Window, before: Left | None, *, check: bool) ->
     return noise, Left(coloured, len(window.frames))
 
 
-def _conditions(task: Task, window: Window, before: Left | None) -> tuple[Condition, Condition]:
+def _conditions(task: Task, window: SequentialWindow, before: Left | None) -> tuple[Condition, Condition]:
     """The old first frame's condition and the new one's, made alike."""
     model, params, start = task.model, task.params, window.frames.start
     count = _whole(len(window.frames), model.traits)
-    was = task.framing.there(task.video[start : start + 1].pixels(model.device))
+    was = task.framing.to_model(task.video[start : start + 1].pixels(model.device))
     old, new = params.source_prompt or params.prompt or "", params.prompt or params.source_prompt or ""
     if not window.known:
-        now = task.framing.there(_pixels(task.pictures[start], model.device))
+        now = task.framing.to_model(_pixels(task.pictures[start], model.device))
         eps = task.run.noise("picture", was[0])
         return (
             model.condition(was[0], frames=count, prompt=old, noise=eps),
@@ -257,12 +254,14 @@ def _conditions(task: Task, window: Window, before: Left | None) -> tuple[Condit
     )
 
 
-def _known(task: Task, window: Window, source: Float[Tensor, "g c h w"], before: Left | None) -> Known | None:
+def _known(
+    task: Task, window: SequentialWindow, source: Float[Tensor, "g c h w"], before: Left | None
+) -> Known | None:
     """What the window before has edited, in front, and everywhere what flow can follow."""
     latents, where = source, torch.zeros_like(source[:, :1], dtype=torch.bool)
     if task.followed.moved is not None and task.followed.sure is not None:
         moved = torch.tensor(task.followed.moved[window.slice], device=source.device).float() / 127.5 - 1
-        latents = task.model.encode(task.framing.there(moved)).to(source)
+        latents = task.model.encode(task.framing.to_model(moved)).to(source)
         where = ~_reached(task, 255 - task.followed.sure[window.slice]).to(source.device)
     if before is not None and window.known > 0:
         ours = before.latents[-window.known :].to(source)
@@ -273,18 +272,16 @@ def _known(task: Task, window: Window, source: Float[Tensor, "g c h w"], before:
 
 @artifact("videoshop_noise", version=2)
 def walked_up(
-    clip: Video, framing: Framing, model: ImageToVideo, source: Condition, up: Up, *, run: Run
+    clip: Video, framing: Resize, model: ImageToVideo, source: Condition, up: Up, *, run: Run
 ) -> Noise:
     """Walks a clip up into noise, and tries the way back."""
-    pixels = framing.there(clip.pixels(model.device))
+    pixels = framing.to_model(clip.pixels(model.device))
     missing = _whole(len(pixels), model.traits) - len(pixels)
     latents = model.encode(torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)]))
     clean = standardised(latents, moments(latents, up.normalise))
     schedule = model.schedule(up.steps, up.strength, latents)
     guess = _guess(up, clean)
-    ladder = invert(
-        model, clean, schedule, source, guess=guess, calls=up.fixed_point, run=run, draft=run.draft
-    )
+    ladder = invert(model, clean, schedule, source, guess=guess, calls=up.fixed_point, run=run)
     if not up.check:
         return Noise(latents, ladder, None)
     back = sample(model, ladder[-1], schedule, source, run=run, stage="try the way back")
@@ -320,13 +317,13 @@ def walked_down(
 
 
 def _coloured(
-    task: Task, window: Window, source: Float[Tensor, "g c h w"], edited: Float[Tensor, "g c h w"]
+    task: Task, window: SequentialWindow, source: Float[Tensor, "g c h w"], edited: Float[Tensor, "g c h w"]
 ) -> Float[Tensor, "g c h w"]:
     """Matches colours to the picture that a window starts with, or else to the source outside the region."""
     if not window.known:
         if task.params.rescale == "none":
             return edited
-        picture = task.framing.there(_pixels(task.pictures[window.frames.start], task.model.device))
+        picture = task.framing.to_model(_pixels(task.pictures[window.frames.start], task.model.device))
         return matched(edited, edited[:1], task.model.encode(picture).to(edited))
     outside = _outside(task, window)
     if outside is None or outside.float().mean() < ENOUGH_OUTSIDE:
@@ -334,7 +331,7 @@ def _coloured(
     return matched_where(edited, source.to(edited), outside)
 
 
-def _outside(task: Task, window: Window) -> Bool[Tensor, "g 1 h w"] | None:
+def _outside(task: Task, window: SequentialWindow) -> Bool[Tensor, "g 1 h w"] | None:
     """The latents that no pixel of the region reaches, for models that keep a latent a frame."""
     if task.mask is None or not _alone(task.model):
         return None
@@ -343,23 +340,23 @@ def _outside(task: Task, window: Window) -> Bool[Tensor, "g 1 h w"] | None:
 
 def _reached(task: Task, mask: UInt8[np.ndarray, "g 1 h w"]) -> Bool[Tensor, "g 1 y x"]:
     """The latents that a pixel of a mask reaches."""
-    across = task.framing.there(torch.tensor(mask).float().expand(-1, 3, -1, -1))[:, :1]
+    across = task.framing.to_model(torch.tensor(mask).float().expand(-1, 3, -1, -1))[:, :1]
     return max_pool2d(across, task.model.traits.latent_factor) > 0
 
 
-def _shown(task: Task, window: Window, left: Left) -> UInt8[np.ndarray, "f 3 h w"]:
+def _shown(task: Task, window: SequentialWindow, left: Left) -> UInt8[np.ndarray, "f 3 h w"]:
     """A window's edited frames, of the clip's size; what was held has the picture's own pixels."""
     decoded = task.model.decode(left.latents.to(task.model.device), task.params.decode_at_once)
-    frames = task.video[window.slice].like(task.framing.back(decoded[: len(window.frames)])).frames
+    frames = task.video[window.slice].like(task.framing.to_clip(decoded[: len(window.frames)])).frames
     if task.followed.moved is None or task.followed.sure is None:
         return frames
     moved, sure = (np.asarray(part[window.slice]) for part in (task.followed.moved, task.followed.sure))
-    return pasted(moved, frames, sure, SEAM)
+    return blend(frames, moved, sure, SEAM)
 
 
 def _lay(
     task: Task,
-    window: Window,
+    window: SequentialWindow,
     frames: UInt8[np.ndarray, "g 3 h w"],
     result: UInt8[np.ndarray, "all 3 h w"],
 ) -> None:
@@ -368,7 +365,7 @@ def _lay(
         source = np.asarray(task.video.frames[window.slice])
         # A mask of the user's is as soft as they made it.
         feather = 0.0 if task.params.mask else task.params.feather
-        frames = pasted(frames, source, task.mask[window.slice], feather)
+        frames = blend(source, frames, task.mask[window.slice], feather)
     for at, number in enumerate(window.frames[: window.known]):
         share = (at + 1) / (window.known + 1)
         frames[at] = np.round(result[number] * (1 - share) + frames[at] * share)
@@ -460,11 +457,11 @@ def _told(model: ImageToVideo, video: Video, params: VideoshopParams) -> ImageTo
     return model.telling(StillHabits(rate, params.motion, params.picture_noise, shrink))
 
 
-def _guess(up: Up, clean: Float[Tensor, "g c h w"]) -> Guess:
+def _guess(up: Up, clean: Float[Tensor, "g c h w"]) -> Start | None:
     if up.guess == "drawn":
         eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(up.seed)).to(clean)
-        return drawn_then_same(eps * clean.std())
-    return same_noise if up.guess == "same_noise" else same_sample
+        return draw_noise(eps * clean.std())
+    return extrapolate if up.guess == "same_noise" else None
 
 
 def _say_round_trip(decibels: float, run: Run) -> None:

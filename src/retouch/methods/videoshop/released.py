@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retouch.diffusion.inversion import draw_noise
 from retouch.methods.videoshop.statistics import FLOOR, matched, moments, standardised
-from retouch.methods.videoshop.walk import drawn_then_same, invert, same_sample, sample
+from retouch.methods.videoshop.walk import invert, sample
 from retouch.models.image_to_video import StableVideo, StillCondition, StillHabits, Traits
 from retouch.run import Run
 
@@ -89,13 +90,13 @@ def carry(
     shown = _standardised_still(model, still) if settings.normalise else still
     source = model.still(shown, model.look(clip[0]))
     schedule = model.schedule(settings.steps, settings.strength, latents)
-    drawn = drawn_then_same(draws.guesses * prepared.std(), settings.threshold)
+    drawn = draw_noise(draws.guesses * prepared.std(), settings.threshold)
     ladder = invert(
         model,
         prepared,
         schedule,
         source,
-        guess=drawn if settings.extrapolate else same_sample,
+        guess=drawn if settings.extrapolate else None,
         calls=1,
         run=run,
         against=model.unconditional(source) if settings.inversion_guidance > 1 else None,

@@ -7,25 +7,23 @@ With the network asked once, at the guess, this is the released method; each fur
 exact inverse.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from retouch.artifacts import Draft
-from retouch.diffusion.euler import extrapolate, inverse_step, log_snr, renoise, step
-from retouch.diffusion.fixed_point import fixed_point
-from retouch.models.image_to_video import Condition, ImageToVideo, Level, Schedule
+from retouch.diffusion import inversion
+from retouch.diffusion.inversion import Start
+from retouch.identity import identity
+from retouch.models.image_to_video import Condition, ImageToVideo
+from retouch.models.noise_path import Level, Schedule, step
 from retouch.run import Run
 
 STEPS_A_DRAFT: Final = 4
 """Steps of an inversion that a kill may cost."""
 Latents: TypeAlias = Float[Tensor, "g c h w"]
-Guess: TypeAlias = Callable[[Latents, Latents, Level, Level], Latents]
 
 
 def invert(
@@ -34,34 +32,27 @@ def invert(
     schedule: Schedule,
     condition: Condition,
     *,
-    guess: Guess,
+    guess: Start | None,
     calls: int,
     run: Run,
     against: Condition | None = None,
     guidance: float = 1.0,
-    draft: Draft | None = None,
 ) -> Float[Tensor, "n g c h w"]:
     """Walks up from the clean latents and gives every sample on the way, the clean one first.
 
-    Every step asks the network `calls` times. With a draft, the walk goes on where one that was stopped left
-    off.
+    Every step asks the network `calls` times. It goes on where one that was stopped left off.
     """
 
-    def above(x: Latents, lo: Level, hi: Level, guessed: Latents) -> Latents:
-        velocity = model.predict(guessed, hi, condition, against=against, guidance=guidance)
-        return model.held(inverse_step(x, velocity, lo, hi), condition)
+    def predict(x: Latents, level: Level) -> Latents:
+        return model.predict(x, level, condition, against=against, guidance=guidance)
 
-    kept = draft.load() if draft else None
-    ladder = list(kept["ladder"].to(clean)) if kept else [model.held(clean, condition)]
-    for at in run.steps("invert", schedule.up()):
-        if at.index < len(ladder) - 1:
-            continue
-        (lo, hi), x = at.item, ladder[-1]
-        guessed = model.held(guess(clean, x, lo, hi), condition)
-        ladder.append(at.done(fixed_point(partial(above, x, lo, hi), guessed, calls=calls)))
-        if draft and len(ladder) % STEPS_A_DRAFT == 0:
-            draft.save({"ladder": torch.stack(ladder)})
-    return torch.stack(ladder)
+    steps = schedule.up()
+    ladder = clean.new_empty(len(steps) + 1, *clean.shape)
+    ladder[0] = clean
+    job = identity((clean, condition, steps, calls, guidance))
+    walked = run.resumable("invert", steps, {"ladder": ladder}, every=STEPS_A_DRAFT, key=job)
+    inversion.invert(ladder, predict, walked, calls=calls, start=guess)
+    return ladder
 
 
 def sample(
@@ -77,11 +68,11 @@ def sample(
     stage: str = "sample",
 ) -> Latents:
     """Walks down from noise; what is `settled` already leads the rest."""
-    x = model.held(x if settled is None else settled.put(x, 0), condition)
+    x = x if settled is None else settled.put(x, 0)
     for at in run.steps(stage, schedule.down()):
         hi, lo = at.item
         velocity = model.predict(x, hi, condition, against=against, guidance=guidance)
-        x = model.held(step(x, velocity, hi, lo), condition)
+        x = step(x, velocity, hi, lo)
         x = at.done(x if settled is None else settled.put(x, at.index + 1))
     return x
 
@@ -107,34 +98,10 @@ class Settled:
         schedule: Schedule,
     ) -> "Settled":
         """Moves a source's ladder to edited latents, at every level; they count where it says."""
-        signal = torch.tensor([level.a for level in schedule.levels[schedule.start :]]).to(ladder)
+        signal = torch.tensor([level.signal for level in schedule.levels[schedule.start :]]).to(ladder)
         change = signal[:, None, None, None, None] * (edited - ladder[0])
         return cls(ladder.flip(0) + change, where)
 
     def put(self, x: Latents, index: int) -> Latents:
         """Gives the sample after step `index` with what is known in its place."""
         return torch.where(self.where, self.samples[index], x)
-
-
-def same_noise(clean: Latents, x: Latents, lo: Level, hi: Level) -> Latents:
-    """Guesses that the next sample holds the same noise, wherever there is any noise to go by."""
-    return hi.a * clean if lo.b == 0 else extrapolate(clean, x, lo, hi)
-
-
-def same_sample(_clean: Latents, x: Latents, _lo: Level, _hi: Level) -> Latents:
-    """Guesses that the next sample is the current one: plain inversion, without extrapolation."""
-    return x
-
-
-def drawn_then_same(eps: Latents, threshold: float = 0.0) -> Guess:
-    """Gives the released rule: drawn noise while the signal is above the noise, extrapolation from then on.
-
-    Args:
-        eps: the noise to draw, already as strong as the clean latents.
-        threshold: log signal-to-noise ratio under which the current sample's own noise is trusted.
-    """
-
-    def guess(clean: Latents, x: Latents, lo: Level, hi: Level) -> Latents:
-        return extrapolate(clean, x, lo, hi) if log_snr(lo) < threshold else renoise(clean, eps, hi)
-
-    return guess

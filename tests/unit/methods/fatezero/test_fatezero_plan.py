@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retouch.compute import Compute, Plan
+from retouch.compute import Compute
 from retouch.errors import ModelNotFound, OutOfBudget
 from retouch.methods.fatezero.edit import edit_with
 from retouch.methods.fatezero.plan import plan
 from retouch.methods.fatezero.spec import SPEC, FateZeroParams
+from retouch.models.estimate import Estimate
 from retouch.models.image import StableDiffusion
 from retouch.models.image_shapes import ImageShapes
 from retouch.run import Run
@@ -27,7 +28,7 @@ def filled(preset: str, **more: object) -> FateZeroParams:
     return params
 
 
-def planned(frames: int = 8, height: int = 64, width: int = 64, **more: object) -> Plan:
+def planned(frames: int = 8, height: int = 64, width: int = 64, **more: object) -> Estimate:
     return plan(frames, height, width, filled("attribute", **more), CPU)
 
 

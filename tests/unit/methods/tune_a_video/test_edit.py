@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retouch.compute import Compute
-from retouch.diffusion.framing import framing
+from retouch.diffusion.resize import Resize
 from retouch.diffusion.tune import Tuning, tune
 from retouch.errors import Cancelled, ParamsError
 from retouch.events import Advanced, Event, Reused
@@ -52,7 +52,7 @@ def test_tuning_learns_and_leaves_the_model_as_it_was(tmp_path: Path, rank: int)
     sd = model()
     before, grads = weights(sd), {name: p.requires_grad for name, p in sd.unet.named_parameters()}
     modules = {name: type(module) for name, module in sd.unet.named_modules()}
-    how = Tuning(SOURCE, framing(clip(), sd, "clip"), steps=3, rate=1e-3, rank=rank)
+    how = Tuning(SOURCE, Resize.for_image_model(32, 64, sd, "clip"), steps=3, rate=1e-3, rank=rank)
     learned = tune(clip(), sd, how, run=Run.alone(tmp_path, compute=CPU))
     after = weights(sd)
     assert before.keys() == after.keys()
@@ -73,7 +73,7 @@ def test_tuning_learns_and_leaves_the_model_as_it_was(tmp_path: Path, rank: int)
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_stopped_tuning_goes_on_to_the_same_weights(tmp_path: Path, rank: int) -> None:
     sd, events = model(), list[Event]()
-    how = Tuning(SOURCE, framing(clip(1), sd, "clip"), steps=27, rate=1e-3, rank=rank)
+    how = Tuning(SOURCE, Resize.for_image_model(32, 64, sd, "clip"), steps=27, rate=1e-3, rank=rank)
     whole = tune(clip(1), sd, how, run=Run.alone(tmp_path / "whole", compute=CPU))
     run = replace(Run.alone(tmp_path / "broken", compute=CPU), listen=events.append)
     stopping = replace(run, stopped=lambda: sum(isinstance(event, Advanced) for event in events) == 26)

@@ -1,11 +1,12 @@
 """What tuning and an edit will need, before they start."""
 
-from retouch.compute import Compute, Plan
+from retouch.compute import Compute
 from retouch.methods.tune_a_video.plan import plan
 from retouch.methods.tune_a_video.spec import SPEC, TuneAVideoParams
+from retouch.models.estimate import Estimate
 
 
-def planned(frames: int = 8, **more: object) -> Plan:
+def planned(frames: int = 8, **more: object) -> Estimate:
     params = SPEC.fill({"source_prompt": "a ball", "prompt": "a star", "steps": 5, **more})
     assert isinstance(params, TuneAVideoParams)
     return plan(frames, 64, 64, params, Compute(device="cpu"))

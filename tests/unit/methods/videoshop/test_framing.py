@@ -1,52 +1,13 @@
-"""Pictures to the model and back, and the user's picture to the clip."""
+"""The user's picture brought to the clip."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from retouch.errors import ParamsError
 from retouch.media.pictures import write_picture
-from retouch.methods.videoshop.framing import Framing, fitted
-from retouch.models.image_to_video import Traits
-
-SVD = Traits(1, 64, 8, 4, 14, 576 * 1024, keeps_first_frame=False, reads_text=False)
-TINY = Traits(1, 8, 4, 4, 5, 64 * 64, keeps_first_frame=False, reads_text=False)
-
-
-def test_a_wide_clip_gets_the_models_own_size() -> None:
-    assert Framing.of(1080, 1920, SVD).padded == (576, 1024)
-    assert Framing.of(720, 1280, SVD).scaled == (576, 1024)
-
-
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (1920, 1080), (333, 777), (64, 64)])
-def test_the_aspect_is_kept_to_a_pixel_and_only_padding_is_added(height: int, width: int) -> None:
-    framing = Framing.of(height, width, SVD)
-    tall, wide = framing.scaled
-    assert abs(tall * width / height - wide) <= max(1, width / height)
-    assert all(0 <= outer - inner < 64 for outer, inner in zip(framing.padded, framing.scaled, strict=True))
-    assert all(side % 64 == 0 for side in framing.padded)
-
-
-def test_a_clip_of_fitting_size_is_not_scaled() -> None:
-    pixels = torch.rand(2, 3, 48, 64) * 2 - 1
-    framing = Framing.of(48, 64, TINY)
-    assert framing.padded == (48, 64)
-    assert torch.equal(framing.back(framing.there(pixels)), pixels)
-
-
-def test_what_is_padded_comes_back_where_it_was() -> None:
-    pixels = torch.rand(1, 3, 45, 61) * 2 - 1
-    framing = Framing((45, 61), (45, 61), (48, 64))
-    there = framing.there(pixels)
-    assert there.shape == (1, 3, 48, 64)
-    assert torch.equal(there[..., 0, 1:], there[..., 1, 1:])
-    assert torch.equal(framing.back(there), pixels)
-
-
-def test_the_short_side_can_be_chosen() -> None:
-    assert Framing.of(1080, 1920, SVD, short_side=320).scaled == (320, 569)
+from retouch.methods.videoshop.framing import fitted
 
 
 def frame() -> np.ndarray:

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from retouch.compute import Compute, Plan
+from retouch.compute import Compute
 from retouch.errors import ModelNotFound, OutOfBudget, ParamsError
 from retouch.methods.videoshop.plan import plan
 from retouch.methods.videoshop.spec import VideoshopParams
+from retouch.models.estimate import Estimate
 
 PIPELINE = str(Path(__file__).resolve().parents[3] / "parity" / "data" / "videoshop" / "pipeline")
 WEIGHTS = 2.1e6 * 4  # 1.31, 0.76 and 0.03 million numbers
 CPU = Compute(device="cpu")
 
 
-def planned(frames: int = 5, height: int = 64, width: int = 64, **more: object) -> Plan:
+def planned(frames: int = 5, height: int = 64, width: int = 64, **more: object) -> Estimate:
     return plan(
         frames,
         height,
