@@ -20,6 +20,8 @@ class Role(Enum):
     KEYFRAME = "a picture of a frame: FRAME=PICTURE, or a path for the first frame"
     MASK = "masks of the clip's size, one or one a frame"
     PICTURE = "any picture: a path, or NAME=PICTURE"
+    PROMPT = "words that a model reads"
+    MODEL = "the model that reads the prompts"
 
 
 class Params(BaseModel):
@@ -65,11 +67,18 @@ KeyFrame: TypeAlias = Annotated[PictureAt, Role.KEYFRAME]
 """A picture of one of the clip's frames, as FRAME=PICTURE."""
 NamedPicture: TypeAlias = Annotated[PictureAt, Role.PICTURE]
 """A picture of something in the method's own words, as NAME=PICTURE."""
-Prompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the edited clip should show.")]
-SourcePrompt: TypeAlias = Annotated[str, Field(min_length=1, description="What the clip shows now.")]
-NegativePrompt: TypeAlias = Annotated[str, Field(description="What the edited clip should not show.")]
+Prompt: TypeAlias = Annotated[
+    str, Role.PROMPT, Field(min_length=1, description="What the edited clip should show.")
+]
+SourcePrompt: TypeAlias = Annotated[
+    str, Role.PROMPT, Field(min_length=1, description="What the clip shows now.")
+]
+NegativePrompt: TypeAlias = Annotated[
+    str, Role.PROMPT, Field(description="What the edited clip should not show.")
+]
 Model: TypeAlias = Annotated[
     str,
+    Role.MODEL,
     Field(
         min_length=1, description="The model: a folder, a catalogue name, tiny:NAME, or hf:org/name@revision."
     ),

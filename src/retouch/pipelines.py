@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from retouch.errors import RequestError
+from retouch.events import ignore
 from retouch.media.pictures import write_picture
 from retouch.methods.fatezero.edit import edit_with as edit_by_text
 from retouch.methods.fatezero.spec import SPEC as FATEZERO
@@ -42,6 +43,8 @@ from retouch.methods.videoshop.spec import SPEC as VIDEOSHOP
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.models.image import StableDiffusion
 from retouch.models.image_to_video import StableVideo
+from retouch.models.vocabulary import check_words, words_of
+from retouch.params import Role, given_as
 from retouch.run import OnStep, Run, Step
 from retouch.video import Video
 
@@ -191,6 +194,7 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
         cross_replace_steps: float | None = None,
         self_replace_steps: float | None = None,
         preset: str | None = None,
+        anyway: bool = False,
         generator: torch.Generator | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: Callback | None = None,
@@ -208,6 +212,7 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
             cross_replace_steps: share of the steps in which cross-attention is the source's.
             self_replace_steps: share of the steps in which self-attention is the source's.
             preset: one of the method's presets, for what is not given here.
+            anyway: go on with words that the model says it was not taught.
             generator: gives the seed of the run.
             output_type: "pil" for pictures, "np" or "pt" for numbers from 0 to 1.
             callback_on_step_end: called after each step of the way down with `latents`, which it may replace.
@@ -229,6 +234,9 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
         given |= {"source_prompt": source_prompt, "prompt": prompt, **(options or {})}
         params = FATEZERO.fill(given, preset=preset)
         assert isinstance(params, FateZeroParams)
+        prompts = [prompt for _, prompt in given_as(params, Role.PROMPT)]
+        known = words_of(self.tokenizer.init_kwargs)
+        check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
         model = StableDiffusion(
             tokenizer=self.tokenizer,
             text_encoder=self.text_encoder,

@@ -11,6 +11,7 @@ from retouch.params import Params
 
 RESERVED = frozenset(
     {
+        "anyway",
         "as_json",
         "bits",
         "codec",
@@ -32,6 +33,7 @@ RESERVED = frozenset(
         "out",
         "preset",
         "quiet",
+        "range",
         "seed",
         "source",
         "video",

@@ -43,6 +43,13 @@ def test_frames_go_in_and_come_out_in_every_kind(pipe: FateZeroPipeline) -> None
     assert torch.equal(tensor, torch.from_numpy(numbers).movedim(-1, 2))
 
 
+def test_a_word_that_the_model_was_not_taught_is_refused_unless_it_is_meant(pipe: FateZeroPipeline) -> None:
+    words: dict[str, Any] = {"source_prompt": SOURCE, "num_inference_steps": 1, "options": OPTIONS}
+    with pytest.raises(ParamsError, match="does not know the word 'jeep'"):
+        pipe(frames(), "a blue jeep on grass", **words)
+    assert len(pipe(frames(), "a blue jeep on grass", anyway=True, **words).frames[0]) == 2
+
+
 def test_the_callback_sees_every_step_and_may_replace_the_latents(pipe: FateZeroPipeline) -> None:
     plain, seen = call(pipe, frames(), output_type="np"), []
 

@@ -11,7 +11,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetSpatioTemporalConditionModel,
 )
-from tokens import EMPTY, WORDS, merges_and_vocabulary, write_tokenizer
+from tokens import EMPTY, WORDS, merges_and_vocabulary, taught_words, write_tokenizer
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -194,7 +194,7 @@ def clip(vocabulary: int) -> CLIPModel:
 def tokenizer(folder: Path, words: Sequence[str] = WORDS) -> CLIPTokenizer:
     """A byte-pair tokenizer, written to `folder`, in which each of `words` is one token."""
     merges, vocabulary = merges_and_vocabulary(words)
-    write_tokenizer(folder, merges, vocabulary, TEXT_LENGTH)
+    write_tokenizer(folder, merges, vocabulary, TEXT_LENGTH, taught_words())
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 

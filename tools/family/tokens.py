@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+from retouch.world.scene import Scene
 
 EMPTY: Final = ""
 """The caption of a picture that is shown without words; what guidance steps away from."""
@@ -65,6 +68,15 @@ PLAIN: Final = (
 WORDS: Final = tuple(dict.fromkeys(PLAIN))
 """Every word that captions use, and some that a user may try; others fall apart into letters."""
 
+SEEN: Final = 6000
+"""Scenes whose captions are read for the words that models are taught: every word comes up many times."""
+
+
+def taught_words() -> list[str]:
+    """Return the words of the captions that models are trained on; no picture ever went with another."""
+    captions = (Scene.sample(seed).caption for seed in range(SEEN))
+    return sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption)})
+
 
 def byte_letters() -> dict[int, str]:
     """The printable letter that stands for each byte in CLIP's vocabulary."""
@@ -102,9 +114,16 @@ def _merged(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def write_tokenizer(
-    folder: Path, merges: Sequence[tuple[str, str]], vocabulary: Mapping[str, int], length: int
+    folder: Path,
+    merges: Sequence[tuple[str, str]],
+    vocabulary: Mapping[str, int],
+    length: int,
+    taught: Sequence[str],
 ) -> None:
-    """Write the files that `CLIPTokenizer` has read in every version of transformers."""
+    """Write the files that `CLIPTokenizer` has read in every version of transformers.
+
+    The words that the model is `taught` go into the configuration, where `retouch` looks for them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
@@ -121,5 +140,6 @@ def write_tokenizer(
         "model_max_length": length,
         "do_lower_case": True,
         **special,
+        "words": list(taught),
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")

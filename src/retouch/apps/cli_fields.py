@@ -44,6 +44,7 @@ def request_options() -> list[click.Option]:
             type=click.IntRange(0, 2**63 - 1),
             help="Where all randomness comes from; 0 by default.",
         ),
+        click.Option(["--anyway"], is_flag=True, help="Go on with words that the model does not know."),
     ]
     return fixed + [_option(option) for option in (*describe(Compute), *describe(Output))]
 
@@ -64,6 +65,7 @@ def command_line(request: EditRequest) -> str:
     words = ["retouch", "edit", request.method, str(request.video)]
     words += _words(spec.params, request.params)
     words += ["--seed", str(request.seed)] if request.seed else []
+    words += ["--anyway"] if request.anyway else []
     words += _words(Compute, request.compute.model_dump(mode="json"))
     words += _words(Output, request.output.model_dump(mode="json"))
     words += ["--out", str(request.out)] if request.out else []

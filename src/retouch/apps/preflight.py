@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 from retouch.errors import ParamsError
+from retouch.events import Listener
 from retouch.media.drafts import check_free
 from retouch.media.encoding import Encoding, check_source, recipe
 from retouch.media.masks import check_fits
 from retouch.media.opening import pictures_at
 from retouch.media.pictures import check_suffix, header, is_picture, read_picture
 from retouch.media.probe import Facts, probe
+from retouch.models.refs import resolve
+from retouch.models.vocabulary import check_words, declared_words
 from retouch.params import Params, Role, given_as
 
 ASPECT_TOLERANCE = 0.01
@@ -38,6 +41,18 @@ def check_picture_output(path: Path, *, force: bool) -> None:
     """
     check_free(path, force=force)
     check_suffix(path.suffix)
+
+
+def check_prompts(params: Params, *, anyway: bool, tell: Listener) -> None:
+    """Refuse words that the model was not taught, where it says which it was; with `anyway`, say so.
+
+    Raises:
+        ModelNotFound: the model is not on this machine.
+        ParamsError: it does not know a word.
+    """
+    prompts = [prompt for _, prompt in given_as(params, Role.PROMPT)]
+    for _, ref in given_as(params, Role.MODEL):
+        check_words(prompts, declared_words(resolve(ref)), model=ref, anyway=anyway, tell=tell)
 
 
 def look_at(clip: Path, output: Path, encoding: Encoding, params: Params) -> Facts:

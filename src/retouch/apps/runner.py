@@ -15,7 +15,7 @@ import numpy as np
 
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
-from retouch.apps.preflight import check_clip_output, look_at
+from retouch.apps.preflight import check_clip_output, check_prompts, look_at
 from retouch.artifacts import full_disk
 from retouch.compute import Compute
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
@@ -59,6 +59,7 @@ def edit(
     compute: Compute | None = None,
     listen: Listener = ignore,
     force: bool = False,
+    anyway: bool = False,
     **params: object,
 ) -> Result:
     """Edits a clip: the same request as `retouch edit METHOD CLIP`, made in Python."""
@@ -68,6 +69,7 @@ def edit(
         "method": method_name,
         "params": filled.model_dump(mode="json"),
         "seed": seed,
+        "anyway": anyway,
         "compute": compute or Compute(),
         "out": Path(out).expanduser().absolute() if out else None,
     }
@@ -101,6 +103,7 @@ def run_edit(
             tell(Notice(text))
         started = time.perf_counter()
         _tell_device(request.compute, tell)
+        check_prompts(params, anyway=request.anyway, tell=tell)
         clip = look_at(request.video, output, encoding, params)
         if spec.preflight:
             spec.load(spec.preflight)(clip, params, tell)

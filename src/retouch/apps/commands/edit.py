@@ -103,6 +103,7 @@ def _command(spec: MethodSpec) -> click.Command:
         out: Path | None,
         seed: int | None,
         *,
+        anyway: bool,
         force: bool,
         as_json: bool,
         quiet: bool,
@@ -110,7 +111,7 @@ def _command(spec: MethodSpec) -> click.Command:
         **values: object,
     ) -> None:
         base = EditRequest.read(source) if source else None
-        request = _request(spec, base, video, values, preset=preset, out=out, seed=seed)
+        request = _request(spec, base, video, values, preset=preset, out=out, seed=seed, anyway=anyway)
         if dry_run:
             click.echo(request.as_json(), nl=False)
             return
@@ -147,6 +148,7 @@ def _request(
     preset: str | None,
     out: Path | None,
     seed: int | None,
+    anyway: bool,
 ) -> EditRequest:
     """The request that the flags make: flag over `--from` over preset over default."""
     if base is not None and base.method != spec.name:
@@ -171,6 +173,7 @@ def _request(
         method=spec.name,
         params=params.model_dump(mode="json"),
         seed=seed if seed is not None else (base.seed if base else 0),
+        anyway=anyway or bool(base and base.anyway),
         compute=parse(Compute, compute),
         output=parse(Output, output),
         out=goal.expanduser().absolute() if goal else None,

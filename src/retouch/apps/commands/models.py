@@ -131,7 +131,11 @@ def _title(folder: Path) -> str:
 
 
 def _embedded_facts(folder: Path) -> dict[str, object]:
+    from retouch.models.vocabulary import declared_words
+
     facts: dict[str, object] = {"title": _title(folder), "size_mb": round(_megabytes(folder), 1)}
+    if words := declared_words(folder):
+        facts["words"] = ", ".join(sorted(words))
     provenance = folder / "PROVENANCE.json"
     if provenance.is_file():
         about = json.loads(provenance.read_text("utf-8"))
