@@ -34,7 +34,7 @@ from retouch.metrics.fidelity import changed_pixels, psnr
 from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
-from retouch.world import COLOURS, Change, Clip, Scene, Variety, edited
+from retouch.world import COLOURS, Change, Clip, Scene, Variety, edited_clip
 
 FIRST_SEED: Final = 2_100_000_000
 FRAMES, SIZE, STEPS = 8, 64, 20
@@ -97,7 +97,7 @@ def draw(path: Path) -> None:
     rows, titles = [], []
     for number, (caption, change, preset) in enumerate(EDITS):
         clip = Clip.of(Scene.of(caption, FIRST_SEED + number, LARGE), FRAMES, SIZE)
-        trial = Trial(clip, edited(clip, Change.parse(change)), preset)
+        trial = Trial(clip, edited_clip(clip, Change.parse(change)), preset)
         ours = by_fatezero(clip.video, preset, trial.params)
         plain = by_frame(clip.video, trial.target.caption)
         shown = (clip.video, trial.target.video, ours, plain)
@@ -147,7 +147,7 @@ def baseline(count: int) -> None:
         for number, clip in enumerate(clips(count)):
             actor = clip.scene.actors[0]
             hue = [colour for colour in COLOURS if colour != actor.colour][number % 7]
-            truth = edited(clip, Change.parse(f"colour={hue}"))
+            truth = edited_clip(clip, Change.parse(f"colour={hue}"))
             got = by_frame(clip.video, truth.caption, strength=strength).frames
             where = changed_pixels(clip.video.frames, truth.video.frames)
             inside.append(psnr(got, truth.video.frames, where))

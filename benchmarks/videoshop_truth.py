@@ -37,7 +37,18 @@ from retouch.models.image_to_video import ImageToVideo
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Run
 from retouch.tracking.flow import DisFlow, warp
-from retouch.world import COLOURS, OBJECTS, PATTERNS, Camera, Change, Clip, Motion, Scene, Variety, edited
+from retouch.world import (
+    COLOURS,
+    OBJECTS,
+    PATTERNS,
+    Camera,
+    Change,
+    Clip,
+    Motion,
+    Scene,
+    Variety,
+    edited_clip,
+)
 
 Frames: TypeAlias = np.ndarray
 Row: TypeAlias = Mapping[str, float]
@@ -114,7 +125,7 @@ def cases(count: int, first: int, frames: int, size: int) -> Iterator[Case]:
         truth = (
             stuck(source, which)
             if kind == "sticker"
-            else edited(source, another(scene, kind, which, first + number))
+            else edited_clip(source, another(scene, kind, which, first + number))
         )
         poses = [scene.actors[which].motion.at(t / float(source.video.fps)) for t in (0, frames - 1)]
         reached = changed_pixels(source.video.frames, truth.video.frames)[1:]

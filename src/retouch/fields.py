@@ -64,7 +64,7 @@ def describe(params: type[BaseModel]) -> tuple[Option, ...]:
     Raises:
         PluginError: a field has no description, or a type outside the vocabulary.
     """
-    return tuple(_option(params, name, info) for name, info in params.model_fields.items())
+    return tuple(_describe_option(params, name, info) for name, info in params.model_fields.items())
 
 
 def parse(params: type[M], given: Mapping[str, object]) -> M:
@@ -89,7 +89,7 @@ def renamed(
     """
     values = dict(given)
     for name, info in params.model_fields.items():
-        for former in _formerly(info):
+        for former in _former_marks(info):
             if former.name not in values or (former.name == name and values[name] not in former.values):
                 continue
             if former.name != name and name in values:
@@ -124,14 +124,14 @@ def explain(
     fault = error.errors(include_url=False)[0]
     name = ".".join(str(part) for part in fault["loc"])
     owner, info = _field_at(params, fault["loc"])
-    hint = _description(info) if info else ""
+    hint = _field_description(info) if info else ""
     if fault["type"] == "extra_forbidden":
         return kind(f"there is no parameter {name!r}", hint=near(str(fault["loc"][-1]), owner.model_fields))
     if fault["type"] == "missing":
         return kind(f"{name} is missing", hint=hint)
     said = fault["msg"][0].lower() + fault["msg"][1:]
     said = said.removeprefix("value error, ").replace("input should", "it must")
-    return kind(f"{name} is {_shortly(fault['input'])}; {said}" if name else said, hint=hint)
+    return kind(f"{name} is {_shortened(fault['input'])}; {said}" if name else said, hint=hint)
 
 
 def _as_meant(params: type[BaseModel], name: str, value: object) -> object:
@@ -154,7 +154,7 @@ def _field_at(
     return params, info
 
 
-def _shortly(value: object) -> str:
+def _shortened(value: object) -> str:
     """Return a value as it is shown in a sentence."""
     text = repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
@@ -171,58 +171,60 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-def _option(params: type[BaseModel], name: str, info: FieldInfo) -> Option:
-    description = _description(info)
+def _describe_option(params: type[BaseModel], name: str, info: FieldInfo) -> Option:
+    description = _field_description(info)
     if not description:
         raise PluginError(f"{params.__name__}.{name} has no description")
-    kind, choices, item = _kind(params, name, info.annotation)
-    shared = _shared(info)
-    low, high = _bounds([*(shared.metadata if shared else []), *info.metadata])
+    kind, choices, item = _option_kind(params, name, info.annotation)
+    shared = _shared_type(info)
+    low, high = _option_bounds([*(shared.metadata if shared else []), *info.metadata])
     default = None if info.default is PydanticUndefined else info.default
     if info.default_factory is not None:
         default = info.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, Enum):
         default = default.value
-    former = tuple(old.name for old in _formerly(info) if old.name != name)
+    former = tuple(old.name for old in _former_marks(info) if old.name != name)
     return Option(name, kind, description, default, info.is_required(), choices, low, high, item, former)
 
 
-def _description(info: FieldInfo) -> str:
-    shared = _shared(info)
+def _field_description(info: FieldInfo) -> str:
+    shared = _shared_type(info)
     return info.description or (shared.description if shared else None) or ""
 
 
-def _formerly(info: FieldInfo) -> list[Formerly]:
+def _former_marks(info: FieldInfo) -> list[Formerly]:
     return [mark for mark in info.metadata if isinstance(mark, Formerly)]
 
 
-def _shared(info: FieldInfo) -> FieldInfo | None:
+def _shared_type(info: FieldInfo) -> FieldInfo | None:
     """Return what a shared type such as `MaskFile` says of itself where a field makes it optional."""
     parts = get_args(info.annotation) if get_origin(info.annotation) in (Union, types.UnionType) else ()
     marks = (mark for part in parts if get_origin(part) is Annotated for mark in get_args(part)[1:])
     return next((mark for mark in marks if isinstance(mark, FieldInfo)), None)
 
 
-def _kind(params: type[BaseModel], name: str, annotation: Any) -> tuple[Kind, tuple[str, ...], Kind | None]:
+def _option_kind(
+    params: type[BaseModel], name: str, annotation: Any
+) -> tuple[Kind, tuple[str, ...], Kind | None]:
     """Return the word for a type: an optional one counts as what it holds."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _kind(params, name, get_args(annotation)[0])
+        return _option_kind(params, name, get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         inner = [part for part in get_args(annotation) if part is not type(None)]
         if len(inner) == 1:
-            return _kind(params, name, inner[0])
+            return _option_kind(params, name, inner[0])
     if origin is Literal:
         return "choice", tuple(str(choice) for choice in get_args(annotation)), None
     if origin in (tuple, list):
-        item, choices, _ = _kind(params, name, get_args(annotation)[0])
+        item, choices, _ = _option_kind(params, name, get_args(annotation)[0])
         return "list", choices, item
     if isinstance(annotation, type) and annotation in _KINDS:
         return _KINDS[annotation], (), None
     raise PluginError(f"{params.__name__}.{name} has the type {annotation}, which no form can show")
 
 
-def _bounds(metadata: Iterable[object]) -> tuple[float | None, float | None]:
+def _option_bounds(metadata: Iterable[object]) -> tuple[float | None, float | None]:
     low = high = None
     for mark in metadata:
         if isinstance(mark, annotated_types.Ge):

@@ -34,7 +34,7 @@ def identity(value: object) -> str:
         (True, False)
     """
     digest = hashlib.sha256()
-    _feed(digest, value)
+    _feed_value(digest, value)
     return digest.hexdigest()
 
 
@@ -44,7 +44,7 @@ def file_digest(path: Path) -> str:
     if path.is_dir():
         for inner in sorted(path.rglob("*")):
             if inner.is_file():
-                digest.update(_bytes(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\0"))
+                digest.update(_text_bytes(f"{inner.relative_to(path).as_posix()}\0{file_digest(inner)}\0"))
         return digest.hexdigest()
     with open_regular(path) as stream:
         while block := stream.read(_BLOCK):
@@ -52,40 +52,42 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _feed(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one arm a type is the clearest form
+def _feed_value(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one arm a type is the clearest form
     """Add a value with its type and length in front, so that no two different values look alike."""
     if value is None or isinstance(value, bool):
-        _add(digest, "const", repr(value).encode())
+        _add_content(digest, "const", repr(value).encode())
     elif isinstance(value, int):
-        _add(digest, "int", str(value).encode())
+        _add_content(digest, "int", str(value).encode())
     elif isinstance(value, float):
-        _add(digest, "float", struct.pack("<d", value))
+        _add_content(digest, "float", struct.pack("<d", value))
     elif isinstance(value, str):
-        _add(digest, "str", _bytes(value))
+        _add_content(digest, "str", _text_bytes(value))
     elif isinstance(value, bytes):
-        _add(digest, "bytes", value)
+        _add_content(digest, "bytes", value)
     elif isinstance(value, Fraction):
-        _add(digest, "fraction", f"{value.numerator}/{value.denominator}".encode())
+        _add_content(digest, "fraction", f"{value.numerator}/{value.denominator}".encode())
     elif isinstance(value, Path):
-        _add(digest, "file", _bytes(file_digest(value) if value.exists() else f"missing {value}"))
+        _add_content(
+            digest, "file", _text_bytes(file_digest(value) if value.exists() else f"missing {value}")
+        )
     elif isinstance(value, np.ndarray):
         _feed_array(digest, value)
     elif isinstance(value, np.generic):
-        _feed(digest, value.item())
+        _feed_value(digest, value.item())
     elif isinstance(getattr(type(value), "identity", None), (property, functools.cached_property)):
-        _add(digest, type(value).__name__, _bytes(str(value.identity)))  # type: ignore[attr-defined]
+        _add_content(digest, type(value).__name__, _text_bytes(str(value.identity)))  # type: ignore[attr-defined]
     elif isinstance(value, BaseModel):
         _feed_pairs(
             digest, type(value).__name__, {name: getattr(value, name) for name in type(value).model_fields}
         )
     elif isinstance(value, Mapping):
-        _feed_pairs(digest, "map", {_key(key): inner for key, inner in value.items()})
+        _feed_pairs(digest, "map", {_key_text(key): inner for key, inner in value.items()})
     elif isinstance(value, (list, tuple, range)):
-        _add(digest, "list", str(len(value)).encode())
+        _add_content(digest, "list", str(len(value)).encode())
         for inner in value:
-            _feed(digest, inner)
+            _feed_value(digest, inner)
     elif isinstance(value, (set, frozenset)):
-        _feed(digest, sorted(identity(inner) for inner in value))
+        _feed_value(digest, sorted(identity(inner) for inner in value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         _feed_pairs(digest, type(value).__name__, fields)
@@ -96,18 +98,18 @@ def _feed(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one a
 
 
 def _feed_pairs(digest: "hashlib._Hash", name: str, pairs: Mapping[str, object]) -> None:
-    _add(digest, name, str(len(pairs)).encode())
+    _add_content(digest, name, str(len(pairs)).encode())
     for key in sorted(pairs):
-        _add(digest, "key", _bytes(key))
-        _feed(digest, pairs[key])
+        _add_content(digest, "key", _text_bytes(key))
+        _feed_value(digest, pairs[key])
 
 
-def _key(key: object) -> str:
+def _key_text(key: object) -> str:
     """Return a mapping's key as text; a number never looks like the text of it."""
     return key if isinstance(key, str) else identity(key)
 
 
-def _bytes(text: str) -> bytes:
+def _text_bytes(text: str) -> bytes:
     """Return a text's bytes; file names that are no Unicode pass too."""
     return text.encode("utf-8", "surrogatepass")
 
@@ -116,7 +118,7 @@ def _feed_array(digest: "hashlib._Hash", array: np.ndarray) -> None:
     """Row by row, so that a memory-mapped array is never whole in memory."""
     if array.dtype.hasobject:
         raise TypeError("an array of Python objects has no identity; its bytes are addresses")
-    _add(digest, "array", f"{array.dtype.str} {array.shape}".encode())
+    _add_content(digest, "array", f"{array.dtype.str} {array.shape}".encode())
     if array.ndim == 0:
         digest.update(array.tobytes())
         return
@@ -128,11 +130,11 @@ def _feed_tensor(digest: "hashlib._Hash", tensor: object) -> None:
     import torch
 
     assert isinstance(tensor, torch.Tensor)
-    _add(digest, "tensor", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    _add_content(digest, "tensor", f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     plain = tensor.detach().cpu().contiguous()
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
 
 
-def _add(digest: "hashlib._Hash", kind: str, content: bytes) -> None:
+def _add_content(digest: "hashlib._Hash", kind: str, content: bytes) -> None:
     digest.update(f"{kind}:{len(content)}:".encode())
     digest.update(content)

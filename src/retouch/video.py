@@ -229,12 +229,12 @@ class Video:
         Raises:
             Diverged: if a number is not finite.
         """
-        frames = pixels if isinstance(pixels, np.ndarray) else _bytes(pixels)
+        frames = pixels if isinstance(pixels, np.ndarray) else _to_bytes(pixels)
         if len(frames) != len(self):
             return Video(frames, self.fps, None, self.origin.untimed())
         alpha = self.alpha
         if alpha is not None and alpha.shape[2:] != frames.shape[2:]:
-            alpha = _resized(alpha, int(frames.shape[2]), int(frames.shape[3]))
+            alpha = _resize_alpha(alpha, int(frames.shape[2]), int(frames.shape[3]))
         return Video(frames, self.fps, alpha, self.origin)
 
 
@@ -286,7 +286,7 @@ def release_pages(pictures: np.ndarray | None) -> None:
         below.madvise(mmap.MADV_DONTNEED)
 
 
-def _bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
+def _to_bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:
     frames = _own_pages(tuple(pixels.shape))
     for start in range(0, len(frames), _CONVERTED_AT_ONCE):
         part = pixels[start : start + _CONVERTED_AT_ONCE].detach().to("cpu", torch.float32)
@@ -310,7 +310,9 @@ def _own_pages(shape: tuple[int, ...]) -> UInt8[np.ndarray, "f 3 h w"]:
     return np.frombuffer(pages, np.uint8).reshape(shape)
 
 
-def _resized(alpha: UInt8[np.ndarray, "f 1 h w"], height: int, width: int) -> UInt8[np.ndarray, "f 1 y x"]:
+def _resize_alpha(
+    alpha: UInt8[np.ndarray, "f 1 h w"], height: int, width: int
+) -> UInt8[np.ndarray, "f 1 y x"]:
     resized = np.empty((len(alpha), 1, height, width), np.uint8)
     for i in range(len(alpha)):
         picture = torch.tensor(alpha[i : i + 1], dtype=torch.float32)

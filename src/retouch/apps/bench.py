@@ -42,7 +42,7 @@ from retouch.world import (
     Clip,
     Scene,
     Variety,
-    edited,
+    edited_clip,
 )
 
 HELD_OUT = 2 * 10**9
@@ -156,7 +156,7 @@ def trials(bench: Bench) -> Iterator[Trial]:
         for kind in bench.kinds:
             word = _word(clip.scene, kind, seed)
             change = Change.parse(f"{kind}={word}")
-            yield Trial(number, kind, word, clip, edited(clip, change))
+            yield Trial(number, kind, word, clip, edited_clip(clip, change))
 
 
 def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[Row]:

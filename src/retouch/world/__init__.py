@@ -16,7 +16,7 @@ from retouch.world.faces import (
     sample_identity,
     sample_motion,
 )
-from retouch.world.render import film, painted, picture, planes
+from retouch.world.render import film, paint_actor, picture, planes
 from retouch.world.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -30,7 +30,7 @@ from retouch.world.scene import (
     Scene,
     Variety,
 )
-from retouch.world.truth import Change, Clip, Layer, edited, reached
+from retouch.world.truth import Change, Clip, ClipLayer, edited_clip, reachable_pixels
 
 __all__ = [
     "BACKGROUNDS",
@@ -45,23 +45,23 @@ __all__ = [
     "Camera",
     "Change",
     "Clip",
+    "ClipLayer",
     "Expression",
     "FaceClip",
     "Identity",
-    "Layer",
     "Liveliness",
     "Motion",
     "Portrait",
     "Scene",
     "Variety",
-    "edited",
+    "edited_clip",
     "face_landmarks",
     "face_picture",
     "film",
-    "painted",
+    "paint_actor",
     "picture",
     "planes",
-    "reached",
+    "reachable_pixels",
     "sample_identity",
     "sample_motion",
 ]

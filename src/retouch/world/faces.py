@@ -382,7 +382,9 @@ class FaceClip:
     def of(cls, portrait: Portrait, frames: int = 16, size: Size = 128, fps: Fraction = FPS) -> "FaceClip":
         """Draw the first `frames` frames of a portrait."""
         hw = height_width(size)
-        drawn = [_drawn(portrait, number * fps.denominator / fps.numerator, hw) for number in range(frames)]
+        drawn = [
+            _draw_portrait(portrait, number * fps.denominator / fps.numerator, hw) for number in range(frames)
+        ]
         video, colour, alpha, parts, landmarks = (np.stack(kind) for kind in zip(*drawn, strict=True))
         return cls(portrait, Video(video, fps), colour, alpha[:, None], parts[:, None], landmarks)
 
@@ -401,13 +403,16 @@ class FaceClip:
 
 def face_picture(portrait: Portrait, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "h w 3"]:
     """Return the portrait at `t` seconds: rows, columns, red green blue."""
-    return np.ascontiguousarray(_drawn(portrait, t, height_width(size))[0].transpose(1, 2, 0))
+    return np.ascontiguousarray(_draw_portrait(portrait, t, height_width(size))[0].transpose(1, 2, 0))
 
 
 def face_landmarks(identity: Identity, pose: Expression) -> Float32[np.ndarray, "landmarks 2"]:
     """Return where the landmarks of a face lie in the world."""
-    layout = _Layout.of(identity, pose)
-    points: dict[str, tuple[float, float]] = {"nose tip": layout.nose, "chin": (0.0, _chin(identity.shape))}
+    layout = _FaceLayout.of(identity, pose)
+    points: dict[str, tuple[float, float]] = {
+        "nose tip": layout.nose,
+        "chin": (0.0, _chin_line(identity.shape)),
+    }
     for name, (x, y), outward in (("left", layout.left, -1), ("right", layout.right, 1)):
         reach = outward * layout.eye_width(outward)
         points[f"{name} eye"] = (x, y)
@@ -426,7 +431,7 @@ def face_landmarks(identity: Identity, pose: Expression) -> Float32[np.ndarray, 
 
 @final
 @dataclass(frozen=True)
-class _Layout:
+class _FaceLayout:
     """Where the features of a face lie, in its own coordinates, at one moment."""
 
     left: tuple[float, float]
@@ -437,7 +442,7 @@ class _Layout:
     gape: float
 
     @classmethod
-    def of(cls, identity: Identity, pose: Expression) -> "_Layout":
+    def of(cls, identity: Identity, pose: Expression) -> "_FaceLayout":
         shift = 0.13 * pose.yaw
         return cls(
             left=(-identity.eye_distance + shift, -0.1),
@@ -455,14 +460,14 @@ class _Layout:
 
 @final
 @dataclass(frozen=True)
-class _Piece:
+class _FacePiece:
     part: str
     distance: Distance
     colour: Colour
     line: float = 0.03
 
 
-def _drawn(
+def _draw_portrait(
     portrait: Portrait, t: float, hw: tuple[int, int]
 ) -> tuple[
     UInt8[np.ndarray, "3 h w"],
@@ -477,15 +482,15 @@ def _drawn(
     c, s = cosine(pose.roll) / pose.scale, sine(pose.roll) / pose.scale
     u, v = c * dx + s * dy, c * dy - s * dx
     width = SOFTNESS * 2 / (min(hw) * view.zoom * pose.scale)
-    colour, alpha, parts = _painted(_pieces(portrait.identity, pose), u, v, width)
+    colour, alpha, parts = _paint_pieces(_face_pieces(portrait.identity, pose), u, v, width)
     frame = over(colour, alpha, background_planes(portrait.background, portrait.ground, view, hw))
     spots = face_landmarks(portrait.identity, pose).astype(np.float64)
     places = pixel_places(view, hw, spots[:, :1], spots[:, 1:])
     return frame, colour, alpha, parts, np.concatenate(places, axis=1).astype(np.float32)
 
 
-def _painted(
-    pieces: list[_Piece], u: Plane, v: Plane, width: float
+def _paint_pieces(
+    pieces: list[_FacePiece], u: Plane, v: Plane, width: float
 ) -> tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]:
     colour = np.zeros((3, *u.shape), np.float32)
     for channel, level in zip(colour, INK, strict=True):
@@ -514,36 +519,36 @@ _HEADS: Mapping[str, tuple[Distance, float, float]] = MappingProxyType(
 )
 
 
-def _chin(shape: str) -> float:
+def _chin_line(shape: str) -> float:
     return _HEADS[shape][2]
 
 
-def _shade(colour: Colour, share: float) -> Colour:
+def _shade_colour(colour: Colour, share: float) -> Colour:
     red, green, blue = (int(level * share) for level in colour)
     return red, green, blue
 
 
-def _grown(shape: Distance, by: float) -> Distance:
+def _grow_shape(shape: Distance, by: float) -> Distance:
     return lambda u, v: shape(u, v) - by
 
 
-def _pieces(who: Identity, pose: Expression) -> list[_Piece]:
+def _face_pieces(who: Identity, pose: Expression) -> list[_FacePiece]:
     """Return what to paint, back to front."""
-    layout = _Layout.of(who, pose)
-    groups: tuple[Callable[[Identity, Expression, _Layout], list[_Piece]], ...] = (
-        _body,
-        _head,
-        _beard,
-        _mouth,
-        _eyes,
-        _hair,
-        _hat,
-        _glasses,
+    layout = _FaceLayout.of(who, pose)
+    groups: tuple[Callable[[Identity, Expression, _FaceLayout], list[_FacePiece]], ...] = (
+        _body_pieces,
+        _head_pieces,
+        _beard_pieces,
+        _mouth_pieces,
+        _eye_pieces,
+        _hair_pieces,
+        _hat_pieces,
+        _glasses_pieces,
     )
     return [piece for group in groups for piece in group(who, pose, layout)]
 
 
-def _body(who: Identity, pose: Expression, _: _Layout) -> list[_Piece]:
+def _body_pieces(who: Identity, pose: Expression, _: _FaceLayout) -> list[_FacePiece]:
     c, s = cosine(pose.roll), sine(pose.roll)
 
     def upright(shape: Distance) -> Distance:
@@ -551,32 +556,34 @@ def _body(who: Identity, pose: Expression, _: _Layout) -> list[_Piece]:
 
     skin, hair, (_head_alone, wide, high) = SKINS[who.skin], HAIR_COLOURS[who.hair_colour], _HEADS[who.shape]
     long = slab(-wide - 0.2, -high - 0.1, wide + 0.2, 1.0, 0.46)
-    behind = [_Piece("hair", long, _shade(hair, 0.8))] if who.hair == "long" else []
+    behind = [_FacePiece("hair", long, _shade_colour(hair, 0.8))] if who.hair == "long" else []
     return [
         *behind,
-        _Piece("neck", upright(slab(-0.24, 0.4, 0.24, 1.2)), _shade(skin, 0.84)),
-        _Piece("clothes", upright(ellipse(0.0, 1.72, 1.05, 0.74)), _CLOTHES[who.clothes]),
+        _FacePiece("neck", upright(slab(-0.24, 0.4, 0.24, 1.2)), _shade_colour(skin, 0.84)),
+        _FacePiece("clothes", upright(ellipse(0.0, 1.72, 1.05, 0.74)), _CLOTHES[who.clothes]),
     ]
 
 
-def _head(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
+def _head_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_FacePiece]:
     skin, (head, wide, _high) = SKINS[who.skin], _HEADS[who.shape]
     turn = -0.07 * layout.yaw
     ears = union(ellipse(turn - wide, 0.02, 0.12, 0.17), ellipse(turn + wide, 0.02, 0.12, 0.17))
-    return [_Piece("ears", ears, _shade(skin, 0.9)), _Piece("skin", head, skin)]
+    return [_FacePiece("ears", ears, _shade_colour(skin, 0.9)), _FacePiece("skin", head, skin)]
 
 
-def _beard(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
-    pieces = [_Piece("nose", ellipse(*layout.nose, who.nose, 0.075), _shade(SKINS[who.skin], 0.8), 0.0)]
+def _beard_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_FacePiece]:
+    pieces = [
+        _FacePiece("nose", ellipse(*layout.nose, who.nose, 0.075), _shade_colour(SKINS[who.skin], 0.8), 0.0)
+    ]
     if who.beard:
         head, wide, _chin_at = _HEADS[who.shape]
-        jaw = within(_grown(head, 0.05), slab(-1.0, 0.08, 1.0, 1.2))
+        jaw = within(_grow_shape(head, 0.05), slab(-1.0, 0.08, 1.0, 1.2))
         beard = without(jaw, ellipse(layout.mouth[0], -0.02, wide - 0.09, 0.33))
-        pieces.insert(0, _Piece("beard", beard, _shade(HAIR_COLOURS[who.hair_colour], 0.9), 0.02))
+        pieces.insert(0, _FacePiece("beard", beard, _shade_colour(HAIR_COLOURS[who.hair_colour], 0.9), 0.02))
     return pieces
 
 
-def _mouth(who: Identity, pose: Expression, layout: _Layout) -> list[_Piece]:
+def _mouth_pieces(who: Identity, pose: Expression, layout: _FaceLayout) -> list[_FacePiece]:
     (x, y), wide, gape = layout.mouth, who.mouth, layout.gape
 
     def smiling(shape: Distance) -> Distance:
@@ -586,63 +593,63 @@ def _mouth(who: Identity, pose: Expression, layout: _Layout) -> list[_Piece]:
 
         return distance
 
-    pieces = [_Piece("mouth", smiling(ellipse(0.0, 0.0, wide, gape)), (188, 66, 72), 0.015)]
+    pieces = [_FacePiece("mouth", smiling(ellipse(0.0, 0.0, wide, gape)), (188, 66, 72), 0.015)]
     if gape > 0.06:
         inner = ellipse(0.0, 0.0, wide - 0.03, gape - 0.025)
         teeth = within(inner, slab(-wide, -gape, wide, -0.35 * gape))
-        pieces += [_Piece("mouth", smiling(inner), (84, 22, 32), 0.0)]
-        pieces += [_Piece("mouth", smiling(teeth), (250, 248, 240), 0.0)]
+        pieces += [_FacePiece("mouth", smiling(inner), (84, 22, 32), 0.0)]
+        pieces += [_FacePiece("mouth", smiling(teeth), (250, 248, 240), 0.0)]
     return pieces
 
 
-def _eyes(who: Identity, pose: Expression, layout: _Layout) -> list[_Piece]:
+def _eye_pieces(who: Identity, pose: Expression, layout: _FaceLayout) -> list[_FacePiece]:
     iris = EYE_COLOURS[who.eyes]
     brow = HAIR_COLOURS[who.hair_colour]
     pieces = []
     for (x, y), side in ((layout.left, -1), (layout.right, 1)):
         wide = layout.eye_width(side)
         start, end = (x + side * wide * 1.25, y - 0.19), (x - side * wide * 1.05, y - 0.21)
-        pieces.append(_Piece("brows", stroke(*start, *end, 0.032), _shade(brow, 0.85), 0.0))
+        pieces.append(_FacePiece("brows", stroke(*start, *end, 0.032), _shade_colour(brow, 0.85), 0.0))
         if pose.blink > 0.8:
-            pieces.append(_Piece("eyes", stroke(x - wide, y, x + wide, y, 0.02), INK, 0.0))
+            pieces.append(_FacePiece("eyes", stroke(x - wide, y, x + wide, y, 0.02), INK, 0.0))
             continue
         white = ellipse(x, y, wide, 0.115 * (1.0 - pose.blink))
         gx, gy = x + 0.05 * pose.gaze[0], y + 0.03 * pose.gaze[1]
-        pieces.append(_Piece("eyes", white, (250, 250, 250), 0.025))
-        pieces.append(_Piece("eyes", within(circle(gx, gy, 0.085), white), iris, 0.0))
-        pieces.append(_Piece("eyes", within(circle(gx, gy, 0.04), white), INK, 0.0))
+        pieces.append(_FacePiece("eyes", white, (250, 250, 250), 0.025))
+        pieces.append(_FacePiece("eyes", within(circle(gx, gy, 0.085), white), iris, 0.0))
+        pieces.append(_FacePiece("eyes", within(circle(gx, gy, 0.04), white), INK, 0.0))
     return pieces
 
 
-def _hair(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
+def _hair_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_FacePiece]:
     if who.hair == "bald":
         return []
     colour, (head, wide, high) = HAIR_COLOURS[who.hair_colour], _HEADS[who.shape]
     middle, half = 0.5 * layout.mouth[0], wide - 0.04
     opening = slab(middle - half, -0.42, middle + half, 1.4, 0.24)
     reach = 0.62 if who.hair == "long" else -0.04
-    cap = without(within(_grown(head, 0.08), slab(-1.0, -1.2, 1.0, reach)), opening)
+    cap = without(within(_grow_shape(head, 0.08), slab(-1.0, -1.2, 1.0, reach)), opening)
     if who.hair == "curly":
         around = [k / 16 for k in range(-6, 7)]  # turns from straight up
         curls = [circle((wide + 0.1) * sine(a / 1.3), -high * cosine(a / 1.3) * 0.95, 0.165) for a in around]
         cap = union(cap, *curls)
-    return [_Piece("hair", cap, colour)]
+    return [_FacePiece("hair", cap, colour)]
 
 
-def _hat(who: Identity, _: Expression, __: _Layout) -> list[_Piece]:
+def _hat_pieces(who: Identity, _: Expression, __: _FaceLayout) -> list[_FacePiece]:
     if who.hat == "none":
         return []
     colour = HATS[who.hat]
     top = -_HEADS[who.shape][2]
     crown = within(slab(-0.58, top - 0.34, 0.58, top + 0.6, 0.24), slab(-1.0, -2.0, 1.0, top + 0.24))
     return [
-        _Piece("hat", crown, colour),
-        _Piece("hat", slab(-0.58, top + 0.06, 0.58, top + 0.18), _shade(colour, 0.55), 0.0),
-        _Piece("hat", slab(-0.86, top + 0.18, 0.86, top + 0.3, 0.055), colour),
+        _FacePiece("hat", crown, colour),
+        _FacePiece("hat", slab(-0.58, top + 0.06, 0.58, top + 0.18), _shade_colour(colour, 0.55), 0.0),
+        _FacePiece("hat", slab(-0.86, top + 0.18, 0.86, top + 0.3, 0.055), colour),
     ]
 
 
-def _glasses(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
+def _glasses_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_FacePiece]:
     if not who.glasses:
         return []
     (lx, y), (rx, _y), wide = layout.left, layout.right, _HEADS[who.shape][1]
@@ -651,4 +658,4 @@ def _glasses(who: Identity, _: Expression, layout: _Layout) -> list[_Piece]:
     arms = union(
         stroke(lx - 0.18, y - 0.03, -wide, y - 0.06, 0.02), stroke(rx + 0.18, y - 0.03, wide, y - 0.06, 0.02)
     )
-    return [_Piece("glasses", union(rims, bridge, arms), (24, 24, 32), 0.0)]
+    return [_FacePiece("glasses", union(rims, bridge, arms), (24, 24, 32), 0.0)]

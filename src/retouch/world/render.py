@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 from retouch.video import Video
 from retouch.world.exact import Plane, cosine, over, sine, to_bytes
 from retouch.world.scene import Actor, Pose, Scene, View
-from retouch.world.shapes import REACH, SHAPES, paint
-from retouch.world.styles import styled
+from retouch.world.shapes import REACH, SHAPES, paint_parts
+from retouch.world.styles import apply_style
 from retouch.world.textures import looked_up, second_share
 
 Size: TypeAlias = int | tuple[int, int]
@@ -69,10 +69,12 @@ def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "
     """Return the scene at `t` seconds, as frames of a video are kept: red, green and blue planes."""
     hw, view = height_width(size), scene.camera.at(t)
     sheets = [sheet_of(actor, actor.motion.at(t), view, hw) for actor in scene.actors]
-    return styled(composed(background_planes(scene.background, scene.ground, view, hw), sheets), scene.style)
+    return apply_style(
+        compose_sheets(background_planes(scene.background, scene.ground, view, hw), sheets), scene.style
+    )
 
 
-def composed(
+def compose_sheets(
     background: UInt8[np.ndarray, "3 h w"], sheets: Sequence[Sheet | None]
 ) -> UInt8[np.ndarray, "3 h w"]:
     """Return the background with sheets laid over it, the first in front."""
@@ -158,11 +160,11 @@ def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet
         y[rows[0] : rows[-1] + 1].astype(np.float32)[:, None],
     )
     width = SOFTNESS * 2 / (min(hw) * view.zoom * pose.scale)
-    colour, alpha = painted(actor, u, v, width)
+    colour, alpha = paint_actor(actor, u, v, width)
     return Sheet(int(rows[0]), int(columns[0]), to_bytes(colour), to_bytes(alpha))
 
 
-def painted(actor: Actor, u: Plane, v: Plane, width: float) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
+def paint_actor(actor: Actor, u: Plane, v: Plane, width: float) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
     """Return colour and alpha in [0, 1] of an actor at texture coordinates; `width` is a pixel's."""
     first = PAINT[actor.colour]
     second = _SECOND_DARK.get(actor.colour, _SECOND_PALE)
@@ -172,4 +174,4 @@ def painted(actor: Actor, u: Plane, v: Plane, width: float) -> tuple[Float[np.nd
         channel[...] = np.float32(low / 255)
         if share is not None:
             channel += share * np.float32((high - low) / 255)
-    return paint(SHAPES[actor.object], u, v, width, own)
+    return paint_parts(SHAPES[actor.object], u, v, width, own)

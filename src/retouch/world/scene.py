@@ -204,13 +204,13 @@ class Scene:
         Every choice has its own throw of the dice, so that a narrower variety changes nothing else.
         """
         dice = Dice(seed, WORLD_VERSION, 64)
-        background, style = _one(dice, variety.backgrounds), _one(dice, variety.styles)
+        background, style = _one_word(dice, variety.backgrounds), _one_word(dice, variety.styles)
         ground = (dice.between(0.0, 4.0), dice.between(0.0, 4.0))
-        camera = _camera(dice, variety)
+        camera = _random_camera(dice, variety)
         paired = dice.chance(variety.pair)
         side = -1.0 if dice.chance(0.5) else 1.0
-        first = _actor(dice, variety, side if paired else 0.0, ())
-        second = _actor(dice, variety, -side, (first,))
+        first = _random_actor(dice, variety, side if paired else 0.0, ())
+        second = _random_actor(dice, variety, -side, (first,))
         return cls((first, second) if paired else (first,), background, style, camera, ground)
 
     @classmethod
@@ -223,7 +223,7 @@ class Scene:
         Raises:
             RequestError: no object of the world is named, or more than two.
         """
-        words = _Words.read(caption)
+        words = _CaptionWords.read(caption)
         wide = replace(variety, pair=1.0 if len(words.objects) == 2 else 0.0)
         scene = cls.sample(seed, wide)
         actors = tuple(
@@ -237,7 +237,7 @@ class Scene:
     @property
     def caption(self) -> str:
         """The scene in words, such as "a red striped car on grass, pencil sketch"."""
-        names = " and ".join(f"{_article(actor.name)} {actor.name}" for actor in self.actors)
+        names = " and ".join(f"{_with_article(actor.name)} {actor.name}" for actor in self.actors)
         where = _PLACES.get(self.background, f"on {self.background}")
         return f"{names} {where}" + ("" if self.style == "none" else f", {self.style}")
 
@@ -254,15 +254,15 @@ def check_word(what: str, word: str, known: tuple[str, ...]) -> None:
         )
 
 
-def _article(name: str) -> str:
+def _with_article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
-def _one(dice: Dice, words: tuple[str, ...]) -> str:
+def _one_word(dice: Dice, words: tuple[str, ...]) -> str:
     return words[dice.pick(len(words))]
 
 
-def _camera(dice: Dice, variety: Variety) -> Camera:
+def _random_camera(dice: Dice, variety: Variety) -> Camera:
     low, high = variety.zoom
     near, far = dice.between(low, high), dice.between(low, high)
     return Camera(
@@ -274,14 +274,18 @@ def _camera(dice: Dice, variety: Variety) -> Camera:
     )
 
 
-def _actor(dice: Dice, variety: Variety, side: float, others: tuple[Actor, ...]) -> Actor:
+def _random_actor(dice: Dice, variety: Variety, side: float, others: tuple[Actor, ...]) -> Actor:
     names = [
         name for name in variety.objects if name not in {other.object for other in others}
     ] or variety.objects
     hues = [
         hue for hue in variety.colours if hue not in {other.colour for other in others}
     ] or variety.colours
-    name, hue, pattern = _one(dice, tuple(names)), _one(dice, tuple(hues)), _one(dice, variety.patterns)
+    name, hue, pattern = (
+        _one_word(dice, tuple(names)),
+        _one_word(dice, tuple(hues)),
+        _one_word(dice, variety.patterns),
+    )
     mirrored = dice.chance(0.5) and variety.mirrored
     low, high = variety.scale
     motion = Motion(
@@ -303,7 +307,7 @@ def _actor(dice: Dice, variety: Variety, side: float, others: tuple[Actor, ...])
 
 @final
 @dataclass(frozen=True)
-class _Words:
+class _CaptionWords:
     """What a caption says: objects with colour and pattern, background, style."""
 
     objects: tuple[tuple[str, str | None, str], ...]
@@ -311,7 +315,7 @@ class _Words:
     style: str
 
     @classmethod
-    def read(cls, caption: str) -> "_Words":
+    def read(cls, caption: str) -> "_CaptionWords":
         text = " ".join(re.findall(r"[a-z]+", caption.lower().replace("watercolor", "watercolour")))
         style = next((style for style in STYLES[1:] if re.search(rf"\b{style}\b", text)), "none")
         objects: list[tuple[str, str | None, str]] = []

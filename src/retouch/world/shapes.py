@@ -2,7 +2,7 @@
 
 Texture coordinates of an object: `u` to the right, `v` down, the object within about [-1, 1] on both,
 whatever its place, turn, size or bend in the picture. Distances are negative inside. Nothing here knows
-pixels but `paint`, which is told their width.
+pixels but `paint_parts`, which is told their width.
 """
 
 from collections.abc import Callable, Mapping
@@ -169,7 +169,7 @@ WOODEN: Colour = (120, 78, 44)
 LAMP: Colour = (255, 232, 130)
 
 
-def _ball() -> tuple[Part, ...]:
+def _ball_parts() -> tuple[Part, ...]:
     body = circle(0.0, 0.0, 0.86)
     seams = union(circle(-1.24, 0.0, 0.8), circle(1.24, 0.0, 0.8))
     return (
@@ -179,7 +179,7 @@ def _ball() -> tuple[Part, ...]:
     )
 
 
-def _box() -> tuple[Part, ...]:
+def _box_parts() -> tuple[Part, ...]:
     return (
         Part(polygon((-0.86, -0.36), (-0.44, -0.8), (0.86, -0.8), (0.5, -0.36)), shade=1.35),
         Part(polygon((0.5, -0.36), (0.86, -0.8), (0.86, 0.42), (0.5, 0.84)), shade=0.55),
@@ -187,11 +187,11 @@ def _box() -> tuple[Part, ...]:
     )
 
 
-def _star() -> tuple[Part, ...]:
+def _star_parts() -> tuple[Part, ...]:
     return (Part(pointed_star(1.02, 0.45, 0.06)),)
 
 
-def _heart() -> tuple[Part, ...]:
+def _heart_parts() -> tuple[Part, ...]:
     # Two discs and the corner between their tangents from the tip.
     discs = union(circle(-0.43, -0.3, 0.47), circle(0.43, -0.3, 0.47))
     corner = polygon((0.0, -0.32), (0.782, 0.0138), (0.0, 0.9), (-0.782, 0.0138))
@@ -199,7 +199,7 @@ def _heart() -> tuple[Part, ...]:
     return (Part(union(discs, corner)), Part(shine, WHITE, line=0.0))
 
 
-def _car() -> tuple[Part, ...]:
+def _car_parts() -> tuple[Part, ...]:
     cabin = polygon((-0.66, -0.02), (-0.42, -0.5), (0.22, -0.5), (0.56, -0.02))
     rear = polygon((-0.51, -0.05), (-0.34, -0.39), (-0.1, -0.39), (-0.1, -0.05))
     front = polygon((0.02, -0.05), (0.02, -0.39), (0.17, -0.39), (0.4, -0.05))
@@ -215,7 +215,7 @@ def _car() -> tuple[Part, ...]:
     )
 
 
-def _fish() -> tuple[Part, ...]:
+def _fish_parts() -> tuple[Part, ...]:
     upper = polygon((-0.36, 0.06), (-1.0, -0.52), (-0.78, 0.06))
     lower = polygon((-0.36, -0.06), (-0.78, -0.06), (-1.0, 0.52))
     tail = union(upper, lower)
@@ -233,7 +233,7 @@ def _fish() -> tuple[Part, ...]:
     )
 
 
-def _cup() -> tuple[Part, ...]:
+def _cup_parts() -> tuple[Part, ...]:
     body = within(
         polygon((-0.74, -0.62), (0.44, -0.62), (0.34, 0.84), (-0.64, 0.84)), slab(-0.9, -1.0, 0.6, 0.84, 0.2)
     )
@@ -245,7 +245,7 @@ def _cup() -> tuple[Part, ...]:
     )
 
 
-def _house() -> tuple[Part, ...]:
+def _house_parts() -> tuple[Part, ...]:
     panes = slab(-0.5, 0.16, -0.12, 0.5)
     return (
         Part(slab(0.34, -0.84, 0.58, -0.2), (150, 82, 70)),
@@ -258,7 +258,7 @@ def _house() -> tuple[Part, ...]:
     )
 
 
-def _boat() -> tuple[Part, ...]:
+def _boat_parts() -> tuple[Part, ...]:
     return (
         Part(slab(-0.09, -1.0, 0.0, 0.4), WOODEN, line=0.03),
         Part(polygon((0.06, -0.94), (0.82, 0.2), (0.06, 0.2)), WHITE),
@@ -267,7 +267,7 @@ def _boat() -> tuple[Part, ...]:
     )
 
 
-def _bird() -> tuple[Part, ...]:
+def _bird_parts() -> tuple[Part, ...]:
     tail = polygon((-0.42, 0.0), (-1.02, -0.24), (-0.96, 0.14), (-0.4, 0.3))
     legs = union(stroke(-0.1, 0.5, -0.1, 0.88, 0.035), stroke(0.14, 0.5, 0.14, 0.88, 0.035))
     feet = union(stroke(-0.1, 0.88, 0.04, 0.88, 0.035), stroke(0.14, 0.88, 0.28, 0.88, 0.035))
@@ -287,22 +287,22 @@ def _bird() -> tuple[Part, ...]:
 
 SHAPES: Mapping[str, tuple[Part, ...]] = MappingProxyType(
     {
-        "ball": _ball(),
-        "box": _box(),
-        "star": _star(),
-        "heart": _heart(),
-        "car": _car(),
-        "fish": _fish(),
-        "cup": _cup(),
-        "house": _house(),
-        "boat": _boat(),
-        "bird": _bird(),
+        "ball": _ball_parts(),
+        "box": _box_parts(),
+        "star": _star_parts(),
+        "heart": _heart_parts(),
+        "car": _car_parts(),
+        "fish": _fish_parts(),
+        "cup": _cup_parts(),
+        "house": _house_parts(),
+        "boat": _boat_parts(),
+        "bird": _bird_parts(),
     }
 )
 """The parts of every object, back to front."""
 
 
-def paint(
+def paint_parts(
     parts: tuple[Part, ...], u: Plane, v: Plane, width: float, own: Float[np.ndarray, "3 h w"]
 ) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
     """Return colour and alpha, both in [0, 1], of an object seen at texture coordinates `u`, `v`.

@@ -21,24 +21,24 @@ _HUES = ((96, 96, 104), (230, 80, 70), (70, 140, 230), (240, 200, 60), (90, 190,
 def truth_rows(clip: Clip, frames: list[int], after: Clip | None = None) -> Rows:
     """Chosen frames of a clip, of its true edit, and of everything known about it."""
     steps = [min(t, len(clip.video) - 2) for t in frames] if len(clip.video) > 1 else []
-    rows: Rows = {"clip": _row(frames, clip.video.frames)}
+    rows: Rows = {"clip": _sheet_row(frames, clip.video.frames)}
     if after is not None:
-        rows["true edit"] = _row(frames, after.video.frames)
+        rows["true edit"] = _sheet_row(frames, after.video.frames)
     for layer in clip.layers:
-        rows[layer.name] = _row(frames, _on_grey(layer.colour, layer.alpha))
-    rows["masks"] = [(f"frame {t}", _painted(clip.owner[t][None])) for t in frames]
-    rows["texture"] = [(f"frame {t}", _texture(clip, t)) for t in frames]
+        rows[layer.name] = _sheet_row(frames, _on_grey(layer.colour, layer.alpha))
+    rows["masks"] = [(f"frame {t}", _paint_numbers(clip.owner[t][None])) for t in frames]
+    rows["texture"] = [(f"frame {t}", _texture_board(clip, t)) for t in frames]
     rows["flow"] = [(f"frame {t}", flow_picture(clip.forward[t], clip.forward_seen[t])) for t in steps]
     return rows
 
 
 def face_rows(clip: FaceClip, frames: list[int], after: FaceClip | None = None) -> Rows:
     """Chosen frames of a face clip, of its true edit, its landmarks and its parts."""
-    rows: Rows = {"clip": _row(frames, clip.video.frames)}
+    rows: Rows = {"clip": _sheet_row(frames, clip.video.frames)}
     if after is not None:
-        rows["true edit"] = _row(frames, after.video.frames)
-    rows["landmarks"] = [(f"frame {t}", _dotted(clip, t)) for t in frames]
-    rows["parts"] = [(f"frame {t}", _painted(clip.parts[t])) for t in frames]
+        rows["true edit"] = _sheet_row(frames, after.video.frames)
+    rows["landmarks"] = [(f"frame {t}", _dot_landmarks(clip, t)) for t in frames]
+    rows["parts"] = [(f"frame {t}", _paint_numbers(clip.parts[t])) for t in frames]
     return rows
 
 
@@ -88,7 +88,7 @@ def flow_picture(flow: Float32[np.ndarray, "2 h w"], seen: Bool[np.ndarray, "1 h
     return shown
 
 
-def _row(chosen: list[int], clip: UInt8[np.ndarray, "f 3 h w"]) -> list[tuple[str, Picture]]:
+def _sheet_row(chosen: list[int], clip: UInt8[np.ndarray, "f 3 h w"]) -> list[tuple[str, Picture]]:
     return [(f"frame {t}", np.ascontiguousarray(clip[t].transpose(1, 2, 0))) for t in chosen]
 
 
@@ -100,14 +100,14 @@ def _on_grey(
     return laid
 
 
-def _painted(numbers: UInt8[np.ndarray, "1 h w"]) -> Picture:
+def _paint_numbers(numbers: UInt8[np.ndarray, "1 h w"]) -> Picture:
     """Return every number in a colour of its own."""
     hues = np.array([[(level * (5 + k // 6)) // 7 for level in _HUES[k % 6]] for k in range(16)], np.uint8)
     painted: Picture = hues[numbers[0]]
     return painted
 
 
-def _texture(clip: Clip, t: int) -> Picture:
+def _texture_board(clip: Clip, t: int) -> Picture:
     """Return the texture coordinates that are seen, as a chessboard that stays where it is on each layer."""
     h, w = clip.owner[t].shape
     board = np.zeros((h, w, 3), np.uint8)
@@ -120,7 +120,7 @@ def _texture(clip: Clip, t: int) -> Picture:
     return board
 
 
-def _dotted(clip: FaceClip, t: int) -> Picture:
+def _dot_landmarks(clip: FaceClip, t: int) -> Picture:
     shown = np.ascontiguousarray(clip.video.frames[t].transpose(1, 2, 0))
     h, w, _ = shown.shape
     reach = max(1, min(h, w) // 96)

@@ -27,15 +27,15 @@ _STREAM = 1_000_003
 RGB: TypeAlias = tuple[int, int, int]
 
 
-def lattice(cells_down: int, cells_across: int, key: int, size: int = TILE) -> Plane:
+def lattice_noise(cells_down: int, cells_across: int, key: int, size: int = TILE) -> Plane:
     """Return noise in [0, 1] that repeats over the tile: random values on a lattice, blended between."""
     values = uniform(cells_down * cells_across, key, _STREAM).astype(np.float32)
     values = values.reshape(cells_down, cells_across)
-    values = _stretched(values, size)  # down
-    return np.ascontiguousarray(_stretched(np.ascontiguousarray(values.T), size).T)
+    values = _stretch_values(values, size)  # down
+    return np.ascontiguousarray(_stretch_values(np.ascontiguousarray(values.T), size).T)
 
 
-def _stretched(values: Float[np.ndarray, "v u"], size: int) -> Float[np.ndarray, "h u"]:
+def _stretch_values(values: Float[np.ndarray, "v u"], size: int) -> Float[np.ndarray, "h u"]:
     cells = values.shape[0]
     place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     low = np.floor(place).astype(np.int64)
@@ -45,19 +45,21 @@ def _stretched(values: Float[np.ndarray, "v u"], size: int) -> Float[np.ndarray,
     return between
 
 
-def clouds(cells: int, key: int, octaves: int = 3, *, wide: int = 1, high: int = 1) -> Plane:
+def cloud_noise(cells: int, key: int, octaves: int = 3, *, wide: int = 1, high: int = 1) -> Plane:
     """Return noise of several sizes summed, in [0, 1]; `wide` and `high` stretch its grains."""
     total: Plane = np.zeros((TILE, TILE), np.float32)
     weight, sum_of_weights = 1.0, 0.0
     for octave in range(octaves):
         n = cells << octave
-        total = total + np.float32(weight) * lattice(max(n // high, 1), max(n // wide, 1), key * 16 + octave)
+        total = total + np.float32(weight) * lattice_noise(
+            max(n // high, 1), max(n // wide, 1), key * 16 + octave
+        )
         sum_of_weights += weight
         weight /= 2
     return total / np.float32(sum_of_weights)
 
 
-def mixed(share: Plane, low: RGB, high: RGB) -> Float[np.ndarray, "3 h w"]:
+def mix_colours(share: Plane, low: RGB, high: RGB) -> Float[np.ndarray, "3 h w"]:
     """Return the colour that lies `share` of the way from `low` to `high`, in [0, 1]."""
     s = unit(share)
     return np.stack(
@@ -65,7 +67,7 @@ def mixed(share: Plane, low: RGB, high: RGB) -> Float[np.ndarray, "3 h w"]:
     )
 
 
-def lay(picture: Float[np.ndarray, "3 h w"], share: Plane, colour: RGB) -> None:
+def lay_colour(picture: Float[np.ndarray, "3 h w"], share: Plane, colour: RGB) -> None:
     """Blend a colour into a picture in place."""
     s = unit(share)
     for channel, level in zip(picture, colour, strict=True):
@@ -75,7 +77,9 @@ def lay(picture: Float[np.ndarray, "3 h w"], share: Plane, colour: RGB) -> None:
 Stamp: TypeAlias = Callable[[Plane, Plane, int], tuple[Plane, RGB]]
 
 
-def scatter(picture: Float[np.ndarray, "3 h w"], count: int, key: int, reach: int, stamp: Stamp) -> None:
+def scatter_stamps(
+    picture: Float[np.ndarray, "3 h w"], count: int, key: int, reach: int, stamp: Stamp
+) -> None:
     """Stamp `count` small drawings at random places, in place, wrapping round the tile's border.
 
     `stamp` answers share and colour for distances in texels to the right of and below a place, and the
@@ -91,74 +95,74 @@ def scatter(picture: Float[np.ndarray, "3 h w"], count: int, key: int, reach: in
         )
         share, colour = stamp(x, y, number)
         spot = picture[:, rows[:, None], columns[None, :]]
-        lay(spot, share, colour)
+        lay_colour(spot, share, colour)
         picture[:, rows[:, None], columns[None, :]] = spot
 
 
-def ramp() -> Plane:
+def tile_ramp() -> Plane:
     """0 at the left border of the tile to 1 at the right."""
     line = (np.arange(TILE, dtype=np.float32) + np.float32(0.5)) / np.float32(TILE)
     return np.broadcast_to(line, (TILE, TILE))
 
 
-def edge(distance: Plane, soft: float = 1.5) -> Plane:
+def soft_edge(distance: Plane, soft: float = 1.5) -> Plane:
     """1 inside (distance in texels below 0), 0 outside, with a soft border."""
     return unit(np.float32(0.5) - distance / np.float32(soft))
 
 
-def _blade(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
+def _grass_blade(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
     lean = ((number * 37) % 17 - 8) / 22
     high = 44 + (number * 13) % 26
     along = (y + high / 2) / high  # 0 at the tip
     middle = lean * (1 - along) * (1 - along) * high
     half = 8.0 * unit(along)
     colour = ((44, 112, 36), (126, 192, 66), (64, 142, 44), (160, 214, 84))[number % 4]
-    return edge(np.maximum(np.abs(x - middle) - half, np.abs(y) - high / 2), 2.5), colour
+    return soft_edge(np.maximum(np.abs(x - middle) - half, np.abs(y) - high / 2), 2.5), colour
 
 
-def _grass() -> Float[np.ndarray, "3 h w"]:
-    picture = mixed(clouds(8, 1), (58, 128, 40), (112, 176, 60))
-    scatter(picture, 620, 1, 44, _blade)
+def _grass_tile() -> Float[np.ndarray, "3 h w"]:
+    picture = mix_colours(cloud_noise(8, 1), (58, 128, 40), (112, 176, 60))
+    scatter_stamps(picture, 620, 1, 44, _grass_blade)
     return picture
 
 
-def _sand() -> Float[np.ndarray, "3 h w"]:
-    warp = clouds(4, 2, 2)
-    ripples = waves(ramp().T * 14 + warp * np.float32(2.2)) * np.float32(0.5) + np.float32(0.5)
-    picture = mixed(
-        ripples * np.float32(0.75) + clouds(16, 3, 2) * np.float32(0.3), (206, 166, 104), (244, 218, 160)
+def _sand_tile() -> Float[np.ndarray, "3 h w"]:
+    warp = cloud_noise(4, 2, 2)
+    ripples = waves(tile_ramp().T * 14 + warp * np.float32(2.2)) * np.float32(0.5) + np.float32(0.5)
+    picture = mix_colours(
+        ripples * np.float32(0.75) + cloud_noise(16, 3, 2) * np.float32(0.3), (206, 166, 104), (244, 218, 160)
     )
 
     def grain(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
-        return edge(np.sqrt(x * x + y * y) - 6, 3.0), ((150, 112, 66), (255, 240, 200), (176, 130, 84))[
+        return soft_edge(np.sqrt(x * x + y * y) - 6, 3.0), ((150, 112, 66), (255, 240, 200), (176, 130, 84))[
             number % 3
         ]
 
-    scatter(picture, 420, 2, 10, grain)
+    scatter_stamps(picture, 420, 2, 10, grain)
     return picture
 
 
-def _water() -> Float[np.ndarray, "3 h w"]:
-    picture = mixed(clouds(6, 4, 2, wide=2), (18, 104, 158), (34, 140, 190))
-    warp = lattice(8, 8, 77)
+def _water_tile() -> Float[np.ndarray, "3 h w"]:
+    picture = mix_colours(cloud_noise(6, 4, 2, wide=2), (18, 104, 158), (34, 140, 190))
+    warp = lattice_noise(8, 8, 77)
     for row, (waves_across, phase) in enumerate(((16, 0.0), (16, 0.5))):
-        y = ramp().T * 16 + np.float32(row * 0.5)
-        swell = waves(ramp() * waves_across + np.float32(phase) + np.floor(y) * np.float32(0.5)) * np.float32(
-            0.12
-        )
+        y = tile_ramp().T * 16 + np.float32(row * 0.5)
+        swell = waves(
+            tile_ramp() * waves_across + np.float32(phase) + np.floor(y) * np.float32(0.5)
+        ) * np.float32(0.12)
         inside = y - np.floor(y) - np.float32(0.5) + swell
-        share = edge((np.abs(inside) - np.float32(0.06)) * np.float32(TILE / 16), 4.0) * unit(
+        share = soft_edge((np.abs(inside) - np.float32(0.06)) * np.float32(TILE / 16), 4.0) * unit(
             warp * 3 - np.float32(0.9)
         )
         if row == 0:
-            lay(picture, share, (170, 226, 240))
+            lay_colour(picture, share, (170, 226, 240))
         else:
-            lay(picture, share * np.float32(0.7), (8, 72, 124))
+            lay_colour(picture, share * np.float32(0.7), (8, 72, 124))
     return picture
 
 
-def _sky() -> Float[np.ndarray, "3 h w"]:
-    picture = mixed(clouds(4, 5, 2), (112, 184, 244), (146, 206, 250))
+def _sky_tile() -> Float[np.ndarray, "3 h w"]:
+    picture = mix_colours(cloud_noise(4, 5, 2), (112, 184, 244), (146, 206, 250))
 
     def cloud(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
         size = 0.8 + 0.5 * ((number * 7) % 5) / 4
@@ -167,30 +171,30 @@ def _sky() -> Float[np.ndarray, "3 h w"]:
         nearest = np.full_like(x, 999)
         for px, py, radius in puffs:
             nearest = np.minimum(nearest, np.sqrt((x - px) * (x - px) + (y - py) * (y - py)) - radius)
-        return edge(np.maximum(nearest, y - 18), 5.0), (252, 253, 255)
+        return soft_edge(np.maximum(nearest, y - 18), 5.0), (252, 253, 255)
 
-    scatter(picture, 16, 5, 110, cloud)
+    scatter_stamps(picture, 16, 5, 110, cloud)
     return picture
 
 
-def _bricks() -> Float[np.ndarray, "3 h w"]:
+def _brick_tile() -> Float[np.ndarray, "3 h w"]:
     across, down = 8, 16
-    y = ramp().T * down
+    y = tile_ramp().T * down
     row = np.floor(y)
-    x = ramp() * across + (row - 2 * np.floor(row / 2)) * np.float32(0.5)
+    x = tile_ramp() * across + (row - 2 * np.floor(row / 2)) * np.float32(0.5)
     column = np.floor(x) % across
     kind = ((row * 5 + column * 3 + row * column) % 7) / np.float32(6)
-    picture = mixed(
-        kind * np.float32(0.7) + clouds(32, 6, 2) * np.float32(0.4), (150, 60, 44), (206, 102, 74)
+    picture = mix_colours(
+        kind * np.float32(0.7) + cloud_noise(32, 6, 2) * np.float32(0.4), (150, 60, 44), (206, 102, 74)
     )
     fx, fy = np.abs(x - np.floor(x) - np.float32(0.5)), np.abs(y - np.floor(y) - np.float32(0.5))
     gap = np.minimum((np.float32(0.5) - fx) * (TILE / across), (np.float32(0.5) - fy) * (TILE / down))
-    lay(picture, edge(gap - 6, 2.0), (218, 206, 190))
+    lay_colour(picture, soft_edge(gap - 6, 2.0), (218, 206, 190))
     return picture
 
 
-def _snow() -> Float[np.ndarray, "3 h w"]:
-    picture = mixed(smooth(clouds(4, 7, 2, wide=2)), (206, 222, 240), (248, 251, 255))
+def _snow_tile() -> Float[np.ndarray, "3 h w"]:
+    picture = mix_colours(smooth(cloud_noise(4, 7, 2, wide=2)), (206, 222, 240), (248, 251, 255))
 
     def flake(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
         long, half = (40.0, 3.6) if number % 2 else (28.0, 3.0)
@@ -203,71 +207,75 @@ def _snow() -> Float[np.ndarray, "3 h w"]:
             arms = np.minimum(arms, np.maximum(across - half, along - long))
             barb = np.abs(along - np.float32(0.62 * long) - across)
             arms = np.minimum(arms, np.maximum(barb - half, across - np.float32(0.32 * long)))
-        return edge(arms, 2.0), (128, 172, 222)
+        return soft_edge(arms, 2.0), (128, 172, 222)
 
-    scatter(picture, 52, 7, 46, flake)
+    scatter_stamps(picture, 52, 7, 46, flake)
     return picture
 
 
-def _wood() -> Float[np.ndarray, "3 h w"]:
+def _wood_tile() -> Float[np.ndarray, "3 h w"]:
     down = 8
-    y = ramp().T * down
+    y = tile_ramp().T * down
     plank = np.floor(y)
-    grain = lattice(64, 4, 8) * np.float32(0.6) + lattice(160, 6, 9) * np.float32(0.4)
+    grain = lattice_noise(64, 4, 8) * np.float32(0.6) + lattice_noise(160, 6, 9) * np.float32(0.4)
     tone = ((plank * 5) % 8) / np.float32(7)
-    picture = mixed(
+    picture = mix_colours(
         grain * np.float32(0.75) + tone * np.float32(0.35) - np.float32(0.05), (112, 68, 34), (196, 138, 82)
     )
 
     def knot(x: Plane, y: Plane, _: int) -> tuple[Plane, RGB]:
         far = np.sqrt(x * x / 4 + y * y)
-        rings = edge(np.abs(far - 22) - 3, 3.0) + edge(np.abs(far - 12) - 3, 3.0) + edge(far - 4, 3.0)
+        rings = (
+            soft_edge(np.abs(far - 22) - 3, 3.0)
+            + soft_edge(np.abs(far - 12) - 3, 3.0)
+            + soft_edge(far - 4, 3.0)
+        )
         return unit(rings), (84, 48, 24)
 
-    scatter(picture, 12, 8, 56, knot)
+    scatter_stamps(picture, 12, 8, 56, knot)
     gap = (np.float32(0.5) - np.abs(y - plank - np.float32(0.5))) * (TILE / down)
-    seam = ramp() * 2 + (plank * 3 % 4) * np.float32(0.25)
+    seam = tile_ramp() * 2 + (plank * 3 % 4) * np.float32(0.25)
     joint = (np.float32(0.5) - np.abs(seam - np.floor(seam) - np.float32(0.5))) * (TILE / 2)
-    lay(picture, edge(np.minimum(gap, joint) - 4, 2.0), (58, 32, 16))
+    lay_colour(picture, soft_edge(np.minimum(gap, joint) - 4, 2.0), (58, 32, 16))
     return picture
 
 
-def _night() -> Float[np.ndarray, "3 h w"]:
-    picture = mixed(clouds(4, 10, 2), (10, 12, 44), (26, 26, 78))
+def _night_tile() -> Float[np.ndarray, "3 h w"]:
+    picture = mix_colours(cloud_noise(4, 10, 2), (10, 12, 44), (26, 26, 78))
 
     def star(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
         far = np.sqrt(x * x + y * y)
         if number % 3:
-            return edge(far - 5, 4.0), (240, 240, 220)
+            return soft_edge(far - 5, 4.0), (240, 240, 220)
         ray = np.minimum(np.abs(x) * 5 + np.abs(y), np.abs(y) * 5 + np.abs(x))
-        return edge(np.minimum(ray - 24, far - 6), 4.0), (255, 250, 200)
+        return soft_edge(np.minimum(ray - 24, far - 6), 4.0), (255, 250, 200)
 
     def moon(x: Plane, y: Plane, _: int) -> tuple[Plane, RGB]:
         bite = np.sqrt((x - 26) * (x - 26) + (y + 12) * (y + 12)) - 52
-        return edge(np.maximum(np.sqrt(x * x + y * y) - 62, -bite), 3.0), (250, 236, 170)
+        return soft_edge(np.maximum(np.sqrt(x * x + y * y) - 62, -bite), 3.0), (250, 236, 170)
 
-    scatter(picture, 130, 11, 26, star)
-    scatter(picture, 3, 13, 70, moon)
+    scatter_stamps(picture, 130, 11, 26, star)
+    scatter_stamps(picture, 3, 13, 70, moon)
     return picture
 
 
 BACKGROUND_TILES: Mapping[str, Callable[[], Float[np.ndarray, "3 h w"]]] = MappingProxyType(
     {
-        "grass": _grass,
-        "sand": _sand,
-        "water": _water,
-        "sky": _sky,
-        "bricks": _bricks,
-        "snow": _snow,
-        "wood": _wood,
-        "night": _night,
+        "grass": _grass_tile,
+        "sand": _sand_tile,
+        "water": _water_tile,
+        "sky": _sky_tile,
+        "bricks": _brick_tile,
+        "snow": _snow_tile,
+        "wood": _wood_tile,
+        "night": _night_tile,
     }
 )
 """What draws the tile of every background, in [0, 1]."""
 
 
 @cache
-def ladder(background: str) -> tuple[UInt8[np.ndarray, "3 h w"], ...]:
+def tile_ladder(background: str) -> tuple[UInt8[np.ndarray, "3 h w"], ...]:
     """Return the tile of a background and its halvings down to 8 texels."""
     levels = [np.ascontiguousarray(to_bytes(BACKGROUND_TILES[background]()))]
     while levels[-1].shape[1] > 8:
@@ -284,25 +292,25 @@ def looked_up(
 
     A pixel is `width` world units wide; finer detail is left out.
     """
-    levels = ladder(background)
+    levels = tile_ladder(background)
     texels = width * (TILE / SPAN)
     rung = 0
     while texels > 2 and rung < len(levels) - 2:
         texels /= 2
         rung += 1
     blend = np.float32(min(max(texels - 1, 0.0), 1.0))
-    near = _sampled(levels[rung], x, y)
+    near = _sample_level(levels[rung], x, y)
     if blend == 0:
         return near
-    both: Float[np.ndarray, "3 h w"] = near + blend * (_sampled(levels[rung + 1], x, y) - near)
+    both: Float[np.ndarray, "3 h w"] = near + blend * (_sample_level(levels[rung + 1], x, y) - near)
     return both
 
 
-def _sampled(
+def _sample_level(
     level: UInt8[np.ndarray, "3 v u"], x: Float[np.ndarray, " w"], y: Float[np.ndarray, " h"]
 ) -> Float[np.ndarray, "3 h w"]:
     size = level.shape[1]
-    (left, right, across), (top, bottom, down) = _neighbours(x, size), _neighbours(y, size)
+    (left, right, across), (top, bottom, down) = _wrapped_neighbours(x, size), _wrapped_neighbours(y, size)
     rows = level[:, top].astype(np.float32)
     rows = rows + down[:, None] * (level[:, bottom].astype(np.float32) - rows)  # 3 h u
     near = rows[:, :, left]
@@ -310,7 +318,7 @@ def _sampled(
     return both
 
 
-def _neighbours(
+def _wrapped_neighbours(
     place: Float[np.ndarray, " n"], size: int
 ) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     texel = place * (size / SPAN) - 0.5
@@ -329,18 +337,21 @@ def second_share(pattern: str, u: Plane, v: Plane, width: float) -> Plane | None
         return None
     if pattern == "striped":
         return unit(
-            np.float32(0.5) + (np.abs(_centred(u, period)) - np.float32(0.29) * period) / np.float32(width)
+            np.float32(0.5)
+            + (np.abs(_centred_phase(u, period)) - np.float32(0.29) * period) / np.float32(width)
         )
     if pattern == "dotted":
         turned = (u + v, u - v)
-        a, b = (_centred(place, np.float32(1.35) * period) for place in turned)
+        a, b = (_centred_phase(place, np.float32(1.35) * period) for place in turned)
         return unit(np.float32(0.5) + (np.float32(0.125) - np.sqrt((a * a + b * b) / 2)) / np.float32(width))
-    a, b = (np.abs(_centred(place, period * np.float32(1.2))) - period * np.float32(0.3) for place in (u, v))
+    a, b = (
+        np.abs(_centred_phase(place, period * np.float32(1.2))) - period * np.float32(0.3) for place in (u, v)
+    )
     nearer = np.minimum(np.abs(a), np.abs(b))
     same = (a < 0) == (b < 0)
     return unit(np.float32(0.5) + np.where(same, -nearer, nearer) / np.float32(width))
 
 
-def _centred(place: Plane, period: np.float32) -> Plane:
+def _centred_phase(place: Plane, period: np.float32) -> Plane:
     turns = place / period
     return (turns - np.floor(turns + np.float32(0.5))) * period

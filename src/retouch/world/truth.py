@@ -24,7 +24,7 @@ from retouch.world.render import (
     Sheet,
     Size,
     background_planes,
-    composed,
+    compose_sheets,
     height_width,
     pixel_places,
     sheet_of,
@@ -33,7 +33,7 @@ from retouch.world.render import (
     world_points,
 )
 from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, PATTERNS, STYLES, Actor, Scene
-from retouch.world.styles import styled
+from retouch.world.styles import apply_style
 
 PURE = 250
 """A pixel shows one layer alone where that layer's share is at least this, of 255."""
@@ -114,7 +114,7 @@ class Change:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Layer:
+class ClipLayer:
     """One layer of a clip, unstyled: an object, or the background.
 
     `colour` counts where `alpha` is above 0. `coordinates` are the texture coordinates u (right) and v
@@ -139,21 +139,23 @@ class Clip:
 
     scene: Scene
     video: Video
-    layers: tuple[Layer, ...]
+    layers: tuple[ClipLayer, ...]
     shares: UInt8[np.ndarray, "f layers h w"]
 
     @classmethod
     def of(cls, scene: Scene, frames: int = 16, size: Size = 128, fps: Fraction = FPS) -> "Clip":
         """Draw the first `frames` frames of a scene."""
         hw = height_width(size)
-        drawn = [_drawn(scene, _seconds(number, fps), hw) for number in range(frames)]
+        drawn = [_draw_layers(scene, _frame_seconds(number, fps), hw) for number in range(frames)]
         video = Video(np.stack([frame for frame, _ in drawn]), fps)
         names = [actor.name for actor in scene.actors] + [scene.background]
         layers = tuple(
-            Layer(name, *(np.stack(parts) for parts in zip(*(sheets[k] for _, sheets in drawn), strict=True)))
+            ClipLayer(
+                name, *(np.stack(parts) for parts in zip(*(sheets[k] for _, sheets in drawn), strict=True))
+            )
             for k, name in enumerate(names)
         )
-        return cls(scene, video, layers, _shares([layer.alpha[:, 0] for layer in layers]))
+        return cls(scene, video, layers, _layer_shares([layer.alpha[:, 0] for layer in layers]))
 
     @property
     def caption(self) -> str:
@@ -201,11 +203,11 @@ class Clip:
         """Return the flow from any frame to any other, and where what `start` shows is seen in `stop`."""
         h, w = hw = (self.video.height, self.video.width)
         owner, pure = self.owner, self.shares.max(axis=1) >= PURE
-        before, after = _seconds(start, self.video.fps), _seconds(stop, self.video.fps)
+        before, after = _frame_seconds(start, self.video.fps), _frame_seconds(stop, self.video.fps)
         x, y = np.zeros(hw), np.zeros(hw)
         for k in range(len(self.layers)):
             actor = self.scene.actors[k] if k < len(self.scene.actors) else None
-            moved = _moved(self.scene, actor, before, after, hw)
+            moved = _follow_surface(self.scene, actor, before, after, hw)
             mine = owner[start] == k
             x[mine], y[mine] = moved[0][mine], moved[1][mine]
         seen = pure[start] & (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
@@ -229,7 +231,7 @@ class Clip:
         return np.stack([flow for flow, _ in found]), np.stack([seen for _, seen in found])
 
 
-def edited(clip: Clip, *changes: Change) -> Clip:
+def edited_clip(clip: Clip, *changes: Change) -> Clip:
     """Return the true edited clip: the same scene with the changes made, moving in the same way.
 
     Without a change of style, every pixel that no changed layer reaches has the same bytes as before.
@@ -240,7 +242,7 @@ def edited(clip: Clip, *changes: Change) -> Clip:
     return Clip.of(scene, len(clip.video), (clip.video.height, clip.video.width), clip.video.fps)
 
 
-def reached(before: Clip, after: Clip) -> Bool[np.ndarray, "f 1 h w"]:
+def reachable_pixels(before: Clip, after: Clip) -> Bool[np.ndarray, "f 1 h w"]:
     """Return where an edited clip may differ from the clip it was made of: where changed layers have any say.
 
     With a style of the whole picture that is everywhere, for a style looks at a pixel's surroundings too.
@@ -257,11 +259,11 @@ def reached(before: Clip, after: Clip) -> Bool[np.ndarray, "f 1 h w"]:
     return where
 
 
-def _seconds(number: int, fps: Fraction) -> float:
+def _frame_seconds(number: int, fps: Fraction) -> float:
     return number * fps.denominator / fps.numerator
 
 
-def _drawn(
+def _draw_layers(
     scene: Scene, t: float, hw: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "3 h w"], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     view = scene.camera.at(t)
@@ -271,13 +273,13 @@ def _drawn(
     layers = []
     for actor, sheet in zip(scene.actors, sheets, strict=True):
         spots = texture_coordinates(actor, actor.motion.at(t), x[None, :], y[:, None])
-        layers.append((*_spread(sheet, hw), np.stack(spots).astype(np.float32)))
+        layers.append((*_spread_sheet(sheet, hw), np.stack(spots).astype(np.float32)))
     tile = np.broadcast_arrays((x + scene.ground[0])[None, :], (y + scene.ground[1])[:, None])
     layers.append((ground, np.full((1, *hw), 255, np.uint8), np.stack(tile).astype(np.float32)))
-    return styled(composed(ground, sheets), scene.style), layers
+    return apply_style(compose_sheets(ground, sheets), scene.style), layers
 
 
-def _spread(
+def _spread_sheet(
     sheet: Sheet | None, hw: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"]]:
     colour, alpha = np.zeros((3, *hw), np.uint8), np.zeros((1, *hw), np.uint8)
@@ -288,7 +290,7 @@ def _spread(
     return colour, alpha
 
 
-def _shares(alphas: list[UInt8[np.ndarray, "f h w"]]) -> UInt8[np.ndarray, "f layers h w"]:
+def _layer_shares(alphas: list[UInt8[np.ndarray, "f h w"]]) -> UInt8[np.ndarray, "f layers h w"]:
     left = np.full(alphas[0].shape, 255, np.uint16)
     shares = []
     for alpha in alphas:
@@ -298,7 +300,9 @@ def _shares(alphas: list[UInt8[np.ndarray, "f h w"]]) -> UInt8[np.ndarray, "f la
     return np.stack(shares, axis=1)
 
 
-def _moved(scene: Scene, actor: Actor | None, before: float, after: float, hw: tuple[int, int]) -> Places:
+def _follow_surface(
+    scene: Scene, actor: Actor | None, before: float, after: float, hw: tuple[int, int]
+) -> Places:
     """Return where what a layer shows at every pixel at one time is at another; `None` for the background."""
     x, y = world_axes(scene.camera.at(before), hw)
     if actor is None:

@@ -12,7 +12,7 @@ from retouch.world import (
     Portrait,
     Scene,
 )
-from retouch.world import edited as truly_edited
+from retouch.world import edited_clip as truly_edited
 from retouch.world.faces import FACE_WORDS
 from retouch.world.sheet import face_rows, face_vocabulary_rows, flow_picture, truth_rows, vocabulary_rows
 

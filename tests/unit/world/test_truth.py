@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retouch.errors import RequestError
-from retouch.world import COLOURS, OBJECTS, Change, Clip, Scene, Variety, edited, reached
+from retouch.world import COLOURS, OBJECTS, Change, Clip, Scene, Variety, edited_clip, reachable_pixels
 from retouch.world.exact import over
 from retouch.world.render import texture_coordinates, world_points
 
@@ -119,7 +119,7 @@ def test_world_points_undo_texture_coordinates(seed: int, t: float, x: float, y:
 
 def test_the_scene_in_which_nothing_changes_is_the_same_clip() -> None:
     found = clip(0)
-    assert edited(found).video.digest == found.video.digest
+    assert edited_clip(found).video.digest == found.video.digest
 
 
 @settings(max_examples=25, deadline=None)
@@ -133,18 +133,18 @@ def test_an_edit_of_an_object_leaves_every_other_pixel_equal(
     word = data.draw(st.sampled_from([w for w in words if w not in found.layers[which].name.split()]))
     if what == "pattern" and word == getattr(found.scene.actors[which], what):
         return
-    after = edited(found, Change.parse(f"{which}.{what}={word}"))
+    after = edited_clip(found, Change.parse(f"{which}.{what}={word}"))
     different = (after.video.frames != found.video.frames).any(axis=1, keepdims=True)
     mine = (found.layers[which].alpha > 0) | (after.layers[which].alpha > 0)
     assert not (different & ~mine).any()
-    assert not (different & ~reached(found, after)).any()
+    assert not (different & ~reachable_pixels(found, after)).any()
     assert different.any() or not mine.any()
 
 
 def test_a_new_background_leaves_the_inside_of_objects_equal() -> None:
     found = clip(6)
     word = "snow" if found.scene.background != "snow" else "wood"
-    after = edited(found, Change.parse(f"background={word}"))
+    after = edited_clip(found, Change.parse(f"background={word}"))
     covered = found.shares[:, -1] == 0
     same = (after.video.frames == found.video.frames).all(axis=1)
     assert covered.any()
@@ -154,7 +154,7 @@ def test_a_new_background_leaves_the_inside_of_objects_equal() -> None:
 
 def test_edits_keep_the_motion() -> None:
     found = clip(7)
-    after = edited(found, Change.parse("object=cup"), Change.parse("style=neon"))
+    after = edited_clip(found, Change.parse("object=cup"), Change.parse("style=neon"))
     assert after.scene.actors[0].motion == found.scene.actors[0].motion
     assert after.scene.camera == found.scene.camera
     assert np.array_equal(after.layers[0].coordinates, found.layers[0].coordinates)
@@ -165,7 +165,7 @@ def test_edits_keep_the_motion() -> None:
 
 def test_a_change_of_style_may_reach_everywhere() -> None:
     found = clip(8, 48, 2)
-    assert reached(found, edited(found, Change.parse("style=watercolor"))).all()
+    assert reachable_pixels(found, edited_clip(found, Change.parse("style=watercolor"))).all()
 
 
 @pytest.mark.parametrize(

@@ -153,19 +153,19 @@ def _write_scene(
     size: int,
     fps: Fraction,
 ) -> dict[str, object]:
-    from retouch.world import WORLD_VERSION, Change, Clip, Scene, edited, reached
+    from retouch.world import WORLD_VERSION, Change, Clip, Scene, edited_clip, reachable_pixels
     from retouch.world.sheet import truth_rows
 
     scene = Scene.of(caption, seed) if caption else Scene.sample(seed)
     changes = [Change.parse(text) for text in edits]
     clip = Clip.of(scene, frames, size, fps)
-    after = edited(clip, *changes) if changes else None
+    after = edited_clip(clip, *changes) if changes else None
     tensors = _truth(clip)
     for k, layer in enumerate(clip.layers):
         _write_mask(folder / f"mask-{k}-{layer.name.replace(' ', '-')}", clip.masks[k], fps)
     if after is not None:
         tensors |= {f"edited.{name}": array for name, array in _truth(after).items()}
-        tensors["reached"] = reached(clip, after)
+        tensors["reached"] = reachable_pixels(clip, after)
     _write_clips(folder, clip.video, after.video if after else None, tensors)
     _write_sheet(folder, truth_rows(clip, _chosen(frames), after))
     return {
