@@ -81,7 +81,9 @@ def _feed_value(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 -
             digest, type(value).__name__, {name: getattr(value, name) for name in type(value).model_fields}
         )
     elif isinstance(value, Mapping):
-        _feed_pairs(digest, "map", {_key_text(key): inner for key, inner in value.items()})
+        # A key that is no text goes in as a hash, so that a number never looks like the text of it.
+        texts = {key if isinstance(key, str) else identity(key): inner for key, inner in value.items()}
+        _feed_pairs(digest, "map", texts)
     elif isinstance(value, (list, tuple, range)):
         _add_content(digest, "list", str(len(value)).encode())
         for inner in value:
@@ -102,11 +104,6 @@ def _feed_pairs(digest: "hashlib._Hash", name: str, pairs: Mapping[str, object])
     for key in sorted(pairs):
         _add_content(digest, "key", _text_bytes(key))
         _feed_value(digest, pairs[key])
-
-
-def _key_text(key: object) -> str:
-    """Return a mapping's key as text; a number never looks like the text of it."""
-    return key if isinstance(key, str) else identity(key)
 
 
 def _text_bytes(text: str) -> bytes:

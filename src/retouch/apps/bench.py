@@ -228,11 +228,6 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
     return values
 
 
-def _first(trial: Trial, folder: Path) -> Path:
-    """The true edit of the first frame, as a user would have drawn it."""
-    return _drawn(trial, 0, folder)
-
-
 def _keyframe(trial: Trial, folder: Path) -> tuple[str, ...]:
     """The true edit of the middle frame, as FRAME=PICTURE."""
     middle = len(trial.target.video) // 2
@@ -262,7 +257,7 @@ def _words(trial: Trial, _: Path) -> tuple[str, ...] | None:
 GIVES: Mapping[str, Give] = {
     "prompt": lambda trial, _: trial.target.caption,
     "source_prompt": lambda trial, _: trial.clip.caption,
-    "first": _first,
+    "first": lambda trial, folder: _drawn(trial, 0, folder),
     "keyframe": _keyframe,
     "box": _box,
     "object_words": _words,
@@ -360,7 +355,8 @@ def differences(
         base = {row.trial: row.figures for row in _of(rows, kind, baseline)}
         both = [row for row in _of(rows, kind, name) if key in row.figures and key in base.get(row.trial, {})]
         if name != baseline and both:
-            ours, theirs = ([figures[key] for figures in side] for side in _sides(both, base))
+            ours = [row.figures[key] for row in both]
+            theirs = [base[row.trial][key] for row in both]
             found.setdefault(kind, {}).setdefault(name, {})[key] = paired_interval(ours, theirs)
     return found
 
@@ -390,7 +386,11 @@ def table(bench: Bench, rows: Sequence[Row]) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row.figures))
     lines = ["# Edits against the truth", "", *_introduction(bench, rows, keys), ""]
     for kind, by_name in means.items():
-        lines += [f"## {kind}", "", *_table(keys, {name: _row(by_name[name], keys) for name in by_name}), ""]
+        cells = {
+            name: [_said(figures[key]) if key in figures else "-" for key in keys]
+            for name, figures in by_name.items()
+        }
+        lines += [f"## {kind}", "", *_table(keys, cells), ""]
         if kind in apart:
             both = [key for key in keys if any(key in row for row in apart[kind].values())]
             judged = {name: _judged(row, both) for name, row in apart[kind].items() if name in bench.methods}
@@ -410,15 +410,14 @@ def contact_sheet(bench: Bench, folder: Path, *, edits: int = 10) -> np.ndarray:
     step = max(1, len(tried) // edits)
     step += step % kinds == 0 and kinds > 1
     chosen = tried[::step][:edits]
-    rows = [
-        [_picture(folder / "frames" / trial.name / f"{_file(name)}.png") for name in names]
-        for trial in chosen
-    ]
+    places = [[folder / "frames" / trial.name / f"{_file(name)}.png" for name in names] for trial in chosen]
+    rows = [[read_picture(path)[..., :3] if path.exists() else None for path in row] for row in places]
     return sheet(rows, ["source", "true edit", *bench.methods], [f"{t.kind}: {t.change}" for t in chosen])
 
 
 def settings_of(bench: Bench) -> dict[str, object]:
     """What must be equal for rows to stand in one table."""
+    prompted = any({"model", "prompt"} <= set(method(name).params.model_fields) for name in bench.methods)
     return {
         "world": WORLD_VERSION,
         "frames": bench.frames,
@@ -429,15 +428,9 @@ def settings_of(bench: Bench) -> dict[str, object]:
         "network": bench.network,
         "crop": bench.crop,
         "settings": {name: dict(values) for name, values in bench.settings.items()},
-        "weights": _weights(bench),
+        "weights": folder_identity(resolve(bench.model)) if prompted else "",
         "methods": {name: _defaults(method(name)) for name in bench.methods},
     }
-
-
-def _weights(bench: Bench) -> str:
-    """The identity of the model, where a method is given it."""
-    told = any({"model", "prompt"} <= set(method(name).params.model_fields) for name in bench.methods)
-    return folder_identity(resolve(bench.model)) if told else ""
 
 
 def _defaults(spec: MethodSpec) -> str:
@@ -489,12 +482,6 @@ def _of(rows: Sequence[Row], kind: str, name: str) -> list[Row]:
     return [row for row in rows if row.kind == kind and row.contender == name]
 
 
-def _sides(
-    rows: Sequence[Row], base: Mapping[str, Mapping[str, float]]
-) -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
-    return [row.figures for row in rows], [base[row.trial] for row in rows]
-
-
 def _introduction(bench: Bench, rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
     clips = len({row.trial.partition("-")[0] for row in rows})
     idle = [_name(key) for key in keys if find(_name(key)).rewards_doing_nothing]
@@ -509,13 +496,11 @@ def _introduction(bench: Bench, rows: Sequence[Row], keys: Sequence[str]) -> lis
 
 
 def _table(keys: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    heads = [f"{_name(key)}{_unit(key)}, {find(_name(key)).better} is better" for key in keys]
+    metrics = [find(_name(key)) for key in keys]
+    units = [f" ({metric.unit})" if metric.unit else "" for metric in metrics]
+    heads = [f"{m.name}{unit}, {m.better} is better" for m, unit in zip(metrics, units, strict=True)]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(keys)]
     return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
-
-
-def _row(figures: Mapping[str, MeanInterval], keys: Sequence[str]) -> list[str]:
-    return [_said(figures[key]) if key in figures else "-" for key in keys]
 
 
 def _judged(figures: Mapping[str, MeanInterval], keys: Sequence[str]) -> list[str]:
@@ -540,17 +525,8 @@ def _name(key: str) -> str:
     return key.partition("@")[0]
 
 
-def _unit(key: str) -> str:
-    unit = find(_name(key)).unit
-    return f" ({unit})" if unit else ""
-
-
 def _file(name: str) -> str:
     return name.replace(":", "").replace(" ", "-")
-
-
-def _picture(path: Path) -> np.ndarray | None:
-    return read_picture(path)[..., :3] if path.exists() else None
 
 
 def _plain(found: Mapping[str, Mapping[str, Mapping[str, MeanInterval]]]) -> dict[str, object]:

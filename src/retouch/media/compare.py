@@ -117,7 +117,10 @@ def side_by_side(clips: Sequence[Video], labels: Sequence[str]) -> Iterator[Pict
     canvas = _labelled(plan, labels)
     for t in range(min(len(clip) for clip in clips)):
         for index, clip in enumerate(clips):
-            _paste(canvas, _fitted(clip, t, plan.height), plan.corner(index))
+            top, left = plan.corner(index)
+            width = _width_at(clip, plan.height)
+            tile = canvas[top : top + plan.height, left : left + width]
+            tile[:] = _resized(_upright(clip, t), plan.height, width)
         yield canvas.copy()
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
             for clip in clips:
@@ -215,16 +218,6 @@ def _labelled(plan: Layout, labels: Sequence[str]) -> Picture:
         top, left = plan.corner(index)
         lines.append((left, top - LINE + 4, _clipped(label, plan.widths[index % len(plan.widths)])))
     return _written(canvas, lines)
-
-
-def _paste(canvas: Picture, picture: Picture, corner: tuple[int, int]) -> None:
-    top, left = corner
-    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-
-
-def _fitted(clip: Video, t: int, height: int) -> Picture:
-    """A frame at a height, by its shape as displayed."""
-    return _resized(_upright(clip, t), height, _width_at(clip, height))
 
 
 def _width_at(clip: Video, height: int) -> int:

@@ -77,13 +77,9 @@ def lab_of(rgb: UInt8[np.ndarray, "n 3"]) -> Lab:
 
 
 def _window_means(clip: Frames, window: int) -> Float[np.ndarray, "windows 3"]:
-    per_frame = np.stack([_mean_lab(frame) for frame in frames_of(clip)])
+    per_frame = np.stack([lab_of(frame.reshape(3, -1).T).mean(axis=0) for frame in frames_of(clip)])
     starts = range(0, len(clip), window)
     return np.stack([per_frame[start : start + window].mean(axis=0) for start in starts])
-
-
-def _mean_lab(frame: UInt8[np.ndarray, "3 h w"]) -> Float[np.ndarray, "3"]:
-    return np.asarray(lab_of(frame.reshape(3, -1).T).mean(axis=0))
 
 
 def _polar_angle(

@@ -232,7 +232,9 @@ class StableDiffusion:
             cross_attention_kwargs=dict(attention) if attention else None,
             down_block_additional_residuals=residuals.down if residuals else None,
             mid_block_additional_residual=residuals.middle if residuals else None,
-            added_cond_kwargs=None if seen is None else {"image_embeds": _each(seen, z, dtype)},
+            added_cond_kwargs=None
+            if seen is None
+            else {"image_embeds": [seen.to(z.device, dtype).expand(len(z), 1, -1)]},
         )
         return cast(Tensor, out.sample.to(z.dtype))
 
@@ -333,11 +335,6 @@ class Control:
             return_dict=False,
         )
         return Residuals(tuple(down), middle)
-
-
-def _each(seen: Float[Tensor, " e"], z: Float[Tensor, "f 4 y x"], dtype: torch.dtype) -> list[Tensor]:
-    """One picture's embedding for every frame, as diffusers takes the pictures of one adapter."""
-    return [seen.to(z.device, dtype).expand(len(z), 1, -1)]
 
 
 def _check_layout(folder: Path, ref: str) -> None:

@@ -411,7 +411,7 @@ def face_landmarks(identity: Identity, pose: Expression) -> Float32[np.ndarray, 
     layout = _FaceLayout.of(identity, pose)
     points: dict[str, tuple[float, float]] = {
         "nose tip": layout.nose,
-        "chin": (0.0, _chin_line(identity.shape)),
+        "chin": (0.0, _HEADS[identity.shape][2]),
     }
     for name, (x, y), outward in (("left", layout.left, -1), ("right", layout.right, 1)):
         reach = outward * layout.eye_width(outward)
@@ -517,10 +517,6 @@ _HEADS: Mapping[str, tuple[Distance, float, float]] = MappingProxyType(
         "long": (ellipse(0.0, 0.03, 0.5, 0.86), 0.5, 0.89),
     }
 )
-
-
-def _chin_line(shape: str) -> float:
-    return _HEADS[shape][2]
 
 
 def _shade_colour(colour: Colour, share: float) -> Colour:

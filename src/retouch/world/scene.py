@@ -237,7 +237,7 @@ class Scene:
     @property
     def caption(self) -> str:
         """The scene in words, such as "a red striped car on grass, pencil sketch"."""
-        names = " and ".join(f"{_with_article(actor.name)} {actor.name}" for actor in self.actors)
+        names = " and ".join(f"a{'n' * (actor.name[0] in 'aeiou')} {actor.name}" for actor in self.actors)
         where = _PLACES.get(self.background, f"on {self.background}")
         return f"{names} {where}" + ("" if self.style == "none" else f", {self.style}")
 
@@ -252,10 +252,6 @@ def check_word(what: str, word: str, known: tuple[str, ...]) -> None:
         raise RequestError(
             f"no {what} of the world is called {word!r}", hint=f"choose from: {', '.join(known)}"
         )
-
-
-def _with_article(name: str) -> str:
-    return "an" if name[0] in "aeiou" else "a"
 
 
 def _one_word(dice: Dice, words: tuple[str, ...]) -> str:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from retouch.atlas.atlas import Atlas
     from retouch.atlas.prepare import Objects
-    from retouch.media.encoding import Encoding
     from retouch.media.tint import Colour
     from retouch.run import Run
     from retouch.video import Video
@@ -90,7 +89,7 @@ def mask(
     """  # noqa: D301 - click reads the mark
     from retouch.atlas.prepare import drawn_marks, marked_objects, marks_from, segmenter_named
     from retouch.media.drafts import check_free
-    from retouch.media.io import read, write
+    from retouch.media.io import Encoding, read, write
     from retouch.media.tint import named_colour
 
     for goal in (out, preview):
@@ -109,7 +108,8 @@ def mask(
         grey = run.scratch("mask", video.frames.shape)
         for t in range(len(video)):
             grey[t] = mattes.frame(t)[None]
-        click.echo(write(video.like(grey), out, encoding=_lossless(out), force=force))
+        encoding = Encoding(lossless=out.suffix.lower() in {".mkv", ".avi"}, sound=False)
+        click.echo(write(video.like(grey), out, encoding=encoding, force=force))
         if preview is not None:
             tinted = _tinted(video, objects, {name: wanted} if wanted else {}, run)
             click.echo(write(video.like(tinted), preview, force=force, listen=run.listen))
@@ -298,12 +298,6 @@ def _run(device: str = "auto") -> "Iterator[Run]":
     with tempfile.TemporaryDirectory(prefix="retouch-") as folder, shown() as listen:
         compute = Compute(device=device)
         yield Run.alone(Path(folder), compute=compute, store=home() / "store", listen=listen)
-
-
-def _lossless(out: Path) -> "Encoding":
-    from retouch.media.io import Encoding
-
-    return Encoding(lossless=out.suffix.lower() in {".mkv", ".avi"}, sound=False)
 
 
 def _beside(made: "Atlas") -> "np.ndarray":

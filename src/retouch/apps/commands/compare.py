@@ -13,7 +13,6 @@ from retouch.events import Event, Notice, ignore
 from retouch.fields import pair
 
 if TYPE_CHECKING:
-    from retouch.models.clip import TextImage
     from retouch.video import Video
 
 MEASURED = ("psnr-source", "ssim-source", "warp-error-estimated", "flicker", "flicker-peak", "colour-drift")
@@ -157,8 +156,9 @@ def truth(
     Writes rows.jsonl, figures.json, table.md and sheet.png into --out; a bench that was stopped goes on.
     """  # noqa: D301 - click reads the mark
     from retouch.apps.bench import Bench, conclude, run_bench, with_baseline
+    from retouch.models.clip import TextImage
 
-    seeing = None if eyes == "none" else _seeing(eyes)
+    seeing = None if eyes == "none" else TextImage.from_pretrained(eyes)
     asked = Bench(
         methods=with_baseline(_listed(methods)),
         kinds=_listed(kinds),
@@ -176,12 +176,6 @@ def truth(
     rows = run_bench(asked, out, listen=ignore if quiet or as_json else _say)
     told, found = conclude(asked, rows, out)
     click.echo(json.dumps(found) if as_json else told)
-
-
-def _seeing(ref: str) -> "TextImage":
-    from retouch.models.clip import TextImage
-
-    return TextImage.from_pretrained(ref)
 
 
 def _listed(words: str) -> tuple[str, ...]:
