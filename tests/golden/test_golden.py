@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from retouch_tint.spec import TintParams
 
 import retouch
 from retouch import registry
+from retouch.apps.cli import COMMANDS, Lazy
 from retouch.events import Event, Kept
 from retouch.identity import identity
 from retouch.run import Run
@@ -49,6 +51,14 @@ def test_help_is_as_before_and_answers_at_once_without_torch(golden: Any) -> Non
     ended, seconds = answer("--help")
     golden.check("help.txt", ended.stdout + ended.stderr)
     assert seconds < 2 * SECONDS
+
+
+def test_every_command_within_a_command_keeps_its_name(golden: Any) -> None:
+    groups = {name: Lazy().get_command(click.Context(Lazy()), name) for name in COMMANDS}
+    within = {
+        name: sorted(group.commands) for name, group in groups.items() if isinstance(group, click.Group)
+    }
+    golden.check("commands.txt", "".join(f"{name}: {', '.join(inner)}\n" for name, inner in within.items()))
 
 
 def test_the_package_runs_as_a_module() -> None:

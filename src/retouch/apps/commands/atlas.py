@@ -270,7 +270,7 @@ def export(file: Path, out: Path, *, exr: bool, force: bool) -> None:
     click.echo(f"{out}: {len(written)} pictures")
 
 
-@atlas.command()
+@atlas.command("extend")
 @FILE
 @CLIP
 @click.option("-o", "--out", type=PATH, required=True, help="The longer atlas.")
