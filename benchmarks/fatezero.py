@@ -11,15 +11,17 @@ as the peak above what the process had when the network was loaded.
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import final
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
@@ -28,16 +30,22 @@ from retouch.diffusion.attention import Attend, Gather, Layer, Neighbours, Rule,
 from retouch.diffusion.inversion import Trajectory, invert
 from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import CrossFusion, emphasis_table, refined, step_range, weight_table
-from retouch.methods.fatezero.fusion import captured
-from retouch.methods.fatezero.walk import Recipe, Scene, Texts, space, walk
+from retouch.methods.fatezero.edit import sample
+from retouch.methods.fatezero.fusion import (
+    MOST_TOKENS,
+    FusedPrediction,
+    FusionSchedule,
+    State,
+    Texts,
+    fused_layers,
+)
 from retouch.models.image import ddim_schedule
 from retouch.models.noise_path import Level, Schedule, Timestep, guided, step
-from retouch.run import Step
+from retouch.run import Run, Step
 
 WORDS = 77
 FUSED = 0.8
 """Share of the steps in which both kinds of attention are the source's, as in the paper's style edits."""
-MOST_TOKENS = 1024
 SAME = 1e-3
 """`ours` and `store` are one computation in two orders of summing, relative to the greatest latent."""
 
@@ -143,9 +151,9 @@ def stored(
     for index, (hi, lo) in enumerate(plan.down()):
         factors = fusion.at(index)
         rule_now: Rule = UseMaps(gather, kept[-1 - index], factors) if factors else Attend(gather)
-        towards = net.predict(z, hi.t, texts.target, attention={"rule": rule_now})
-        against = net.predict(z, hi.t, texts.against, attention={"rule": Attend(gather)})
-        z = step(z, guided(against, towards, 7.5), hi, lo)
+        positive = net.predict(z, hi.t, texts.target, attention={"rule": rule_now})
+        negative = net.predict(z, hi.t, texts.negative, attention={"rule": Attend(gather)})
+        z = step(z, guided(negative, positive, 7.5), hi, lo)
     return z
 
 
@@ -162,7 +170,7 @@ def inverted(net: Net, z: Tensor, plan: Schedule, text: Tensor, gather: Gather) 
         return net.predict(given, level.t, text, attention={"rule": Attend(gather)})
 
     invert(latents, predict, [Step("invert", k, len(ups), pair) for k, pair in enumerate(ups)])
-    return Trajectory(latents)
+    return Trajectory(latents, reconstruction=math.nan)
 
 
 @torch.no_grad()
@@ -173,33 +181,32 @@ def figure(way: str, frames: int, side: int, steps: int, channels: tuple[int, ..
     gather = neighbours.among(range(frames), frames)
     draw = torch.Generator().manual_seed(1)
     source, target, against = (torch.randn(WORDS, 32, generator=draw) for _ in range(3))
-    texts = Texts(source, target, against, source_words=torch.zeros(WORDS), target_words=torch.zeros(WORDS))
+    texts = Texts(source, target, against)
     z = torch.randn(frames, 4, side, side, generator=draw)
     before = peak()
     with controlled(net.unet, size=(side, side)) as layers:
         net.predict(z[:1], 1, texts.source)
         start = time.process_time()
         if way == "store":
-            done = stored(net, z, plan, texts, gather, captured(layers, MOST_TOKENS))
+            done = stored(net, z, plan, texts, gather, fused_layers(layers, MOST_TOKENS))
             middle = start
         else:
-            ladder = inverted(net, z, plan, texts.source, gather)
+            trajectory = inverted(net, z, plan, texts.source, gather)
             middle = time.process_time()
             fused = way == "ours"
-            recipe = Recipe(
-                guidance=7.5,
-                neighbours=neighbours,
-                most_tokens=MOST_TOKENS,
-                self_steps=step_range((0.0, FUSED), steps) if fused else range(0),
-                cross=word_fusion(steps) if fused else None,
-                source_lag=1,
-            )
-            windows = overlapping(frames, size=frames, overlap=0)
-            scene = Scene(net, plan, layers, windows, texts, recipe, z.device)
-            rooms = space(ladder, scene, lambda _, shape, kind: torch.from_numpy(np.zeros(shape, kind)))
-            for _ in walk(ladder, scene, rooms):
-                pass
-            done = rooms.z
+            fusion = FusionSchedule(MOST_TOKENS)
+            if fused:
+                held = step_range((0.0, FUSED), steps)
+                fusion = FusionSchedule(MOST_TOKENS, held, word_fusion(steps), source_lag=1)
+            with tempfile.TemporaryDirectory() as folder:
+                state = State.allocate(
+                    sampler := FusedPrediction(net, trajectory, texts, fusion, 7.5, neighbours, layers),
+                    Run.alone(Path(folder)),
+                )
+                downs = [Step("edit", index, steps, down) for index, down in enumerate(plan.down())]
+                for _ in sample(sampler, overlapping(frames, size=frames, overlap=0), downs, state):
+                    pass
+                done = state.z.clone()
     end = time.process_time()
     return {
         "megabytes": (peak() - before) / 2**20,

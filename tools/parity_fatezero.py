@@ -7,7 +7,9 @@ released code's quirks.
 """
 
 import json
+import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from tools.parity_report import Report
 from torch import Tensor
 
 from retouch.diffusion.attention import Attend, Layer, Neighbours, controlled
+from retouch.diffusion.capture import CaptureRule, WordAttention
 from retouch.diffusion.inflate import Temporal, inflated, transformer_blocks
 from retouch.diffusion.inversion import Trajectory, invert
 from retouch.diffusion.windows import overlapping
@@ -32,12 +35,20 @@ from retouch.diffusion.words import (
     released_replace_matrix,
     same_word_count,
 )
-from retouch.methods.fatezero.fusion import Reading, Watch, captured, released_mask_layers
-from retouch.methods.fatezero.recipe import RELEASED_TOKENS, Plan, Wish, released_plan
-from retouch.methods.fatezero.walk import Recipe, Scene, Texts, space, walk
+from retouch.methods.fatezero import released
+from retouch.methods.fatezero.edit import sample
+from retouch.methods.fatezero.fusion import (
+    MOST_TOKENS,
+    FusedPrediction,
+    FusionSchedule,
+    State,
+    Texts,
+    fused_layers,
+)
+from retouch.methods.fatezero.spec import FateZeroParams
 from retouch.models.image import ddim_schedule
 from retouch.models.noise_path import Level, Schedule, Timestep
-from retouch.run import Step
+from retouch.run import Run, Step
 
 PRECISIONS = {"f64": torch.float64, "f32": torch.float32}
 WORDS = 77
@@ -158,7 +169,7 @@ def _check_alignment(name: str, vector: Fixture, facts: _Filtered) -> None:
 @final
 @dataclass(frozen=True)
 class Network:
-    """The fixture's UNet as the walk sees a model."""
+    """The fixture's UNet as sampling sees a model."""
 
     unet: UNet2DConditionModel
 
@@ -257,7 +268,7 @@ class Bench:
 
             with self.ready(inversion), torch.no_grad():
                 invert(latents, predict, [Step("invert", k, len(ups), up) for k, up in enumerate(ups)])
-            self._trajectories[inversion] = Trajectory(latents)
+            self._trajectories[inversion] = Trajectory(latents, reconstruction=math.nan)
         return self._trajectories[inversion]
 
     def _biased(self, inversion: str) -> Temporal:
@@ -430,7 +441,7 @@ class Look:
     """What the network said and saw in one step of the inversion."""
 
     out: Tensor
-    watch: Watch
+    rule: CaptureRule
 
 
 @final
@@ -440,7 +451,7 @@ class Looks:
     def __init__(self, bench: Bench, inversion: str, trajectory: Trajectory, layers: Sequence[Layer]) -> None:
         self.bench, self.trajectory = bench, trajectory
         self.ups = bench.schedule(inversion).up()
-        self.taken = captured(layers, RELEASED_TOKENS)
+        self.taken = fused_layers(layers, MOST_TOKENS)
         total = trajectory.latents.shape[1]
         self.gather = bench.neighbours(inversion).among(range(total), total)
         self.seen: dict[int, Look] = {}
@@ -449,11 +460,11 @@ class Looks:
         """The look at the latents of level `step`, at the timestep of the next."""
         if step not in self.seen:
             eye = torch.eye(WORDS, dtype=self.bench.dtype)
-            watch = Watch(self.gather, self.taken, Reading(released_mask_layers(self.taken), eye))
+            rule = CaptureRule(self.gather, self.taken, WordAttention(released.mask_layers(self.taken), eye))
             z = self.trajectory.latents[step]
             text = self.bench.texts["source"]
-            out = self.bench.network.predict(z, self.ups[step][1].t, text, attention={"rule": watch})
-            self.seen[step] = Look(out, watch)
+            out = self.bench.network.predict(z, self.ups[step][1].t, text, attention={"rule": rule})
+            self.seen[step] = Look(out, rule)
         return self.seen[step]
 
     def plain(self, t: int, level: int) -> Tensor:
@@ -468,7 +479,7 @@ class Looks:
 
     def words(self) -> Tensor:
         """The mean map of the layers in which the object is looked for, for all words and steps."""
-        heats = [self.at(step).watch.reading.heat() for step in range(len(self.trajectory.latents) - 1)]
+        heats = [self.at(step).rule.words.mean_map() for step in range(len(self.trajectory.latents) - 1)]
         return torch.stack(heats).movedim(2, -1)  # steps f h w words
 
     def layer(self, place: str, kind: str, index: int) -> Layer:
@@ -479,7 +490,7 @@ class Looks:
     def map(self, place: str, kind: str, index: int, step: int) -> Tensor:
         """A whole attention map, which only this check ever builds."""
         layer = self.layer(place, kind, index)
-        seen = self.at(step).watch.seen
+        seen = self.at(step).rule.source
         keys = seen.keys[layer]
         keys = self.gather(layer, keys) if kind == "self" else keys
         q = seen.queries[layer]
@@ -505,23 +516,40 @@ def _check_layers(name: str, entry: Fixture, looks: Looks, facts: _Filtered) -> 
 # ------------------------------------------------------------------------------------------------ edits
 
 
-def _wish(p2p: Fixture) -> Wish:
-    """The released code's settings as a wish."""
+def _params(bench: Bench, case: Fixture) -> FateZeroParams:
+    """The released code's settings as the method's parameters."""
+    p2p = case.get("p2p", {})
     cross = p2p.get("cross_replace_steps", {})
     cross = cross if isinstance(cross, Mapping) else {"default_": cross}
     words = [tuple(part) for part in p2p.get("blend_words") or [(), ()]]
     threshold = p2p.get("blend_th", [0.3])
     emphasis = p2p.get("eq_params") or {"words": (), "values": ()}
-    return Wish(
+    (cross_from, cross_until), (self_from, self_until) = (
+        _window(span) for span in (cross.get("default_", 1.0), p2p.get("self_replace_steps", 0.0))
+    )
+    return FateZeroParams(
+        source_prompt=bench.tokens("source").prompt,
+        prompt=bench.tokens(case["target"]).prompt,
+        steps=bench.steps(case["inversion"]),
+        guidance=float(case.get("guidance_scale", bench.fixture["guidance_scale_default"])),
+        guide_from="nothing",
         alignment="replace" if p2p.get("is_replace_controller", True) else "refine",
-        cross=_window(cross.get("default_", 1.0)),
-        word_cross={word: _window(window) for word, window in cross.items() if word != "default_"},
-        self_attention=_window(p2p.get("self_replace_steps", 0.0)),
-        emphasis=dict(zip(emphasis["words"], emphasis["values"], strict=False)),
-        source_words=words[0],
-        target_words=words[1] if len(words) > 1 else (),
+        cross_from=cross_from,
+        cross_until=cross_until,
+        word_cross=tuple(
+            f"{word}={_window(span)[0]!r}-{_window(span)[1]!r}"
+            for word, span in cross.items()
+            if word != "default_"
+        ),
+        self_from=self_from,
+        self_until=self_until,
+        emphasise=tuple(
+            f"{word}={by!r}" for word, by in zip(emphasis["words"], emphasis["values"], strict=False)
+        ),
+        object_words=words[0],
+        new_words=words[1] if len(words) > 1 else (),
         mask_self=bool(p2p.get("blend_self_attention")),
-        blend=(0.2, 0.8) if p2p.get("blend_latents") else None,
+        blend=bool(p2p.get("blend_latents")),
         threshold=float(threshold[0] if isinstance(threshold, Sequence) else threshold),
     )
 
@@ -530,31 +558,21 @@ def _window(given: float | Sequence[float]) -> tuple[float, float]:
     return (given[0], given[1]) if isinstance(given, Sequence) else (0.0, float(given))
 
 
-def _plan(bench: Bench, case: Fixture) -> Plan:
-    guidance = float(case.get("guidance_scale", bench.fixture["guidance_scale_default"]))
-    neighbours = bench.neighbours(case["inversion"])
+def _fusion(bench: Bench, case: Fixture) -> FusionSchedule:
     if case.get("edit_type") is None:
-        nothing = torch.zeros(WORDS)
-        return Plan(Recipe(guidance, neighbours, RELEASED_TOKENS, self_steps=range(0)), nothing, nothing)
-    return released_plan(
-        bench.tokens("source"),
-        bench.tokens(case["target"]),
-        _wish(case.get("p2p", {})),
-        steps=bench.steps(case["inversion"]),
-        length=WORDS,
-        guidance=guidance,
-        neighbours=neighbours,
-    )
+        return FusionSchedule(MOST_TOKENS)
+    source, target = bench.tokens("source"), bench.tokens(case["target"])
+    return released.schedule(_params(bench, case), source, target, length=WORDS)
 
 
 def _check_case(bench: Bench, group: str, path: Path, facts: _Filtered) -> None:
     case = bench.fixture["cases"][group.split("/edit_")[1]]
-    plan = _plan(bench, case)
+    fusion = _fusion(bench, case)
     tensors = _load(path)
-    ours = _controls(bench, case, plan)
+    ours = _controls(bench, case, fusion)
     if any(facts.wants(f"{group}/{key}") and not key.startswith("ctrl/") for key in tensors):
-        ours |= _run(bench, case, plan)
-    _check_listed(group, case, plan, ours, facts)
+        ours |= _run(bench, case, fusion)
+    _check_listed(group, case, fusion, ours, facts)
     for key, theirs in tensors.items():
         label = f"{group}/{key}"
         if not facts.wants(label):
@@ -567,14 +585,13 @@ def _check_case(bench: Bench, group: str, path: Path, facts: _Filtered) -> None:
             facts.relative(label, ours[key], theirs, EDIT[bench.precision])
 
 
-def _controls(bench: Bench, case: Fixture, plan: Plan) -> dict[str, Tensor]:
+def _controls(bench: Bench, case: Fixture, fusion: FusionSchedule) -> dict[str, Tensor]:
     """The word tables, laid out as in the fixture."""
-    if plan.recipe.cross is None:
+    if (cross := fusion.cross) is None:
         return {}
-    cross = plan.recipe.cross
     source, target = bench.tokens("source"), bench.tokens(case["target"])
     mapper = refine_mapper(source, target, WORDS)
-    word_by_word = _wish(case["p2p"]).alignment == "replace" and same_word_count(source, target)
+    word_by_word = _params(bench, case).alignment == "replace" and same_word_count(source, target)
     return {
         "ctrl/cross_replace_alpha": cross.weight[:, None, None, None],
         "ctrl/mapper": cross.alignment.taken[None] if word_by_word else torch.tensor([mapper]),
@@ -583,61 +600,53 @@ def _controls(bench: Bench, case: Fixture, plan: Plan) -> dict[str, Tensor]:
     }
 
 
-def _run(bench: Bench, case: Fixture, plan: Plan) -> dict[str, Tensor]:
+def _run(bench: Bench, case: Fixture, fusion: FusionSchedule) -> dict[str, Tensor]:
     """Walks down once and collects whatever the fixture may have of it."""
     found: dict[str, Tensor] = {}
     trajectory = bench.trajectory(case["inversion"])
-    total = trajectory.latents.shape[1]
-    with bench.ready(case["inversion"]) as layers, torch.no_grad():
-        texts = Texts(
-            bench.texts["source"],
-            bench.texts[case["target"]],
-            bench.texts["uncond"],
-            plan.source_words,
-            plan.target_words,
-        )
-        scene = Scene(
-            network=bench.network,
-            schedule=bench.schedule(case["inversion"]),
-            layers=layers,
-            windows=overlapping(total, size=total, overlap=0),
-            texts=texts,
-            recipe=plan.recipe,
-            device=bench.clean.device,
-        )
-        room = space(trajectory, scene, lambda _, shape, kind: torch.from_numpy(np.zeros(shape, kind)))
-        for moment in walk(trajectory, scene, room):
-            step = f"step{moment.index:02d}"
-            found[f"latents/{step}"] = _video(moment.z.clone())
-            outs = [moment.shown] if moment.against is None else [moment.against, moment.shown]
+    total, downs = trajectory.latents.shape[1], bench.schedule(case["inversion"]).down()
+    texts = Texts(bench.texts["source"], bench.texts[case["target"]], bench.texts["uncond"])
+    guidance = float(case.get("guidance_scale", bench.fixture["guidance_scale_default"]))
+    neighbours = bench.neighbours(case["inversion"])
+    with (
+        bench.ready(case["inversion"]) as layers,
+        torch.no_grad(),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        fused = FusedPrediction(bench.network, trajectory, texts, fusion, guidance, neighbours, layers)
+        state = State.allocate(fused, Run.alone(Path(folder)))
+        steps = [Step("edit", index, len(downs), down) for index, down in enumerate(downs)]
+        for result in sample(fused, overlapping(total, size=total, overlap=0), steps, state):
+            step = f"step{result.index:02d}"
+            found[f"latents/{step}"] = _video(state.z.clone())
+            outs = [result.positive] if result.negative is None else [result.negative, result.positive]
             found[f"noise_pred/{step}"] = torch.cat([_video(out) for out in outs])
-            for (rows, columns), mask in (moment.self_masks or {}).items():
+            for (rows, columns), mask in (result.inside or {}).items():
                 found[f"self_mask/{step}/{rows}x{columns}"] = mask
-            if moment.changed is not None:
+            if result.index in fusion.mask_steps:
                 rows, columns = bench.size
-                found[f"latent_mask/{step}/{rows}x{columns}"] = moment.changed.clone()
-    steps = bench.steps(case["inversion"])
-    found["latents"] = torch.stack([found[f"latents/step{index:02d}"] for index in range(steps)])
+                found[f"latent_mask/{step}/{rows}x{columns}"] = state.mask.clone()
+    names = [f"latents/step{index:02d}" for index in range(len(downs))]
+    found["latents"] = torch.stack([found[name] for name in names])
     return found
 
 
 def _check_listed(
-    group: str, case: Fixture, plan: Plan, ours: Mapping[str, Tensor], facts: _Filtered
+    group: str, case: Fixture, fusion: FusionSchedule, ours: Mapping[str, Tensor], facts: _Filtered
 ) -> None:
     """What the fixture says of a case in numbers of its own."""
-    recipe = plan.recipe
     if "num_self_replace" in case:
         facts.exact(
             f"{group}/num_self_replace",
-            [recipe.self_steps.start, recipe.self_steps.stop],
+            [fusion.self_steps.start, fusion.self_steps.stop],
             case["num_self_replace"],
         )
     for blend in ("attention_blend", "latent_blend"):
-        for side, marks in (("source", plan.source_words), ("target", plan.target_words)):
+        for side, marks in (("source", fusion.source_words), ("target", fusion.target_words)):
             if (theirs := case.get(blend, {}).get(f"{side}_word_tokens")) is not None:
                 facts.exact(f"{group}/{blend}/{side}_word_tokens", marks.nonzero().flatten().tolist(), theirs)
     if "latent_blend" in case:
-        entry, (first, last) = case["latent_blend"], (recipe.blend_steps.start, recipe.blend_steps.stop)
+        entry, (first, last) = case["latent_blend"], (fusion.blend_steps.start, fusion.blend_steps.stop)
         facts.exact(f"{group}/latent_blend/window", [first, last + 1], [entry["start"], entry["end"]])
     for key, theirs in case.get("mask_fraction_ones", {}).items():
         if key in ours:

@@ -26,9 +26,9 @@ from retouch.diffusion.attention import OWN_FRAME, Attend, Neighbours, controlle
 from retouch.diffusion.resize import Resize, encode_clip
 from retouch.diffusion.windows import Window
 from retouch.models.image import StableDiffusion
-from retouch.models.noise_path import Level, add_noise, extrapolate, inverse_step
+from retouch.models.noise_path import Level, add_noise, extrapolate, inverse_step, step
 from retouch.run import Run, Step
-from retouch.video import Video, chunks
+from retouch.video import Video, chunks, decibels
 
 Clip: TypeAlias = Float[Tensor, "f c h w"]
 Predict: TypeAlias = Callable[[Clip, Level], Clip]
@@ -49,6 +49,8 @@ class Trajectory:
 
     latents: Float[Tensor, "n f c h w"]
     """In the precision that the inversion ran in; may lie in a file."""
+    reconstruction: float
+    """How near the first window comes to the source when nothing is edited: PSNR of pixels, decibels."""
 
 
 def invert(
@@ -71,15 +73,15 @@ def invert(
         buffer: Room for two clips, in a file where the clip is longer than memory.
     """
     last = torch.empty_like(latents[:2]) if buffer is None else buffer
-    for step in steps:
-        (lo, hi), below, above = step.item, latents[step.index], latents[step.index + 1]
+    for at in steps:
+        (lo, hi), below, above = at.item, latents[at.index], latents[at.index + 1]
         above.copy_(start(latents[0], below, lo, hi) if start else below)
         for call in range(calls):
             out = predict(above, hi)
             for part in chunks(len(above)):
                 answer = inverse_step(below[part], out[part], lo, hi)
                 above[part] = _best_guess(answer, above[part], last[:, part], first=call == 0)
-        step.done(above)
+        at.done(above)
 
 
 def _best_guess(answer: Clip, guess: Clip, last: Float[Tensor, "2 f c h w"], *, first: bool) -> Clip:
@@ -166,4 +168,10 @@ def invert_clip(
     levels = run.resumable("invert", sd.schedule(steps).up(), {"latents": file})
     with controlled(sd.unet, size=resize.latents, clip_norm=clip_norm):
         invert(latents, predict, levels, calls=fixed_point, buffer=buffer)
-    return Trajectory(latents)
+        z, first = windows[0].take(latents[-1], sd.device), list(windows[0].frames)
+        for at in run.steps("try the way back", sd.schedule(steps).down()):
+            hi, lo = at.item
+            z = step(z, sd.predict(z, hi.t, text, attention={"rule": rules[0]}), hi, lo)
+    shown = video[: len(first)].like(resize.to_clip(sd.decode(z))).frames
+    error = float(np.mean((shown.astype(np.float32) - video.frames[first]) ** 2))
+    return Trajectory(latents, decibels(error, 255))

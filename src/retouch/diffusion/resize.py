@@ -8,18 +8,19 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, Self, final, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 
+from retouch.media.masks import HALF
+from retouch.models.estimate import DECODED_TOGETHER
 from retouch.models.image import StableDiffusion
 from retouch.models.image_to_video import Traits
 from retouch.run import Run
 from retouch.video import Video, chunks
 
-ENCODED_AT_ONCE: Final = 8
-"""Frames that pass the autoencoder together; bounds memory, changes nothing else."""
 NEAR_ENOUGH: Final = 1.5
 """A clip whose area is this near to the model's own is not scaled at all, if its sides fit."""
 
@@ -92,6 +93,14 @@ class Resize:
         inner = pixels[..., top : top + self.scaled[0], left : left + self.scaled[1]]
         return resized(inner, *self.clip)
 
+    def to_latents(self, masks: Float[Tensor, "f 1 h w"]) -> Bool[Tensor, "f y x"]:
+        """Return masks at the size of the latents, any selected pixel counting."""
+        return adaptive_max_pool2d(self.to_model(masks), self.latents)[:, 0] >= 0.5
+
+    def from_latents(self, masks: Bool[Tensor, "f y x"]) -> Bool[Tensor, "f 1 h w"]:
+        """Return masks of the size of the latents at the clip's."""
+        return self.to_clip(interpolate(masks[:, None].float(), self.padded)) >= 0.5
+
     def _margins(self) -> tuple[int, int, int, int]:
         rows, columns = (outer - inner for outer, inner in zip(self.padded, self.scaled, strict=True))
         return rows // 2, columns // 2, rows - rows // 2, columns - columns // 2
@@ -113,7 +122,7 @@ def resized(pixels: Float[Tensor, "f c h w"], height: int, width: int) -> Float[
 @torch.no_grad()
 def encode_clip(video: Video, sd: StableDiffusion, resize: Resize, z: Float[Tensor, "f c h w"]) -> None:
     """Fill `z` with a clip's latents."""
-    for part, clip in video.chunks(ENCODED_AT_ONCE):
+    for part, clip in video.chunks(DECODED_TOGETHER):
         z[part] = sd.encode(resize.to_model(clip.pixels(sd.device))).to(z)
 
 
@@ -123,7 +132,23 @@ def decode_clip(
 ) -> Video:
     """Return the clip that latents show, like `video` in all else."""
     frames = run.scratch("decoded", video.frames.shape)
-    for part in chunks(len(video), ENCODED_AT_ONCE):
+    for part in chunks(len(video), DECODED_TOGETHER):
         pixels = resize.to_clip(sd.decode(z[part].to(sd.device)))
         frames[part] = video[part].like(pixels).frames
     return video.like(frames)
+
+
+def masks_to_latents(masks: UInt8[np.ndarray, "f 1 h w"], resize: Resize, run: Run) -> Bool[Tensor, "f y x"]:
+    """Return a clip's masks at the size of the latents, in a file."""
+    small = torch.from_numpy(run.scratch("mask_latents", (len(masks), *resize.latents), np.bool_))
+    for part in chunks(len(masks), DECODED_TOGETHER):
+        small[part] = resize.to_latents(torch.tensor(masks[part] >= HALF).float())
+    return small
+
+
+def masks_to_clip(masks: Bool[Tensor, "f y x"], resize: Resize, run: Run) -> UInt8[np.ndarray, "f 1 h w"]:
+    """Return masks of the size of the latents at the clip's, in a file."""
+    large = run.scratch("masks", (len(masks), 1, *resize.clip))
+    for part in chunks(len(masks), DECODED_TOGETHER):
+        large[part] = resize.from_latents(masks[part]).numpy() * np.uint8(255)
+    return large

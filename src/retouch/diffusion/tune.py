@@ -103,6 +103,20 @@ def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
         )
 
 
+def tuned_weights(
+    folder: Path | None, video: Video, sd: StableDiffusion, how: Tuning, *, run: Run
+) -> Tuned | None:
+    """Return what a model learned of a clip: read from a folder, or learned now; nothing without steps.
+
+    Raises:
+        ModelNotFound: the folder holds no weights.
+        Diverged: the loss is not a number.
+    """
+    if folder is not None:
+        return load_tuned(folder)
+    return tune(video, sd, how, run=run) if how.steps else None
+
+
 SAVE_EVERY = 25
 """Steps between checkpoints."""
 

@@ -9,8 +9,7 @@ import pytest
 
 from retouch.compute import Compute
 from retouch.errors import ModelNotFound, OutOfBudget
-from retouch.methods.fatezero.edit import edit_with
-from retouch.methods.fatezero.plan import plan
+from retouch.methods.fatezero.edit import edit_with, estimate
 from retouch.methods.fatezero.spec import SPEC, FateZeroParams
 from retouch.models.estimate import Estimate
 from retouch.models.image import StableDiffusion
@@ -28,8 +27,8 @@ def filled(preset: str, **more: object) -> FateZeroParams:
     return params
 
 
-def planned(frames: int = 8, height: int = 64, width: int = 64, **more: object) -> Estimate:
-    return plan(frames, height, width, filled("attribute", **more), CPU)
+def estimated(frames: int = 8, height: int = 64, width: int = 64, **more: object) -> Estimate:
+    return estimate(frames, height, width, filled("attribute", **more), CPU)
 
 
 def test_sizes_are_those_of_the_loaded_model() -> None:
@@ -45,13 +44,13 @@ def test_sizes_are_those_of_the_loaded_model() -> None:
 def test_memory_holds_the_weights_and_does_not_grow_with_length() -> None:
     sizes = ImageShapes.read("tiny:sd")
     assert sizes is not None
-    assert planned(2).memory > 4 * sizes.numbers
-    assert planned(2).memory < planned(16).memory
-    assert planned(500).memory == planned(64).memory
-    assert planned(64, window=8).memory < planned(64).memory
-    assert planned(height=256, width=256).memory > 3 * planned().memory
-    half = plan(8, 64, 64, filled("attribute"), Compute(device="cpu", dtype="float16"))
-    assert half.memory == planned().memory // 2
+    assert estimated(2).memory > 4 * sizes.numbers
+    assert estimated(2).memory < estimated(16).memory
+    assert estimated(500).memory == estimated(64).memory
+    assert estimated(64, window=8).memory < estimated(64).memory
+    assert estimated(height=256, width=256).memory > 3 * estimated().memory
+    half = estimate(8, 64, 64, filled("attribute"), Compute(device="cpu", dtype="float16"))
+    assert half.memory == estimated().memory // 2
 
 
 @pytest.mark.parametrize(
@@ -72,14 +71,14 @@ def test_calls_are_counted_as_they_are_made(tmp_path: Path, preset: str, more: d
         edit_with(sd, Video(frames, Fraction(8)), params, Run.alone(tmp_path, compute=CPU))
     finally:
         counting.remove()
-    notes = plan(3, 32, 32, params, CPU).notes
+    notes = estimate(3, 32, 32, params, CPU).notes
     found, carried = map(int, re.findall(r"(\d+) (?:network calls|carry)", notes[1]))
     assert found + carried == len(calls)
 
 
 def test_what_cannot_be_is_said_before_anything_is_loaded() -> None:
     with pytest.raises(OutOfBudget):
-        planned().require(Compute(device="cpu", memory="1MB"))
+        estimated().require(Compute(device="cpu", memory="1MB"))
     with pytest.raises(ModelNotFound):
-        planned(model="./nowhere")
-    assert "3 steps of tuning" in planned(tune_steps=3).notes[-1]
+        estimated(model="./nowhere")
+    assert "3 steps of tuning" in estimated(tune_steps=3).notes[-1]
