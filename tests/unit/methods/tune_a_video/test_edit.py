@@ -96,7 +96,7 @@ def test_tuned_weights_are_kept_and_can_be_used_again(tmp_path: Path) -> None:
     assert isinstance(reading, TuneAVideoParams)
     first = edit(clip(), learning, run).video.frames.copy()
     again = edit(clip(), learning, run).video.frames.copy()
-    assert [event.kind for event in events if isinstance(event, Reused)] == ["tuned", "ladder"]
+    assert [event.kind for event in events if isinstance(event, Reused)] == ["tuned", "trajectory"]
     assert np.array_equal(first, again)
     assert np.array_equal(edit(clip(), reading, run).video.frames, first)
 
