@@ -7,15 +7,12 @@ remade. Long fits save checkpoints into a `Draft`, from which the next attempt g
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import glob
 import inspect
-import itertools
 import json
 import math
 import os
-import shutil
 import stat
 import time
 import types
@@ -32,14 +29,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retouch.errors import ArtifactError, ResourceError
+from retouch.errors import ArtifactError
 from retouch.events import Event, Kept, Notice, Reused
+from retouch.files import FULL, OCCUPIED, beside, remove, replace_whole, sync, system_error
 from retouch.identity import file_digest, identity
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _TENSORS = "tensors.safetensors"
-_COUNTER = itertools.count()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,9 +157,9 @@ class ArtifactStore:
             ResourceError: the disk is full.
         """
         folder = self._place(kind, key)
-        draft = _aside(folder)
-        draft.mkdir(parents=True)
+        draft = beside(folder)
         try:
+            draft.mkdir(parents=True)
             _write_tensors(tensors, draft / _TENSORS)
             manifest = {
                 "format": FORMAT,
@@ -174,13 +171,13 @@ class ArtifactStore:
             }
             text = json.dumps({**manifest, "seal": identity(json.dumps(manifest))})
             (draft / _MANIFEST).write_text(text, encoding="utf-8")
-            _settle(draft)
+            sync(draft)
             while not self._settled(draft, folder):
-                _remove(folder)
+                remove(folder)
         except OSError as error:
-            raise full_disk(error) or error from None
+            raise system_error(error, folder) from None
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            remove(draft)
         return folder
 
     def _settled(self, draft: Path, folder: Path) -> bool:
@@ -188,7 +185,7 @@ class ArtifactStore:
         try:
             draft.rename(folder)
         except OSError as error:
-            if error.errno not in _OCCUPIED and not folder.exists():
+            if error.errno not in OCCUPIED and not folder.exists():
                 raise
             try:
                 self.check(folder)
@@ -221,7 +218,7 @@ class ArtifactStore:
 
     def forget(self, kind: str, key: str) -> None:
         """Removes an artefact, if it is there."""
-        _remove(self._place(kind, key))
+        remove(self._place(kind, key))
 
     def entries(self) -> Iterator[Entry]:
         """Every kept artefact, the longest unused first."""
@@ -250,12 +247,12 @@ class ArtifactStore:
         now = time.time()
         for entry in entries:
             if left > keep_bytes and now - entry.used >= older_than:
-                _remove(entry.folder)
+                remove(entry.folder)
                 left -= entry.size
                 removed.append(entry)
         for draft in self.unfinished():
             if now - draft.used >= max(older_than, _DRAFT_LIFETIME):
-                _remove(draft.folder)
+                remove(draft.folder)
                 removed.append(draft)
         return removed
 
@@ -310,17 +307,13 @@ class Draft:
         Raises:
             ResourceError: the disk is full; the last checkpoint is still there.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         plain = _plain(tensors)
         try:
-            _write_tensors(plain, part, seal=identity(plain))
-            _sync(part)
-            part.replace(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise full_disk(error) or error from None
-        finally:
-            part.unlink(missing_ok=True)
+            raise system_error(error, self.path) from None
+        with replace_whole(self.path, force=True) as draft:
+            _write_tensors(plain, draft, seal=identity(plain))
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.memmap:
         """Return numbers in a file beside the checkpoint, for what is too long to be saved whole each time.
@@ -468,31 +461,10 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, *, seal: str = "")
     try:
         save_file(dict(tensors), path, metadata={"seal": seal} if seal else None)
     except SafetensorError as error:
-        code = next((code for code in _FULL if f"os error {code}" in str(error)), None)
+        code = next((code for code in FULL if f"os error {code}" in str(error)), None)
         if code is None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from None
-
-
-_OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""What a rename onto something that is there fails with, even if that is gone a moment later."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def full_disk(error: OSError) -> ResourceError | None:
-    """Our error for a disk, a quota or a file that can take no more; nothing for any other fault."""
-    if error.errno not in _FULL:
-        return None
-    return ResourceError(
-        f"{error.filename or 'a file'} cannot be written: {error.strerror}",
-        hint="free some space (retouch cache prune), then go on with: retouch resume RUN",
-    )
-
-
-def _aside(path: Path) -> Path:
-    """A hidden name beside a path, for what is not whole yet or not whole any more."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{next(_COUNTER)}.draft")
 
 
 def _state(folder: Path) -> tuple[int, int] | None:
@@ -502,28 +474,3 @@ def _state(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (about.st_ino, about.st_ctime_ns) if stat.S_ISDIR(about.st_mode) else None
-
-
-def _remove(path: Path) -> None:
-    """Removes a file or a folder so that nobody ever sees a part of it."""
-    aside = _aside(path)
-    with contextlib.suppress(OSError):
-        path.rename(aside)
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink()
-
-
-def _settle(folder: Path) -> None:
-    """Waits until the files and the folder's names are on the disk, so that a power cut finds them whole."""
-    for inner in (*folder.iterdir(), folder):
-        _sync(inner)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

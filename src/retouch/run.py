@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retouch.artifacts import ArtifactStore, Draft, full_disk
+from retouch.artifacts import ArtifactStore, Draft
 from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started, ignore
+from retouch.files import system_error
 from retouch.video import Video
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ class Run:
                 _reserve(stream.fileno(), math.prod(shape) * np.dtype(dtype).itemsize)
         except OSError as error:
             path.unlink()
-            raise full_disk(error) or error from None
+            raise system_error(error, path) from None
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
     def notice(self, text: str) -> None:

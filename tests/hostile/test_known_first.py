@@ -1,6 +1,8 @@
 """What can be known is known before the first expensive step: nothing has begun when it is refused."""
 
 import json
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ def files(shell: Shell, bouncing: Bouncing) -> Path:
     write(bouncing.video, shell.folder / "masks")
     write_picture(np.zeros((3, 3), np.uint8), shell.folder / "masks" / "000007.png", force=True)
     (shell.folder / "file").touch()
+    (shell.folder / "work.mp4").mkdir()
     return shell.folder
 
 
@@ -80,7 +83,8 @@ def test_a_frame_a_picture_or_a_mask_that_does_not_fit_is_refused_before_any_sta
         (("-o", "x.mp4", "--codec", "ffv1"), ".mp4 does not hold ffv1"),
         (("-o", "x.mp4", "--codec", "vp9", "--bits", "10"), "vp9 is not written with 10 bits"),
         (("--codec", "prores", "--lossless"), "ProRes does not keep every RGB byte"),
-        (("-o", "key.png"), "key.png exists"),
+        (("-o", "five.mkv"), "five.mkv exists"),
+        (("-o", "work.mp4", "--force"), "work.mp4 is a folder"),
         (("-o", "x" * 300 + ".mp4"), "is too long"),
     ],
 )
@@ -105,3 +109,45 @@ def test_a_resumed_run_is_looked_at_in_the_same_way(shell: Shell, files: Path) -
     for command in ("resume", "replay"):
         ended = shell(command, folder.name)
         assert (ended.code, "keyframe names frame 9" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("mask clip.mp4 --box 0:8,8|40,40 -o x.foo", "no clip is written as .foo"),
+        ("mask clip.mp4 --box 0:8,8|40,40 -o m.mkv --preview x.foo", "no clip is written as .foo"),
+        ("mask clip.mp4 --box 0:8,8|40,40 -o m.mkv --object cat", "no object 'cat' is marked"),
+        ("mask clip.mp4 --box 0:8,8|40,40 -o m.mkv --segmenter sam2:none", "none"),
+        ("atlas fit clip.mp4 --mask five.mkv -o x.atlas", "has 5 masks; the clip has 8 frames"),
+        ("atlas fit clip.mp4 --mask half.png -o x.atlas", "is 32x32; the clip is 64x64"),
+        ("atlas fit clip.mp4 --mask key.png -o none/x.atlas", "there is no folder"),
+        ("atlas fit clip.mp4 --mask key.png -o x.atlas --flow raft:none", "none"),
+        ("atlas show file -o x.foo", "no picture is written as '.foo'"),
+        ("keyframe clip.mp4 --at 0 -o x.foo", "no picture is written as '.foo'"),
+        ("compare clip.mp4 five.mkv -o x.mp4", "the clips have 8, 5 frames"),
+        ("compare clip.mp4 clip.mp4 -o x.foo", "no clip is written as .foo"),
+        ("compare clip.mp4 clip.mp4 --sheet x.foo", "no picture is written as '.foo'"),
+        ("world sheet x.foo", "no picture is written as '.foo'"),
+        ("bench truth --set fatezero.stepz=3 --methods fatezero -o bench", "no parameter 'stepz'"),
+        ("bench truth --set paint.fade=3 --methods fatezero -o bench", "'paint', which is not measured"),
+    ],
+)
+def test_every_command_refuses_first_what_can_be_known(
+    arguments: str, said: str, shell: Shell, files: Path
+) -> None:
+    before = sorted(path.name for path in files.iterdir())
+    ended = shell(*(word.replace("|", " ") for word in arguments.split()))
+    assert ended.code in (2, 3), ended.err
+    assert said in ended.err
+    assert sorted(path.name for path in files.iterdir() if path.name not in ("out", "err")) == before
+    assert not list(shell.home.glob("store/*"))
+
+
+def test_what_the_audio_and_the_rate_ask_of_a_container_is_known_first(
+    shell: Shell, bouncing: Bouncing
+) -> None:
+    write(replace(bouncing.video, fps=Fraction(60)), shell.folder / "fast.mkv")
+    ended = shell("edit", "tint", "fast.mkv", "-o", "x.gif")
+    assert (ended.code, "GIF shows at most 50 frames a second" in ended.err) == (2, True), ended.err
+    (folder,) = shell.runs
+    assert not (folder / "events.jsonl").exists()

@@ -1,8 +1,10 @@
 """The command line in processes of their own: forked from this one, which has imported everything already."""
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import subprocess
@@ -15,8 +17,13 @@ from typing import final
 
 import torch
 
-from retouch.apps import runner  # so that no child has to import it
+import retouch
+from retouch.apps import runner
 from retouch.apps.cli import run
+
+for found in pkgutil.walk_packages(retouch.__path__, "retouch."):  # so that no child has to import them
+    if found.name != "retouch.__main__":
+        importlib.import_module(found.name)
 
 SCRIPT = Path(sys.executable).with_name("retouch")
 

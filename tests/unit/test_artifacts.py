@@ -1,6 +1,5 @@
 """Kept results: there whole or not at all, found when damaged, made once; drafts that survive."""
 
-import errno
 import itertools
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retouch.artifacts import ArtifactStore, Draft, artifact, full_disk, pack, unpack
+from retouch.artifacts import ArtifactStore, Draft, artifact, pack, unpack
 from retouch.errors import ArtifactError
 from retouch.events import Event, Kept, Notice, Reused
 from retouch.run import Run
@@ -326,14 +325,6 @@ def test_prune_leaves_work_in_progress_alone_and_removes_what_is_long_dead(tmp_p
     removed = {entry.folder for entry in store.prune()}
     assert removed == {dead, store.draft("tree", KEY).path}
     assert [path.name for path in (tmp_path / "tree").iterdir()] == [store.draft("tree", "1" * 64).path.name]
-
-
-def test_only_a_full_disk_is_told_as_one() -> None:
-    assert full_disk(OSError(errno.EACCES, "no")) is None
-    told = full_disk(OSError(errno.ENOSPC, "No space left on device", "/there"))
-    assert told is not None
-    assert str(told) == "/there cannot be written: No space left on device"
-    assert "retouch resume" in told.hint
 
 
 def test_prune_counts_what_unfinished_work_left_beside_its_checkpoint(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from retouch.atlas.pyramid import ClipPyramid, frame_blocks  # noqa: E402
 from retouch.atlas.solve import fit_field  # noqa: E402
 from retouch.atlas.textures import fill_unseen, splat_values  # noqa: E402
 from retouch.errors import ModelMismatch, ModelNotFound, RetouchError  # noqa: E402
-from retouch.media.drafts import check_free  # noqa: E402
+from retouch.files import check_free  # noqa: E402
 from retouch.media.io import read  # noqa: E402
 from retouch.models.refs import read_config  # noqa: E402
 from retouch.tracking.segment import working_size  # noqa: E402

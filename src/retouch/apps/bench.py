@@ -18,6 +18,8 @@ import numpy as np
 
 from retouch.errors import Cancelled, InputError, RetouchError
 from retouch.events import Listener, Notice, ignore
+from retouch.fields import near
+from retouch.files import write_whole
 from retouch.identity import identity
 from retouch.media.compare import sheet
 from retouch.media.io import read_picture, write_picture
@@ -165,9 +167,13 @@ def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[
     A method that fails on a trial gets a row that says so, and the others go on.
 
     Raises:
-        InputError: the folder holds rows of a bench with other settings, which must not be mixed.
+        InputError: the folder holds other things, or rows of a bench with other settings, which must not be
+            mixed; or a setting is of no method that is measured, or none of its parameters.
     """
+    _check_settings(bench)
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / "settings.json").is_file():
+        raise InputError(f"{folder} holds other things than a bench", hint="choose another folder with --out")
     rows = _kept(bench, folder)
     done = {(row.trial, row.contender) for row in rows}
     clip, made = -1, dict[str, Edited]()
@@ -186,6 +192,15 @@ def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[
                 lines.write(json.dumps(asdict(row)) + "\n")
     shutil.rmtree(folder / "work", ignore_errors=True)
     return [row for row in rows if row.contender in contenders(bench) and row.kind in bench.kinds]
+
+
+def _check_settings(bench: Bench) -> None:
+    for name, values in bench.settings.items():
+        if name not in bench.methods:
+            raise InputError(f"--set names {name!r}, which is not measured", hint=near(name, bench.methods))
+        known = method(name).params.model_fields
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(f"{name} has no parameter {unknown[0]!r}", hint=near(unknown[0], known))
 
 
 def contenders(bench: Bench) -> list[str]:
@@ -364,8 +379,8 @@ def differences(
 def conclude(bench: Bench, rows: Sequence[Row], folder: Path) -> tuple[str, dict[str, object]]:
     """Writes figures, table and contact sheet into the folder; gives the table and the figures."""
     told, found = table(bench, rows), as_json(bench, rows)
-    (folder / "table.md").write_text(told, encoding="utf-8")
-    (folder / "figures.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "table.md", told)
+    write_whole(folder / "figures.json", json.dumps(found, indent=2) + "\n")
     write_picture(contact_sheet(bench, folder), folder / "sheet.png", force=True)
     return told, found
 
@@ -457,11 +472,11 @@ def _kept(bench: Bench, folder: Path) -> list[Row]:
                 f"{folder} holds a bench with other settings: {', '.join(unlike)}",
                 hint="choose another folder with --out",
             )
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(settings, indent=2) + "\n")
     if not lines.exists():
         return []
     whole = [line for line in lines.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
-    lines.write_text("".join(whole), encoding="utf-8")  # a line that a kill cut short is measured again
+    write_whole(lines, "".join(whole))  # a line that a kill cut short is measured again
     return [row for row in (Row(**json.loads(line)) for line in whole) if not row.error]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from typing import final
@@ -11,6 +12,7 @@ import click
 from retouch import __version__
 from retouch.errors import Cancelled, RetouchError
 from retouch.fields import near
+from retouch.files import FULL, in_our_words
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "edit": ("retouch.apps.commands.edit:edit", "Edit a clip with one of the methods."),
@@ -99,7 +101,7 @@ def run(arguments: list[str]) -> int:
     if "--debug" in arguments:
         arguments = ["--debug", *(word for word in arguments if word != "--debug")]
     try:
-        code = cli.main(args=arguments, prog_name="retouch", standalone_mode=False)
+        code = _called(arguments)
     except RetouchError as error:
         _say(str(error), error.hint, error.exit_code, as_json=as_json)
         if "--debug" in arguments:
@@ -127,6 +129,20 @@ def run(arguments: list[str]) -> int:
         )
         return 1
     return code if isinstance(code, int) else 0  # a command that ends early says so in what click gives back
+
+
+def _called(arguments: list[str]) -> object:
+    """Carry out a command; what the system refuses is told in our words."""
+    try:
+        code = cli.main(args=arguments, prog_name="retouch", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:  # what is left of the output has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise in_our_words(error) from error.__cause__
+    return code
 
 
 def _say(message: str, hint: str, code: int, *, as_json: bool) -> None:

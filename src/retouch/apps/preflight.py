@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retouch.errors import ParamsError
 from retouch.events import Listener
-from retouch.media.drafts import check_free
+from retouch.files import check_free
 from retouch.media.encoding import Encoding, check_source, recipe
 from retouch.media.masks import check_fits
 from retouch.media.opening import pictures_at
@@ -22,15 +22,25 @@ ASPECT_TOLERANCE = 0.01
 """By how much the logarithm of a picture's proportions may differ from that of the clip's."""
 
 
-def check_clip_output(path: Path, encoding: Encoding = Encoding(), *, force: bool) -> None:  # noqa: B008 - frozen
+def check_clip_output(
+    path: Path,
+    encoding: Encoding = Encoding(),  # noqa: B008 - frozen
+    *,
+    force: bool,
+    clip: Facts | None = None,
+) -> None:
     """Refuse a place for a clip that is taken, cannot be written to, or cannot hold what is asked for.
 
     Raises:
-        VideoError: the place, the suffix or the codec will not do.
+        VideoError: the place, the suffix or the codec will not do, for any clip or for this one.
         ParamsError: the codec cannot do what `encoding` asks.
     """
-    check_free(path, force=force)
-    recipe(path, encoding, width=2, height=2, alpha=False)
+    planned = recipe(path, encoding, width=2, height=2, alpha=False)
+    check_free(path, force=force, folder=not planned.container)
+    if clip is not None:
+        sounds = [sound.codec for sound in clip.sounds] if encoding.sound else []
+        rate, varies = clip.video.fps, clip.video.variable_rate
+        check_source(planned, path, fps=rate, variable_rate=varies, sounds=sounds)
 
 
 def check_picture_output(path: Path, *, force: bool) -> None:
@@ -55,24 +65,19 @@ def check_prompts(params: Params, *, anyway: bool, tell: Listener) -> None:
         check_words(prompts, declared_words(resolve(ref)), model=ref, anyway=anyway, tell=tell)
 
 
-def look_at(clip: Path, output: Path, encoding: Encoding, params: Params) -> Facts:
-    """Return what a clip's file says, after refusing parameters and outputs that do not fit it.
+def check_given(params: Params, clip: Facts) -> None:
+    """Refuse the pictures and masks in a method's parameters that do not fit a clip or cannot be read.
 
     Raises:
-        VideoError: the clip, a mask or a picture cannot be read, or the output cannot hold the clip.
+        VideoError: a mask is of another size or number, or a picture cannot be read.
         ParamsError: a key frame is not in the clip, or a picture of another shape than it.
     """
-    facts = probe(clip)
-    planned = recipe(output, encoding, width=facts.video.width, height=facts.video.height, alpha=False)
-    codecs = [sound.codec for sound in facts.sounds] if encoding.sound else []
-    check_source(planned, output, fps=facts.video.fps, variable_rate=facts.video.variable_rate, sounds=codecs)
     for name, value in given_as(params, Role.KEYFRAME):
-        _check_keyframe(name, value, facts)
+        _check_keyframe(name, value, clip)
     for _, value in given_as(params, Role.MASK):
-        _check_masks(Path(value), facts)
+        check_masks(value, clip)
     for _, value in given_as(params, Role.PICTURE):
         read_picture(value if isinstance(value, Path) else value.partition("=")[2])
-    return facts
 
 
 def _check_keyframe(name: str, value: Path | str, clip: Facts) -> None:
@@ -91,7 +96,12 @@ def _check_keyframe(name: str, value: Path | str, clip: Facts) -> None:
         )
 
 
-def _check_masks(path: Path, clip: Facts) -> None:
+def check_masks(path: Path, clip: Facts) -> None:
+    """Refuse masks that do not fit a clip, by what their headers say.
+
+    Raises:
+        VideoError: they are of another size, neither one nor one a frame, or cannot be read.
+    """
     wanted = (clip.video.frames, clip.video.height, clip.video.width)
     listed = pictures_at(path)
     for picture in listed:

@@ -23,9 +23,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from retouch.apps.runner import error_of
 from retouch.errors import RequestError, RetouchError
+from retouch.files import replace_whole
 from retouch.media.compare import difference_sheet
-from retouch.media.drafts import drafted
 from retouch.media.io import Writer, read
 from retouch.media.probe import Facts, probe
 from retouch.registry import method
@@ -81,7 +82,7 @@ def write_report(
         VideoError: `out` exists and `force` was not given.
     """
     target = out or folder / "report.html"
-    with drafted(target, force=force or out is None) as draft:
+    with replace_whole(target, force=force or out is None) as draft:
         page = collect(folder, target.absolute().parent, embed_up_to=embed_up_to)
         draft.write_text(html(page), encoding="utf-8")
     return target
@@ -103,7 +104,7 @@ def collect(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) -> Pa
         folder=folder,
         request=request,
         report=report,
-        error=_json(folder / "error.json"),
+        error=error_of(folder),
         notices=_lines(folder / "notices.txt"),
         stages=_stages(_lines(folder / "events.jsonl")),
         clips=tuple(clips),

@@ -15,17 +15,17 @@ import numpy as np
 
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
-from retouch.apps.preflight import check_clip_output, check_prompts, look_at
-from retouch.artifacts import full_disk
+from retouch.apps.preflight import check_clip_output, check_given, check_prompts
 from retouch.compute import Compute
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
 from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
 from retouch.fields import near, parse, renamed
+from retouch.files import in_our_words, replace_whole, system_error, write_whole
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
-from retouch.media.probe import Pictures
+from retouch.media.probe import Pictures, probe
 from retouch.models.estimate import Estimate
-from retouch.places import home
+from retouch.places import home, usable_home
 from retouch.registry import method
 from retouch.regular import UnfitFile, check_own, open_own, open_regular
 from retouch.request import EditRequest
@@ -94,17 +94,20 @@ def run_edit(
     today = renamed(spec.params, request.params, former.append)
     request, params = request.model_copy(update={"params": today}), spec.fill(today)
     output, encoding = request.out or Path(_result_name(request)), Encoding(**request.output.model_dump())
-    check_clip_output(output, encoding, force=force or not request.out or _handed_over(request, folder))
+    replaces = force or not request.out or _handed_over(request, folder)
+    check_clip_output(output, encoding, force=replaces)
     folder = folder or new_folder(request.method)
     with _locked(folder), _recorded(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
-        _write_whole(folder / "request.json", request.as_json())
+        write_whole(folder / "request.json", request.as_json())
         for text in former:
             tell(Notice(text))
         started = time.perf_counter()
         _tell_device(request.compute, tell)
         check_prompts(params, anyway=request.anyway, tell=tell)
-        clip = look_at(request.video, output, encoding, params)
+        clip = probe(request.video)
+        check_clip_output(output, encoding, force=True, clip=clip)
+        check_given(params, clip)
         if spec.preflight:
             spec.load(spec.preflight)(clip, params, tell)
         _plan(spec, clip.video, request).require(request.compute)
@@ -136,16 +139,17 @@ def run_edit(
             "result": result.name,
             "command": command_line(request),
         }
-        if request.out:
-            _hand_over(result, request.out)
-        _write_whole(folder / REPORT, json.dumps(report, indent=2) + "\n")
-    run.draft.drop()
+        refused = _hand_over(result, request.out, force=replaces) if request.out else None
+        write_whole(folder / REPORT, json.dumps(report, indent=2) + "\n")
+        run.draft.drop()
+        if refused:
+            raise refused
     return Result(folder, request.out or result, report)
 
 
 def new_folder(name: str) -> Path:
     """A fresh run folder, named by time and method."""
-    base = home() / "runs"
+    base = usable_home() / "runs"
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     for number in range(1, 10_000):
         folder = base / (stem if number == 1 else f"{stem}-{number}")
@@ -181,10 +185,18 @@ def state_of(folder: Path) -> str:
         return "running"
     if (folder / REPORT).exists():
         return "done"
-    if (folder / ERROR).exists():
+    told = error_of(folder)
+    stopped = told.get("error", Cancelled.__name__) == Cancelled.__name__
+    return "stopped" if stopped else f"failed: {told['message']}"
+
+
+def error_of(folder: Path) -> Mapping[str, str]:
+    """Return what ended a run: `error`, `message` and `hint`; nothing where that is not told, or damaged."""
+    try:
         told = json.loads((folder / ERROR).read_text(encoding="utf-8"))
-        return "stopped" if told["error"] == Cancelled.__name__ else f"failed: {told['message']}"
-    return "stopped"
+        return {name: str(told[name]) for name in ("error", "message", "hint")}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
 
 
 def is_running(folder: Path) -> bool:
@@ -287,23 +299,17 @@ def _handed_over(request: EditRequest, folder: Path | None) -> bool:
     return result.is_dir() == request.out.is_dir() and file_digest(result) == file_digest(request.out)
 
 
-def _hand_over(result: Path, out: Path) -> None:
-    """Copies the result to where the user wants it, in one step."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+def _hand_over(result: Path, out: Path, *, force: bool) -> RetouchError | None:
+    """Copy the result to where the user wants it, in one step; return why it could not be done."""
     try:
-        if result.is_dir():
-            shutil.copytree(result, draft)
-            if out.is_dir():
-                shutil.rmtree(out)
-        else:
-            shutil.copyfile(result, draft)
-        draft.replace(out)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
+        with replace_whole(out, force=force, folder=result.is_dir()) as draft:
+            if result.is_dir():
+                shutil.copytree(result, draft)
+            else:
+                shutil.copyfile(result, draft)
+    except RetouchError as error:
+        return type(error)(str(error), hint=f"the run is done; its result lies in {result}")
+    return None
 
 
 def _check_ours(folder: Path) -> None:
@@ -346,7 +352,7 @@ def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
         _note_error(folder, error)
         raise error from None
     except OSError as error:
-        told = full_disk(error) or error
+        told = in_our_words(error)
         _note_error(folder, told)
         raise told from None
     except Exception as error:
@@ -358,9 +364,12 @@ def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
 
 def _add_line(path: Path, text: str) -> None:
     """Adds a line to a file; one that was cut off by a kill stays a line of its own."""
-    with open_own(path, "ab") as file:
-        file.write(b"" if _ends_whole(path) else b"\n")
-        file.write(f"{text}\n".encode())
+    try:
+        with open_own(path, "ab") as file:
+            file.write(b"" if _ends_whole(path) else b"\n")
+            file.write(f"{text}\n".encode())
+    except OSError as error:
+        raise system_error(error, path) from error
 
 
 def _ends_whole(path: Path) -> bool:
@@ -373,14 +382,5 @@ def _ends_whole(path: Path) -> bool:
 def _note_error(folder: Path, error: Exception) -> None:
     hint = error.hint if isinstance(error, RetouchError) else ""
     told = {"error": type(error).__name__, "message": str(error), "hint": hint}
-    with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-        _write_whole(folder / ERROR, json.dumps(told) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with contextlib.suppress(RetouchError):  # a full disk must not hide the error itself
+        write_whole(folder / ERROR, json.dumps(told) + "\n")

@@ -11,7 +11,6 @@ for a newer one.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -33,6 +32,7 @@ from retouch.atlas.mapping import Mapping
 from retouch.atlas.textures import as_picture
 from retouch.compute import Compute
 from retouch.errors import ArtifactError, InputError, RetouchError
+from retouch.files import replace_whole
 from retouch.media.exr import write_exr
 from retouch.media.opening import LARGEST_PICTURE, LARGEST_SIDE
 from retouch.media.png import check_rows, read_header
@@ -60,19 +60,14 @@ def save_atlas(atlas: Atlas, path: Path, *, force: bool = False) -> Path:
     """Write an atlas in one step: the file is there whole or not at all.
 
     Raises:
-        InputError: the file exists and `force` is not given.
+        VideoError: the file exists and `force` is not given.
     """
-    if path.exists() and not force:
-        raise InputError(f"{path} exists", hint="choose another name, or --force")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in _members(atlas):
-                archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        replace_whole(path, force=force) as draft,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for name, content in _members(atlas):
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
     return path
 
 
@@ -378,10 +373,14 @@ def export(atlas: Atlas, folder: Path, *, force: bool = False, exr: bool = False
     textures of thousands of texels need. Textures are 8-bit PNG, to be painted on.
 
     Raises:
-        InputError: the folder holds files and `force` is not given.
+        VideoError: the folder holds files and `force` is not given, or files that are not of an export.
     """
-    if folder.exists() and any(folder.iterdir()) and not force:
-        raise InputError(f"{folder} is not empty", hint="choose another folder, or --force")
+    with replace_whole(folder, force=force, folder=True) as draft:
+        written = [path.relative_to(draft) for path in _export_into(draft, atlas, exr=exr)]
+    return [folder / path for path in written]
+
+
+def _export_into(folder: Path, atlas: Atlas, *, exr: bool) -> list[Path]:
     written = []
     atlas = atlas.to("cpu")
     for index, chart in enumerate(atlas.charts):

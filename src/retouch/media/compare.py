@@ -71,13 +71,12 @@ def layout(clips: Sequence[Video]) -> Layout:
     return Layout(height, tuple(widths), math.ceil(len(clips) / columns))
 
 
-def common_length(clips: Sequence[Video], *, shortest: bool = False) -> int:
-    """Gives the number of frames that the clips share.
+def common_length(lengths: Sequence[int], *, shortest: bool = False) -> int:
+    """Return the number of frames that clips of these lengths share.
 
     Raises:
         InputError: they differ, and nobody asked for the shortest.
     """
-    lengths = [len(clip) for clip in clips]
     if len(set(lengths)) > 1 and not shortest:
         raise InputError(
             f"the clips have {', '.join(map(str, lengths))} frames",

@@ -4,7 +4,6 @@ Imports no torch, so that `retouch probe` answers at once.
 """
 
 import difflib
-import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import av
 from av.container import InputContainer
 
 from retouch.errors import ResourceError, RetouchError, VideoError
+from retouch.files import system_error
 from retouch.regular import UnfitFile, open_regular
 
 # A picture beyond these is a damaged header or a trap far more often than a clip: 8K video is half of it.
@@ -185,24 +185,12 @@ def frames_said(path: Path, stream: av.VideoStream) -> int:
 
 def complaint(error: Exception, path: Path, *, done: str = "read as video") -> RetouchError:
     """Our error for one of FFmpeg, Pillow or the system about `path`, which could not be `done`."""
-    number = getattr(error, "errno", None)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM:
-        return ResourceError(f"not enough memory for {path}", hint="Scale the clip down, or cut it.")
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(f"no space left for {path}", hint="Free some disk space, or write elsewhere.")
-    if number in (errno.EACCES, errno.EROFS):
-        return VideoError(f"no permission for {path}", hint="Change the permissions, or use another folder.")
-    if number == errno.ENAMETOOLONG:
-        return VideoError(f"the name {path.name[:40]}... is too long", hint="Use a shorter name.")
     if isinstance(error, UnfitFile):
         return VideoError(f"{path}: {error}", hint="Give a video file, or a folder of pictures.")
     if isinstance(error, FileNotFoundError):
         return VideoError(f"{path} does not exist", hint=_near(path))
-    said = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip().rstrip(".")
-    return VideoError(
-        f"{path} cannot be {done}: {said}",
-        hint="The file is damaged or of another kind; copy it again from where it came from.",
-    )
+    hint = "The file is damaged or of another kind; copy it again from where it came from."
+    return system_error(error, path, done=done, hint=hint)
 
 
 _CONVERT = "Convert it, for example: ffmpeg -i FILE -c:v libx264 -crf 14 -c:a copy OUT.mp4"

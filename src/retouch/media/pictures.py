@@ -19,8 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from retouch.errors import RetouchError, VideoError
+from retouch.files import replace_whole
 from retouch.media.colour import to_rgb
-from retouch.media.drafts import drafted
 from retouch.media.opening import check_file, check_size, complaint, opened, the_video
 from retouch.media.png import check_rows
 from retouch.regular import open_regular
@@ -137,7 +137,8 @@ def write_picture(
         ResourceError: if the disk is full.
     """
     path = Path(path)
-    _write(path, encoded(array, path.suffix), force=force)
+    with replace_whole(path, force=force) as draft:
+        draft.write_bytes(encoded(array, path.suffix))
     return path
 
 
@@ -316,8 +317,3 @@ def _coloured(picture: Image.Image) -> Image.Image:
         assert converted is not None
         return converted
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-
-
-def _write(path: Path, content: bytes, *, force: bool) -> None:
-    with drafted(path, force=force) as draft:
-        draft.write_bytes(content)

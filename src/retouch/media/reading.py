@@ -17,13 +17,13 @@ from jaxtyping import UInt8
 
 from retouch.errors import VideoError
 from retouch.events import Listener, Notice, ignore
+from retouch.files import system_error
 from retouch.identity import file_digest
 from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, converts, guessed_matrix, to_rgb
 from retouch.media.opening import (
     PICTURES_A_SECOND,
     check_file,
     check_length,
-    complaint,
     frames_said,
     opened,
     pictures_at,
@@ -406,7 +406,7 @@ class _Reel:
                 roll.kept.clear()
             roll.file.write(np.ascontiguousarray(picture).data)
         except OSError as error:
-            raise complaint(error, self._scratch or Path(tempfile.gettempdir()), done="written to") from error
+            raise system_error(error, (self._scratch or Path(tempfile.gettempdir())) / "frames") from error
 
     def _array(self, roll: _Roll) -> np.ndarray:
         if roll.file is None:

@@ -15,10 +15,9 @@ from PIL import Image
 
 from retouch.errors import RetouchError, VideoError
 from retouch.events import Listener, Notice, ignore
+from retouch.files import replace_whole, system_error
 from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, guessed_matrix, to_frame
-from retouch.media.drafts import check_free, drafted
 from retouch.media.encoding import SILENT, Encoding, Recipe, check_source, recipe
-from retouch.media.opening import complaint
 from retouch.media.pictures import encoded
 from retouch.media.sound import Soundtrack, why_silent
 from retouch.video import Origin, Video
@@ -84,14 +83,15 @@ class Writer:
         self._size: tuple[int, int] = (0, 0)
 
     def __enter__(self) -> Self:
-        check_free(self._path, force=self._force)
         planned = self._planned(self._like.width, self._like.height, alpha=self._like.alpha is not None)
         origin = self._like.origin
         sounds = [sound.codec for sound in origin.sounds] if self._encoding.sound else []
         check_source(
             planned, self._path, fps=self._like.fps, variable_rate=origin.variable_rate, sounds=sounds
         )
-        self._draft = self._stack.enter_context(drafted(self._path, force=self._force))
+        self._draft = self._stack.enter_context(
+            replace_whole(self._path, force=self._force, folder=not planned.container)
+        )
         return self
 
     def __exit__(
@@ -401,4 +401,4 @@ class _in_our_words:  # noqa: N801 - reads as what it does: with _in_our_words(p
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, RetouchError):
-            raise complaint(error, self._path, done="written") from error
+            raise system_error(error, self._path) from error

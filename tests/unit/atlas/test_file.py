@@ -279,5 +279,5 @@ def test_a_compositor_can_rebuild_the_layers_from_the_export(atlas: Atlas, tmp_p
     assert inside.any()
     blend = float(chart.blend[t - chart.start])
     assert np.abs(shown * gain * blend - ours)[inside].max() < 3 / 255
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="exists"):
         export(atlas, tmp_path / "out")

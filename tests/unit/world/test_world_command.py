@@ -69,7 +69,9 @@ def test_a_folder_that_exists_is_replaced_only_if_asked_and_ours(tmp_path: Path)
     assert json.loads((tmp_path / "out" / "caption.json").read_text())["seed"] == 9
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
-    assert "not written by this command" in str(refused("sample", tmp_path / "mine", *small, "--force"))
+    assert "holds letter.txt, which retouch did not write" in str(
+        refused("sample", tmp_path / "mine", *small, "--force")
+    )
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep"
 
 

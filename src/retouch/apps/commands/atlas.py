@@ -87,28 +87,32 @@ def mask(
     \b
     retouch mask clip.mp4 --box "40:80,190 430,390" --stroke "40:200,350 210,356" -o mask.mkv
     """  # noqa: D301 - click reads the mark
+    from retouch.apps.preflight import check_clip_output
     from retouch.atlas.prepare import drawn_marks, marked_objects, marks_from, segmenter_named
-    from retouch.media.drafts import check_free
     from retouch.media.io import Encoding, read, write
+    from retouch.media.probe import probe
     from retouch.media.tint import named_colour
 
-    for goal in (out, preview):
-        if goal is not None:
-            check_free(goal, force=force)
+    facts = probe(clip)
+    encoding = Encoding(lossless=out.suffix.lower() in {".mkv", ".avi"}, sound=False)
+    check_clip_output(out, encoding, force=force, clip=facts)
+    if preview is not None:
+        check_clip_output(preview, force=force, clip=facts)
     wanted = named_colour(colour) if colour else None
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run() as run:
+        follower = segmenter_named(segmenter, run)
         video = read(clip, scratch=run.folder / "read")
         marks += drawn_marks(drawn, video)
-        objects = marked_objects(video, marks, segmenter=segmenter_named(segmenter, run), run=run)
-        if name and name not in objects.names:
-            raise ParamsError(f"no object {name!r} is marked", hint=f"marked: {', '.join(objects.names)}")
+        names = dict.fromkeys(mark.name for mark in marks)
+        if name and name not in names:
+            raise ParamsError(f"no object {name!r} is marked", hint=f"marked: {', '.join(names)}")
+        objects = marked_objects(video, marks, segmenter=follower, run=run)
         name = name or objects.names[0]
         mattes = objects.mattes[objects.names.index(name)]
         grey = run.scratch("mask", video.frames.shape)
         for t in range(len(video)):
             grey[t] = mattes.frame(t)[None]
-        encoding = Encoding(lossless=out.suffix.lower() in {".mkv", ".avi"}, sound=False)
         click.echo(write(video.like(grey), out, encoding=encoding, force=force))
         if preview is not None:
             tinted = _tinted(video, objects, {name: wanted} if wanted else {}, run)
@@ -178,25 +182,31 @@ def fit(
     force: bool,
 ) -> None:
     """Decompose a clip into layers. Stopped and started again, it goes on where it was."""
+    from retouch.apps.preflight import check_masks
     from retouch.atlas.file import save_atlas
     from retouch.atlas.prepare import atlas_for, drawn_marks, flow_named, marks_from, segmenter_named
     from retouch.atlas.pyramid import AtlasSettings
     from retouch.fields import parse
-    from retouch.media.drafts import check_free
+    from retouch.files import check_free
     from retouch.media.io import read
+    from retouch.media.probe import probe
 
     check_free(out, force=force)
+    facts = probe(clip)
+    for mask in masks:
+        check_masks(mask, facts)
     settings = parse(AtlasSettings, dict(pair(change, example="--set side=320") for change in changes))
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run(device) as run:
+        follower, motion = segmenter_named(segmenter, run), flow_named(flow, run)
         video = read(clip, scratch=run.folder / "read")
         made = atlas_for(
             video,
             run,
             masks=masks,
             marks=[*marks, *drawn_marks(drawn, video)],
-            segmenter=segmenter_named(segmenter, run),
-            flow=flow_named(flow, run),
+            segmenter=follower,
+            flow=motion,
             settings=settings,
             deadline=deadline,
         )
@@ -210,13 +220,14 @@ def fit(
 @JSON
 def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
     """Say what an atlas holds, and draw its textures."""
+    from retouch.apps.preflight import check_picture_output
     from retouch.atlas.file import load_atlas, texture_name
-    from retouch.media.drafts import check_free
     from retouch.media.io import write_picture
 
+    if out is not None:
+        check_picture_output(out, force=force)
     made = load_atlas(file)
     if out is not None:
-        check_free(out, force=force)
         write_picture(_beside(made), out, force=force)
     charts = [
         {
@@ -265,7 +276,9 @@ def export(file: Path, out: Path, *, exr: bool, force: bool) -> None:
     """Write textures, mattes and ST-maps as pictures, for a paint program or a compositor."""
     from retouch.atlas.file import export as write_out
     from retouch.atlas.file import load_atlas
+    from retouch.files import check_free
 
+    check_free(out, force=force, folder=True)
     written = write_out(load_atlas(file), out, force=force, exr=exr)
     click.echo(f"{out}: {len(written)} pictures")
 
@@ -279,25 +292,26 @@ def extend_atlas(file: Path, clip: Path, out: Path, *, force: bool) -> None:
     """Fit the frames that a longer clip adds; textures stay, so edits made before still hold."""
     from retouch.atlas.extend import extend_atlas as make_longer
     from retouch.atlas.file import load_atlas, save_atlas
-    from retouch.media.drafts import check_free
+    from retouch.files import check_free
     from retouch.media.io import read
 
     check_free(out, force=force)
+    shorter = load_atlas(file)
     with _run() as run:
         video = read(clip, scratch=run.folder / "read")
-        click.echo(save_atlas(make_longer(load_atlas(file), video, run=run), out, force=force))
+        click.echo(save_atlas(make_longer(shorter, video, run=run), out, force=force))
 
 
 @contextmanager
 def _run(device: str = "auto") -> "Iterator[Run]":
     """A run with scratch space of its own and the common store."""
     from retouch.apps.progress import shown
-    from retouch.places import home
+    from retouch.places import usable_home
     from retouch.run import Run
 
     with tempfile.TemporaryDirectory(prefix="retouch-") as folder, shown() as listen:
         compute = Compute(device=device)
-        yield Run.alone(Path(folder), compute=compute, store=home() / "store", listen=listen)
+        yield Run.alone(Path(folder), compute=compute, store=usable_home() / "store", listen=listen)
 
 
 def _beside(made: "Atlas") -> "np.ndarray":

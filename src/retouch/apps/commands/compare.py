@@ -58,20 +58,23 @@ def compare(
     \b
     retouch compare source.mp4 edit.mp4 -o side.mp4 --sheet sheet.png --metrics
     """  # noqa: D301 - click reads the mark
+    from retouch.apps.preflight import check_clip_output, check_picture_output
     from retouch.media.compare import common_length, difference_sheet, write_side_by_side
-    from retouch.media.drafts import check_free
     from retouch.media.io import read, write_picture
+    from retouch.media.probe import probe
 
     if len(clips) < 2:
         raise InputError("one clip has nothing to be compared with", hint="name two or more")
     if not (out or sheet or metrics):
         raise InputError("nothing was asked for", hint="add -o side.mp4, --sheet sheet.png or --metrics")
-    for path in (out, sheet):
-        if path:
-            check_free(path, force=force)
-    names = _names(clips, labels)
+    names, facts = _names(clips, labels), [probe(path) for path in clips]
+    common_length([found.video.frames for found in facts], shortest=shortest)
+    if out:
+        check_clip_output(out, force=force, clip=facts[0])
+    if sheet:
+        check_picture_output(sheet, force=force)
     videos = [read(path) for path in clips]
-    length = common_length(videos, shortest=shortest)
+    length = common_length([len(video) for video in videos], shortest=shortest)
     videos = [video[:length] for video in videos]
     if len({video.fps for video in videos}) > 1:
         rates = ", ".join(str(video.fps) for video in videos)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retouch.errors import VideoError
+from retouch.places import usable_home
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ def demo(folder: Path, *, force: bool, as_json: bool, quiet: bool) -> None:
     from retouch.request import EditRequest
     from retouch.world import Clip, Scene
 
+    usable_home()
     folder = folder.absolute()
     if folder.exists() and not force:
         raise VideoError(f"{folder} exists", hint="choose another folder, or add --force")

@@ -47,11 +47,11 @@ def probe(files: tuple[Path, ...], *, diff: bool, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace the picture if there is one.")
 def keyframe(clip: Path, index: int, out: Path | None, *, force: bool) -> None:
     """Take one frame out of a clip as a picture, upright, to be painted on."""
-    from retouch.media.drafts import check_free
+    from retouch.apps.preflight import check_picture_output
     from retouch.media.io import read_frame, write_picture
 
     out = out or Path(f"frame-{index}.png")
-    check_free(out, force=force)
+    check_picture_output(out, force=force)
     click.echo(write_picture(read_frame(clip, index), out, force=force))
 
 

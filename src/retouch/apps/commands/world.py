@@ -1,10 +1,7 @@
 """`retouch world`: clips of a drawn world with the truth about them."""
 
 import json
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +10,7 @@ import click
 
 from retouch.compute import free_memory, in_words
 from retouch.errors import InputError, OutOfBudget
+from retouch.files import replace_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,9 +24,6 @@ COLUMNS = 6
 
 BYTES_A_PIXEL = 150
 """Memory for a pixel of a frame: three layers, texture coordinates and flow, twice while they are written."""
-
-MARK = "caption.json"
-"""By this file a folder is known as one that this command wrote."""
 
 
 @click.group()
@@ -71,11 +66,12 @@ def sample(
     """  # noqa: D301 - click reads the mark
     rate = _rate(fps)
     _check_memory(frames, size, edited=bool(edits))
-    with _folder(out, force=force) as draft:
+    with replace_whole(out, force=force, folder=True) as draft:
+        draft.mkdir()
         write = _write_face if faces else _write_scene
         said = write(draft, seed, caption, edits, frames, size, rate)
         told = {"seed": seed, "fps": str(rate), "frames": frames, "size": size, **said}
-        (draft / MARK).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        (draft / "caption.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     if as_json:
         click.echo(json.dumps({"folder": str(out), **told}))
         return
@@ -92,9 +88,11 @@ def sample(
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def sheet(out: Path, *, faces: bool, size: int, force: bool) -> None:
     """Draw every word of the world into the picture OUT."""
+    from retouch.apps.preflight import check_picture_output
     from retouch.media.io import write_picture
     from retouch.world.sheet import face_vocabulary_rows, vocabulary_rows
 
+    check_picture_output(out, force=force)
     rows = face_vocabulary_rows(size) if faces else vocabulary_rows(size)
     click.echo(str(write_picture(_named(rows), out, force=force)))
 
@@ -239,7 +237,7 @@ def _write_clips(
     folder: Path, source: "Video", target: "Video | None", tensors: "Mapping[str, np.ndarray]"
 ) -> None:
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from retouch.media.io import Encoding, write
 
@@ -248,7 +246,7 @@ def _write_clips(
             write(video, folder / name)
             write(video, folder / f"{name}.mp4", encoding=Encoding())
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array.size}
-    save_file(whole, str(folder / "truth.safetensors"))
+    (folder / "truth.safetensors").write_bytes(save(whole))
 
 
 def _write_mask(folder: Path, mask: "np.ndarray", fps: Fraction) -> None:
@@ -294,25 +292,3 @@ def _named(rows: "Rows") -> "np.ndarray":
 def _chosen(frames: int) -> list[int]:
     count = min(frames, COLUMNS)
     return [number * (frames - 1) // max(count - 1, 1) for number in range(count)]
-
-
-@contextmanager
-def _folder(path: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write to that takes its place when all is written; nothing is left of it otherwise."""
-    if not path.absolute().parent.is_dir():
-        raise InputError(
-            f"there is no folder {path.absolute().parent}", hint="make it first, or write elsewhere"
-        )
-    if path.exists() and not force:
-        raise InputError(f"{path} exists", hint="choose another name, or add --force")
-    if path.exists() and not (path / MARK).is_file():
-        raise InputError(f"{path} was not written by this command", hint="choose another name")
-    draft = path.absolute().with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.draft")
-    draft.mkdir()
-    try:
-        yield draft
-        if path.exists():
-            shutil.rmtree(path)
-        draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""Every method's edit, killed at moments that nobody chose, goes on to the bytes of one that never was."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Shell
+
+from retouch import registry
+from retouch.apps import runner
+from retouch.media.io import read_frame, write, write_picture
+from retouch.testing import Bouncing
+from retouch.video import Video
+
+WORDS = ("--source-prompt", "a red ball on grass", "--prompt", "a blue ball on grass")
+EDITS = {
+    "frame_by_frame": (*WORDS[2:], "--steps", "4"),
+    "fatezero": (*WORDS, "--preset", "style", "--steps", "5"),
+    "tune_a_video": (*WORDS, "--steps", "3", "--tune-steps", "3"),
+    "videoshop": ("--first", "key.png", "--steps", "4"),
+    "paint": ("--keyframe", "0=key.png", "--mask", "mask"),
+    "tint": ("--steps", "8", "--pause", "0.02"),
+}
+KILLS = 34
+"""Of each method, so that there are more than 200."""
+MOST = 4
+"""Kills that one edit may have to survive."""
+
+
+@pytest.fixture
+def files(shell: Shell, bouncing: Bouncing) -> Path:
+    """The shell's folder, with a mask of the ball and a picture of the first frame with blue on it."""
+    write(Video(np.repeat(bouncing.mask, 3, axis=1), bouncing.video.fps), shell.folder / "mask")
+    picture = read_frame(shell.folder / "clip.mp4", 0)
+    picture[bouncing.mask[0, 0] > 0] = (40, 40, 220)
+    write_picture(picture, shell.folder / "key.png")
+    return shell.folder
+
+
+def killed(shell: Shell, command: tuple[str, ...], moment: float) -> bool:
+    """Whether a command was still at work when it was killed so many seconds after its start."""
+    child = shell.start(*command)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, (shell.folder / "err").read_text()
+    return os.WIFSIGNALED(status)
+
+
+def survived(shell: Shell, edit: tuple[str, ...], draw: random.Random, lasting: float) -> int:
+    """How often one edit was killed, a few times at most, before it was left alone until its end."""
+    kills = 0
+    command = edit
+    while kills < MOST and killed(shell, command, draw.uniform(0, lasting)):
+        kills += 1
+        states = [(run, runner.state_of(run)) for run in shell.runs]
+        if any(state == "done" for _, state in states):
+            return kills
+        assert all(state == "stopped" for _, state in states)
+        command = ("resume", states[0][0].name, "--quiet") if states else edit
+    ended = shell(*command) if kills == MOST else None
+    assert ended is None or ended.code == 0, ended.err
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", EDITS)
+def test_an_edit_killed_at_random_moments_ends_with_the_same_bytes(
+    method: str, shell: Shell, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = ("edit", method, "clip.mp4", *EDITS[method], "--out", "out.mp4", "--quiet")
+    started = time.perf_counter()
+    ended = shell(*edit)
+    assert ended.code == 0, ended.err
+    lasting = time.perf_counter() - started
+    whole = (files / "out.mp4").read_bytes()
+    kills, draw = 0, random.Random(method)
+    for number in range(KILLS * 50):
+        monkeypatch.setenv("RETOUCH_HOME", str(tmp_path / f"home {number}"))
+        (files / "out.mp4").unlink()
+        kills += survived(shell, edit, draw, lasting)
+        (run,) = shell.runs
+        assert (files / "out.mp4").read_bytes() == (run / "result.mp4").read_bytes() == whole
+        assert shell("cache", "verify").code == 0
+        if kills >= KILLS:
+            return
+    raise AssertionError(f"{method} was killed {kills} times only")
+
+
+@pytest.mark.slow
+def test_every_method_that_is_registered_is_killed() -> None:
+    assert set(EDITS) == set(registry.names())
