@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retouch.artifacts import ArtifactStore, Draft
 from retouch.compute import Compute
-from retouch.errors import Cancelled, Diverged
+from retouch.errors import Cancelled, Diverged, ModelMismatch, RetouchError
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started, ignore
 from retouch.files import system_error
 from retouch.video import Video
@@ -271,4 +271,26 @@ def _reserve(descriptor: int, size: int) -> None:
 @functools.lru_cache(maxsize=8)
 def _load(kind: type[Loadable], ref: str, compute: Compute) -> Loadable:
     """Models are never changed by those who use them, so one copy a process serves all."""
-    return kind.from_pretrained(ref, compute)
+    with loading(ref):
+        return kind.from_pretrained(ref, compute)
+
+
+@contextlib.contextmanager
+def loading(ref: str) -> Iterator[None]:
+    """Turn whatever the files of a model make their readers raise into our error.
+
+    Raises:
+        ModelMismatch: says which reader found what.
+    """
+    try:
+        yield
+    except (RetouchError, MemoryError):
+        raise
+    except Exception as error:  # the libraries meet damaged files with whatever exception comes up in them
+        if "OutOfMemory" in type(error).__name__:
+            raise
+        said = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
+        raise ModelMismatch(
+            f"{ref} cannot be loaded ({type(error).__name__}: {said})",
+            hint=f"its files are damaged or of another kind; see: retouch models check {ref}",
+        ) from error

@@ -20,7 +20,7 @@ from typing import final
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from retouch.errors import DownloadRefused, ModelMismatch, ModelNotFound
 from retouch.places import home, offline
@@ -29,6 +29,10 @@ TINY = "tiny:"
 HUB = "hf:"
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl")
 """What a download leaves out: files that run code when they are opened."""
+_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion", "deepfloyd_if")
+"""Where the parts of a pipeline come from; the last two are diffusers' own names for its safety checkers."""
+_LAYERS, _NUMBER = 512, 1 << 24
+"""The most layers, and the largest other number, that a configuration can mean."""
 
 
 @final
@@ -74,7 +78,16 @@ def resolve(ref: str) -> Path:
 
     Raises:
         ModelNotFound: with the command that gets the model and the embedded one that works now.
+        ModelMismatch: what lies in it is no file: a pipe would keep its reader waiting.
     """
+    folder = _found(ref)
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelMismatch(f"{path} is no file", hint="remove it, or get the model again")
+    return folder
+
+
+def _found(ref: str) -> Path:
     if ref.startswith(TINY):
         return _embedded(ref)
     if ref.startswith(HUB):
@@ -126,9 +139,17 @@ def read_index(folder: Path, ref: str) -> Mapping[str, object]:
     """The pipeline index (`model_index.json`) of a model folder.
 
     Raises:
-        ModelMismatch: the folder has none, or it is no JSON object.
+        ModelMismatch: the folder has none, it is no JSON object, or it names classes of other packages, which
+            would be imported.
     """
-    return read_config(folder / "model_index.json", ref)
+    index = read_config(folder / "model_index.json", ref)
+    for part, named in index.items():
+        if isinstance(named, list) and (len(named) != 2 or named[0] not in _LIBRARIES):
+            raise ModelMismatch(
+                f"the {part} of {ref} is {named}, of no library that models come from",
+                hint=f"models are made of parts of {' and '.join(map(str, _LIBRARIES[1:3]))}",
+            )
+    return index
 
 
 def read_config(path: Path, ref: str) -> Mapping[str, object]:
@@ -150,21 +171,38 @@ def read_config(path: Path, ref: str) -> Mapping[str, object]:
         ) from problem
     if not isinstance(config, dict):
         raise ModelMismatch(f"{path} holds no JSON object", hint="the file is damaged; get the model again")
+    for key, value in config.items():
+        if isinstance(value, int) and value > (_LAYERS if "layers" in key else _NUMBER):
+            raise ModelMismatch(
+                f"{path} says {key} is {value}", hint="the file is damaged; get the model again"
+            )
     return config
 
 
 def check_weights(folder: Path, ref: str) -> None:
-    """See that a component folder holds safetensors, so that nothing is unpickled.
+    """See that a component folder holds whole safetensors, so that nothing is unpickled, and a configuration.
 
     Raises:
-        ModelMismatch: the folder is missing, or its weights are pickles only, or there are none.
+        ModelMismatch: the folder is missing, its weights are pickles only, cut short, or not there at all.
     """
     if not folder.is_dir():
         raise ModelMismatch(
             f"{ref} has no {folder.name} folder",
             hint="the download may be incomplete; `retouch models check FOLDER` lists every part",
         )
-    if any(folder.glob("*.safetensors")):
+    if (folder / "config.json").exists():
+        read_config(folder / "config.json", ref)
+    if files := sorted(folder.glob("*.safetensors")):
+        for path in files:
+            try:
+                with safe_open(path, "pt") as stored:
+                    stored.keys()
+            except (SafetensorError, OSError) as problem:
+                raise ModelMismatch(
+                    f"{path} is damaged or cut short ({problem})", hint="get the model again"
+                ) from None
+        if missing := missing_shards(folder):
+            raise ModelMismatch(f"{folder} lacks {', '.join(missing)}", hint="get the model again")
         return
     pickles = sorted(f.name for pattern in PICKLES for f in folder.glob(pattern))
     if pickles:
@@ -176,6 +214,18 @@ def check_weights(folder: Path, ref: str) -> None:
         f"{ref} has no weights (*.safetensors) in {folder.name}",
         hint="the download may be incomplete; `retouch models check FOLDER` lists every part",
     )
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Give the weight files that a component's index names and that are not beside it."""
+    missing = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        named = read_config(index, str(folder)).get("weight_map")
+        names = set(named.values()) if isinstance(named, dict) else {"weight_map"}
+        missing |= {
+            str(name) for name in names if Path(str(name)).name != name or not (folder / name).is_file()
+        }
+    return sorted(missing)
 
 
 def weight_variant(folder: Path) -> str | None:

@@ -160,8 +160,10 @@ def truth(
     """  # noqa: D301 - click reads the mark
     from retouch.apps.bench import Bench, conclude, run_bench, with_baseline
     from retouch.models.clip import TextImage
+    from retouch.run import loading
 
-    seeing = None if eyes == "none" else TextImage.from_pretrained(eyes)
+    with loading(eyes):
+        seeing = None if eyes == "none" else TextImage.from_pretrained(eyes)
     asked = Bench(
         methods=with_baseline(_listed(methods)),
         kinds=_listed(kinds),
