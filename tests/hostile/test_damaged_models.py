@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Shell
+from safetensors.torch import load_file, save_file
 
 from retouch.errors import ModelMismatch
 from retouch.models.check import inspect
@@ -73,6 +74,15 @@ def test_a_damaged_part_is_refused_by_the_check_and_by_the_loader(name: str, mod
             assert caught.value.hint
             (model / name).write_bytes(sound)
     assert inspect(model).faults == ()
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_weights_that_are_missing_are_not_made_up(part: str, model: Path) -> None:
+    path = model / f"{part}.safetensors"
+    tensors = load_file(path)
+    save_file(dict(list(tensors.items())[1:]), path, metadata={"format": "pt"})
+    with pytest.raises(ModelMismatch), loading(str(model)):
+        StableDiffusion.from_pretrained(str(model))
 
 
 def test_every_embedded_model_passes_the_check() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from retouch.errors import ModelMismatch
 from retouch.models.adapter_file import ENCODER, adapter_file, is_adapter
-from retouch.models.image import quiet
+from retouch.models.loading import quiet
 from retouch.models.refs import check_weights, read_config, read_index
 from retouch.run import loading
 

@@ -13,6 +13,7 @@ from torch.nn import Module
 from transformers.utils import logging as transformers_logging
 
 from retouch.compute import Compute
+from retouch.errors import ModelMismatch
 from retouch.models.refs import weight_variant
 
 M = TypeVar("M", bound=Module)
@@ -28,12 +29,17 @@ def load_network(kind: type[M], folder: Path, device: torch.device, dtype: torch
     """One network from one folder: safetensors only, from this machine only, frozen."""
     from_pretrained = kind.from_pretrained  # type: ignore[attr-defined]
     with quiet():
-        network = from_pretrained(
+        network, told = from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             variant=weight_variant(folder),
             torch_dtype=dtype,
+            output_loading_info=True,
+        )
+    if missing := sorted(told["missing_keys"]):  # some readers fill these with noise and go on
+        raise ModelMismatch(
+            f"{folder} lacks {missing[0]}", hint="its weights are damaged; get the model again"
         )
     return cast("M", network.to(device).eval().requires_grad_(False))
 

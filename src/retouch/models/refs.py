@@ -194,13 +194,7 @@ def check_weights(folder: Path, ref: str) -> None:
         read_config(folder / "config.json", ref)
     if files := sorted(folder.glob("*.safetensors")):
         for path in files:
-            try:
-                with safe_open(path, "pt") as stored:
-                    stored.keys()
-            except (SafetensorError, OSError) as problem:
-                raise ModelMismatch(
-                    f"{path} is damaged or cut short ({problem})", hint="get the model again"
-                ) from None
+            numbers_in(path)
         if missing := missing_shards(folder):
             raise ModelMismatch(f"{folder} lacks {', '.join(missing)}", hint="get the model again")
         return
@@ -235,9 +229,18 @@ def weight_variant(folder: Path) -> str | None:
 
 
 def numbers_in(path: Path) -> int:
-    """How many numbers a file of weights holds, by its header alone."""
-    with safe_open(path, framework="pt") as stored:
-        return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118 - it is no mapping
+    """How many numbers a file of weights holds, by its header alone.
+
+    Raises:
+        ModelMismatch: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError) as problem:
+        raise ModelMismatch(
+            f"{path} is damaged or cut short ({problem})", hint="get the model again"
+        ) from None
 
 
 def stored_bytes(ref: str) -> int:
