@@ -74,7 +74,10 @@ _USUAL_CRF = MappingProxyType({"h264": 17, "hevc": 19, "vp9": 22, "av1": 24})
 
 # x264's macroblock tree reads memory that nobody has set, in its AVX-512 code and on pictures of few blocks:
 # the same clip then becomes other bytes now and then. Without those instructions it does not, and is as fast.
-_SAME_BYTES = {"x264-params": "asm=avx2"} if platform.machine().lower() in ("x86_64", "amd64") else {}
+_ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_SAME_BYTES = {"x264-params": "asm=avx2"} if _ON_X86 else {}
+# Below this width x265's AVX2 code writes behind its buffers, and the process dies of it sooner or later.
+_NARROW = 64
 
 
 def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bool) -> Recipe:
@@ -115,6 +118,8 @@ def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bo
             *remarks,
             f"{width}x{height} has an odd side, so colour is kept at full size (4:4:4): not for all players",
         )
+    if codec == "hevc" and width < _NARROW and _ON_X86:
+        options["x265-params"] += ":asm=sse4"
     if container == "avi" and codec == "h264":
         options["bf"] = "0"  # AVI has no timestamps to bring frames back into order with
     tag = "hvc1" if codec == "hevc" and container in ("mp4", "mov") else ""

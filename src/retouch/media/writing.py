@@ -214,7 +214,9 @@ class _Container:
         self._recipe = planned
         self._clock = _Clock(like, planned.container)
         self._matrix, self._full_range = _levels(like.origin, planned.pixel_format, height)
-        options = {"movflags": "+faststart"} if planned.container in ("mp4", "mov") else {}
+        options = {"fflags": "+bitexact"}  # no identifiers of chance: the same clip is the same bytes
+        if planned.container in ("mp4", "mov"):
+            options["movflags"] = "+faststart"
         if planned.container in ("mp4", "mov") and self._clock.unit.numerator == 1:
             options["video_track_timescale"] = str(self._clock.unit.denominator)
             # In which late starts are kept: those of the pictures, and where it can be of the usual sound.
