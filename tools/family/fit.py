@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, Self, TypeVar, final
 
@@ -19,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Conv3d, Module
 
 N = TypeVar("N", bound=Module)
 Figures = Callable[[], Mapping[str, float]]
@@ -29,6 +30,8 @@ STATES: Final = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 """What the optimizers remember of a variable."""
 MEANINGFUL_LOSSES: Final = 200
 """Over how many last steps the reported loss is averaged."""
+REFUSALS: Final = 10
+"""So many steps in a row may have a gradient that is not a number."""
 
 
 @final
@@ -76,8 +79,12 @@ class Fit(Generic[N]):
         }
         self.average = {name: value.clone() for name, value in self.masters.items()}
         self.network = network.to(precision)
+        if self.device.type == "cpu":
+            said = ", ".join(convolve_in_full(self.network))
+            print(json.dumps({"computed in float32": said or "nothing"}), flush=True)
         self.share = 1.0
         self.step = 0
+        self.refused = 0
         self.images = 0
         self.losses: list[float] = []
         self.history: list[dict[str, float]] = []
@@ -126,7 +133,15 @@ class Fit(Generic[N]):
         return torch.Generator().manual_seed(7_919 * self.step + 13 + 104_729 * rank())
 
     def descend(self, loss: Tensor, images: int) -> None:
-        """One step down the gradient of `loss`, which saw so many images."""
+        """One step down the gradient of `loss`, which saw so many images.
+
+        A gradient that is not finite never reaches the weights: that step is left out.
+
+        Raises:
+            FloatingPointError: the loss is not a number, or the gradients of many steps in a row are not.
+        """
+        if not math.isfinite(now := float(loss.detach())):
+            raise FloatingPointError(f"the loss is {now} at step {self.step + 1}")
         torch.autograd.backward(loss)
         live = dict(self.network.named_parameters())
         for name, variable in self.variables.items():
@@ -134,8 +149,13 @@ class Fit(Generic[N]):
             variable.grad = None if grad is None else grad.float().view_as(variable)
             live[name].grad = None
         average_over_processes([v.grad for v in self.variables.values() if v.grad is not None])
-        torch.nn.utils.clip_grad_norm_(list(self.variables.values()), 1.0)
-        for optimizer in self.optimizers:
+        norm = torch.nn.utils.clip_grad_norm_(list(self.variables.values()), 1.0)
+        self.refused = 0 if math.isfinite(norm) else self.refused + 1
+        if self.refused > REFUSALS:
+            raise FloatingPointError(
+                f"{self.refused} gradients in a row are not finite, to step {self.step + 1}"
+            )
+        for optimizer in () if self.refused else self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.share * self.rate * min(1.0, (self.step + 1) / self.warmup)
             optimizer.step()
@@ -147,9 +167,7 @@ class Fit(Generic[N]):
             torch._foreach_lerp_(means, values, 1 - keep)
             for name, master in self.masters.items():
                 live[name].copy_(master)
-        self.losses.append(float(loss.detach()))
-        if not math.isfinite(self.losses[-1]):
-            raise FloatingPointError(f"the loss is {self.losses[-1]} at step {self.step}")
+        self.losses.append(now)
 
     def settle(self, end: int, *, start: float = 0.6, last: float = 0.1) -> None:
         """Let the rate fall to `last` of itself from the share `start` of the way to `end` images on."""
@@ -232,6 +250,26 @@ class Fit(Generic[N]):
                 optimizer.state[variable] = {
                     k: s if k == "step" else s.view_as(variable).to(self.device) for k, s in state.items()
                 }
+
+
+def convolve_in_full(network: Module) -> list[str]:
+    """Let 3-D convolutions compute in float32, whatever their weights are kept in; give their names.
+
+    The gradient of their weights in bfloat16 on a processor is not always a number (oneDNN 3.12).
+    """
+    found = {name: layer for name, layer in network.named_modules() if isinstance(layer, Conv3d)}
+    for layer in found.values():
+        layer._conv_forward = partial(_in_full, layer._conv_forward)
+    return list(found)
+
+
+def _in_full(
+    convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    return convolve(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def join_processes() -> None:

@@ -68,12 +68,12 @@ class Tuning:
     """Rank of the change of the queries; 0 changes them freely."""
 
 
-@artifact("tuned", version=1)
+@artifact("tuned", version=2)
 def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
     """Lets a model learn a clip; goes on where it was stopped, to the same result.
 
     Raises:
-        Diverged: the loss is not a number.
+        Diverged: the loss is not a number, or the gradients of many steps in a row are not.
     """
     shape = (len(video), int(sd.unet.config.in_channels), *how.resize.latents)
     z = torch.from_numpy(run.scratch("tuned_latents", shape, np.float32))
@@ -87,6 +87,7 @@ def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
         }
         optimizer = torch.optim.AdamW(learned.values(), lr=how.rate, betas=(0.9, 0.999), weight_decay=1e-2)
         done = _resume(run, learned, optimizer)
+        refused = 0
         with controlled(sd.unet, size=how.resize.latents, clip_norm=how.clip_norm), torch.enable_grad():
             for step in run.steps("tune", range(done, how.steps)):
                 loss = _loss(z, sd, text, how, step.item, run)
@@ -94,8 +95,15 @@ def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
                     raise Diverged(f"the loss is not a number at step {step.item + 1}", hint="lower the rate")
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
-                optimizer.step()
+                norm = torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
+                refused = 0 if bool(torch.isfinite(norm)) else refused + 1
+                if refused > REFUSALS:
+                    raise Diverged(
+                        f"the gradients of {refused} steps in a row, to {step.item + 1}, are not numbers",
+                        hint="try --dtype float32, or lower the rate",
+                    )
+                if not refused:
+                    optimizer.step()
                 if (step.item + 1) % SAVE_EVERY == 0:
                     _checkpoint(run, learned, optimizer, step.item + 1)
         return Tuned(
@@ -119,6 +127,8 @@ def tuned_weights(
 
 SAVE_EVERY = 25
 """Steps between checkpoints."""
+REFUSALS = 10
+"""So many steps in a row may have a gradient that is not a number; none of them reaches the weights."""
 
 
 @contextmanager
@@ -290,7 +300,7 @@ def _resume(run: Run, learned: Mapping[str, Parameter], optimizer: torch.optim.O
     for name, parameter in learned.items():
         parameter.data.copy_(state[f"value {name}"])
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(done)),
+            "step": state[f"taken {name}"],
             "exp_avg": state[f"mean {name}"].to(parameter.device),
             "exp_avg_sq": state[f"square {name}"].to(parameter.device),
         }
@@ -303,6 +313,7 @@ def _checkpoint(
     state: dict[str, Tensor] = {"done": torch.tensor(done)}
     for name, parameter in learned.items():
         moments = optimizer.state[parameter]
+        state[f"taken {name}"] = moments["step"]
         state[f"value {name}"] = parameter.data
         state[f"mean {name}"] = moments["exp_avg"]
         state[f"square {name}"] = moments["exp_avg_sq"]

@@ -1,15 +1,19 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from retouch.compute import Compute
 from retouch.diffusion.resize import Resize
-from retouch.diffusion.tune import Tuning, tune
-from retouch.errors import Cancelled, ParamsError
+from retouch.diffusion.tune import REFUSALS, Tuning, tune
+from retouch.errors import Cancelled, Diverged, ParamsError
 from retouch.events import Advanced, Event, Reused
 from retouch.methods.tune_a_video.edit import edit
 from retouch.methods.tune_a_video.spec import SPEC, TuneAVideoParams
@@ -84,6 +88,37 @@ def test_a_stopped_tuning_goes_on_to_the_same_weights(tmp_path: Path, rank: int)
     assert sum(isinstance(event, Advanced) for event in events) == 2
     assert all(torch.equal(resumed.queries[name], weight) for name, weight in whole.queries.items())
     assert all(torch.equal(resumed.temporal[name], weight) for name, weight in whole.temporal.items())
+
+
+@contextmanager
+def broken_gradients(sd: StableDiffusion, calls: range) -> Iterator[None]:
+    """In those calls of the UNet, gradients that come back through it are not numbers."""
+    counted = count()
+
+    def spoil(_module: object, _given: object, out: UNet2DConditionOutput) -> None:
+        if next(counted) in calls:
+            out.sample.register_hook(lambda grad: grad * float("nan"))
+
+    hook = sd.unet.register_forward_hook(spoil)
+    yield
+    hook.remove()
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path: Path) -> None:
+    sd = model()
+    how = Tuning(SOURCE, Resize.for_image_model(32, 32, sd, "clip"), steps=3, rate=1e-3, rank=2)
+    with broken_gradients(sd, range(1)):
+        learned = tune(clip(1), sd, how, run=Run.alone(tmp_path / "one", compute=CPU))
+    assert all(bool(torch.isfinite(weight).all()) for weight in learned.queries.values())
+    assert any(not torch.equal(weight, weights(sd)[name].float()) for name, weight in learned.queries.items())
+    how = replace(how, steps=REFUSALS + 5)
+    with (
+        broken_gradients(sd, range(99)),
+        pytest.raises(
+            Diverged, match=rf"gradients of {REFUSALS + 1} steps in a row, to {REFUSALS + 1}, are not"
+        ),
+    ):
+        tune(clip(1), sd, how, run=Run.alone(tmp_path / "all", compute=CPU))
 
 
 def test_tuned_weights_are_kept_and_can_be_used_again(tmp_path: Path) -> None:
