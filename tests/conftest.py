@@ -20,7 +20,7 @@ PLUGINS = Path(__file__).parent / "plugins"
 
 settings.register_profile("retouch", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("retouch")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

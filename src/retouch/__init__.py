@@ -4,6 +4,7 @@ The public names are loaded on first use, so that `import retouch` stays fast an
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from retouch.video import Video
 
 __version__ = "0.1.0"
+
+# MKL chooses its kernels by where tensors lie in memory, unless it is told not to before its first call.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __all__ = [
     "Compute",

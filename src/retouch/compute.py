@@ -5,11 +5,12 @@ chosen.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SHARE_OF_FREE_MEMORY = 0.85
 """The rest stays for the page cache and for whatever else runs."""
+_CBWR_BRANCH = _CBWR_OFF = 1
+"""MKL's numbers for the question and for the answer, from its mkl_types.h."""
 
 
 @final
@@ -45,6 +48,12 @@ class Compute(BaseModel):
         default="auto", description="How much memory the run may take: auto, or for example 8GB."
     )
     deterministic: bool = Field(default=True, description="Same request, same bytes; may cost some speed.")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads of the processor, on which last digits depend; 0 is as many as torch takes.",
+    )
 
     @field_validator("device")
     @classmethod
@@ -92,20 +101,44 @@ class Compute(BaseModel):
             return as_bytes(self.memory)
         return int(free_memory() * _SHARE_OF_FREE_MEMORY)
 
-    @contextlib.contextmanager
-    def repeatable(self) -> Iterator[None]:
-        """Makes torch choose repeatable kernels where that was asked, and undoes it."""
+    def here(self) -> Self:
+        """Return it with the threads that it takes here, as a request that is to replay is kept."""
         import torch
 
+        return self.model_copy(update={"threads": self.threads or torch.get_num_threads()})
+
+    @contextlib.contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """Make torch choose repeatable kernels where that was asked, and its threads; undo both."""
+        import torch
+
+        threads = torch.get_num_threads()
         before = (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+        torch.set_num_threads(self.threads or threads)
         try:
             yield
         finally:
+            torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def heeds_alignment() -> bool:
+    """Return whether kernels of the processor give other last digits where numbers lie elsewhere in memory.
+
+    Only MKL's can. It reads MKL_CBWR, which `import retouch` sets, at its first call: whoever multiplied
+    matrices before is too late, and this asks MKL itself.
+    """
+    import torch
+
+    if not torch._C.has_mkl:
+        return False
+    library = ctypes.CDLL(torch._C.__file__)
+    asked = next((n for n in ("mkl_serv_cbwr_get", "MKL_CBWR_Get") if hasattr(library, n)), None)
+    return asked is not None and library[asked](_CBWR_BRANCH) == _CBWR_OFF
 
 
 def as_bytes(text: str) -> int:

@@ -238,8 +238,9 @@ class Run:
 
     @property
     def arithmetic(self) -> str:
-        """The device and the precision, on which results depend in their last digits."""
-        return f"{self.compute.torch_device().type} {self.compute.torch_dtype()}"
+        """The device, the precision and the threads, on which results depend in their last digits."""
+        device, dtype = self.compute.torch_device().type, self.compute.torch_dtype()
+        return f"{device} {dtype} {torch.get_num_threads()} threads"
 
     def inside(self, draft: Draft, *, seed: int) -> "Run":
         """The same run while it makes one artefact, with that artefact's checkpoints and seed."""

@@ -36,6 +36,7 @@ RESERVED = frozenset(
         "range",
         "seed",
         "source",
+        "threads",
         "video",
     }
 )

@@ -19,6 +19,7 @@ from retouch_tint.spec import TintParams
 import retouch
 from retouch import registry
 from retouch.apps.cli import COMMANDS, Lazy
+from retouch.compute import Compute
 from retouch.events import Event, Kept
 from retouch.identity import identity
 from retouch.run import Run
@@ -105,7 +106,9 @@ def test_keys_of_kept_results_are_as_before(golden: Any, tmp_path: Path) -> None
     frames = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
     video = Video(frames, Fraction(24000, 1001))
     told: list[Event] = []
-    fit(video, 2, 0.0, run=Run.alone(tmp_path, listen=told.append))
+    here = Compute(device="cpu", threads=1)
+    with here.repeatable():
+        fit(video, 2, 0.0, run=Run.alone(tmp_path, compute=here, listen=told.append))
     (kept,) = [event.key for event in told if isinstance(event, Kept)]
     values: dict[str, object] = {
         "none": None, "numbers": (1, 1.0, True, Fraction(1, 3)), "text": "ü", "mapping": {"b": 1, "a": [2]},

@@ -89,11 +89,11 @@ class Shell:
         """
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        plugins = str(Path(__file__).parent)
+        paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
         return subprocess.Popen(
             [SCRIPT, *map(str, arguments)],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": plugins, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

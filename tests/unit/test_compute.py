@@ -1,5 +1,8 @@
 """Where and how a request is computed: devices, precision, memory."""
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retouch.compute import Compute, as_bytes, free_memory, in_words
+from retouch.compute import Compute, as_bytes, free_memory, heeds_alignment, in_words
 from retouch.errors import DeviceUnavailable, ParamsError
 from retouch.fields import parse
 
@@ -79,6 +82,44 @@ def test_torch_is_settled_for_the_block_only_also_after_an_error(*, wanted: bool
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(mode=False)
+
+
+def test_the_threads_of_a_request_are_taken_for_the_block_only() -> None:
+    before = torch.get_num_threads()
+    with Compute(threads=before + 2).repeatable():
+        assert torch.get_num_threads() == before + 2
+        assert Compute().here().threads == before + 2
+        with Compute().repeatable():
+            assert torch.get_num_threads() == before + 2
+    assert torch.get_num_threads() == before
+    assert Compute(threads=5).here() == Compute(threads=5)
+
+
+USED_BEFORE = "import torch; torch.ones(64, 64) @ torch.ones(64, 64); import retouch"
+ASKED = "; from retouch.compute import heeds_alignment; print(os.environ['MKL_CBWR'], heeds_alignment())"
+
+
+@pytest.mark.skipif(not torch._C.has_mkl, reason="only MKL's kernels go by alignment")
+@pytest.mark.parametrize(
+    ("begun", "own", "told"),
+    [
+        ("import retouch", None, "AUTO False"),
+        ("import torch; import retouch", None, "AUTO False"),
+        ("import retouch", "COMPATIBLE", "COMPATIBLE False"),
+        ("import retouch", "", " True"),
+        (USED_BEFORE, None, "AUTO True"),
+    ],
+)
+def test_matrices_are_multiplied_alike_wherever_they_lie(begun: str, own: str | None, told: str) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    env |= {} if own is None else {"MKL_CBWR": own}
+    code = f"import os; {begun}{ASKED}"
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert ended.stdout == f"{told}\n"
+
+
+def test_the_tests_themselves_are_repeatable() -> None:
+    assert not heeds_alignment()
 
 
 def test_free_memory_is_some_and_the_budget_below_it() -> None:

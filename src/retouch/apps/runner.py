@@ -16,7 +16,7 @@ import numpy as np
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
 from retouch.apps.preflight import check_clip_output, check_given, check_prompts
-from retouch.compute import Compute
+from retouch.compute import Compute, heeds_alignment
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
 from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
 from retouch.fields import near, parse, renamed
@@ -97,6 +97,7 @@ def run_edit(
     replaces = force or not request.out or _handed_over(request, folder)
     check_clip_output(output, encoding, force=replaces)
     folder = folder or new_folder(request.method)
+    request = request.model_copy(update={"compute": request.compute.here()})
     with _locked(folder), _recorded(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
         write_whole(folder / "request.json", request.as_json())
@@ -269,6 +270,8 @@ def _tell_device(compute: Compute, tell: Listener) -> None:
     device = compute.torch_device()
     if device.type != "cpu":
         tell(Notice(f"computing on {device} in {str(compute.torch_dtype()).removeprefix('torch.')}"))
+    if compute.deterministic and heeds_alignment():
+        tell(Notice("matrices were multiplied before retouch was imported: last digits may not replay"))
 
 
 def _result_name(request: EditRequest) -> str:

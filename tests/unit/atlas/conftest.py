@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte
 from retouch.atlas.decompose import decompose
@@ -19,8 +18,6 @@ from retouch.atlas.pyramid import AtlasSettings
 from retouch.compute import Compute
 from retouch.run import Run
 from retouch.video import Video
-
-torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -9,7 +10,7 @@ import sys
 import click
 
 from retouch import __version__, registry
-from retouch.compute import free_memory, in_words
+from retouch.compute import free_memory, heeds_alignment, in_words
 from retouch.places import home, offline
 
 _LIBRARIES = (
@@ -37,6 +38,7 @@ def doctor(*, as_json: bool) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         **{name: _version(name) for name in _LIBRARIES},
         "devices": ", ".join(_devices()),
+        "kernels": _kernels(),
         "free memory": in_words(free_memory()),
         "home": str(home()),
         "models": str(home() / "models"),
@@ -80,6 +82,14 @@ def _devices() -> list[str]:
     if sys.platform == "darwin" and torch.backends.mps.is_available():
         found.append("mps")
     return found
+
+
+def _kernels() -> str:
+    import torch
+
+    same = "not always the same bytes" if heeds_alignment() else "the same bytes"
+    mode = f"{torch.backends.cpu.get_cpu_capability()}, MKL_CBWR={os.environ['MKL_CBWR']}"
+    return f"{mode}: {same} for the same request and threads"
 
 
 def _free_disk() -> int:
