@@ -16,6 +16,7 @@ that the autoencoder alone gives the clip.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -36,20 +37,22 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from retouch.methods.videoshop.windows import windows
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from retouch.compute import Compute
+from retouch.diffusion.inversion import Start, draw_noise, invert
+from retouch.diffusion.sampling import sample
+from retouch.diffusion.windows import sequential
 from retouch.events import Event, Kept
 from retouch.media.pictures import write_picture
 from retouch.methods.videoshop import released
 from retouch.methods.videoshop.edit import edit, edit_with
 from retouch.methods.videoshop.spec import VideoshopParams
-from retouch.methods.videoshop.walk import drawn_then_same, invert, same_noise, same_sample, sample
 from retouch.metrics.colour import delta_e, lab_of
-from retouch.models.image_to_video import ImageToVideo, StableVideo, place_pipeline
+from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, place_pipeline
 from retouch.models.image_to_video_any import AnyImageToVideo
+from retouch.models.noise_path import Level, Schedule, extrapolate
 from retouch.run import Run
 from retouch.video import Video
 from retouch.world import Scene, film
@@ -83,7 +86,7 @@ def accuracy(ref: str, size: int) -> None:
     """A no-op edit in latents: rel-L2 to the clip's own, for the authors' way, parts of it, and ours."""
     torch.set_num_threads(1)
     model, clip = StableVideo.from_pretrained(ref), _clip(8, size)
-    told = model.telling(released.HABITS)
+    told = model.with_conditioning(**dataclasses.asdict(released.CONDITIONING))
     pixels = clip.pixels()
     print("| steps, strength | way | a step up | rel-L2 of the no-op edit | calls |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -96,27 +99,46 @@ def accuracy(ref: str, size: int) -> None:
             n = len(schedule.up())
             draws = released.Draws(run.noise("a", like), run.noise("b", like), eps)
             settings = released.Settings(steps=steps, strength=strength)
-            whole = released.carry(
+            whole = released.carry_frame(
                 told, pixels, pixels[0], size=(size, size), draws=draws, settings=settings, run=run
             )
             row = f"| {steps}, {strength} |"
             print(
                 row, f"faithful, as released | 1 | {_relative(whole.rescaled, latents):.1e} | {n} + 2 x {n} |"
             )
-            ways = [
+            ways: list[tuple[str, Start | None, tuple[int, ...]]] = [
                 (
                     "same conditions, no guidance, released rule",
-                    drawn_then_same(eps * latents.std()),
+                    draw_noise(eps * latents.std()),
                     (1, 2, 3),
                 ),
-                ("... without extrapolation", same_sample, (1,)),
-                ("... extrapolated throughout (default: 3)", same_noise, (1, 2, 3)),
+                ("... without extrapolation", None, (1,)),
+                ("... extrapolated throughout (default: 3)", extrapolate, (1, 2, 3)),
             ]
-            for name, guess, rounds in ways:
+            for name, start, rounds in ways:
                 for k in rounds:
-                    ladder = invert(model, latents, schedule, source, guess=guess, calls=k, run=run)
-                    back = sample(model, ladder[-1], schedule, source, run=run)
+                    back = round_trip(model, latents, schedule, source, start, k, run)
                     print(row, f"{name} | {k} | {_relative(back, latents):.1e} | {n * k} + {n} |")
+
+
+def round_trip(
+    model: ImageToVideo,
+    latents: Tensor,
+    schedule: Schedule,
+    source: Condition,
+    start: Start | None,
+    calls: int,
+    run: Run,
+) -> Tensor:
+    """Return what sampling makes of the noise that an inversion finds."""
+
+    def predict(x: Tensor, level: Level) -> Tensor:
+        return model.predict(x, level, source)
+
+    trajectory = latents.new_empty(len(schedule.up()) + 1, *latents.shape)
+    trajectory[0] = latents
+    invert(trajectory, predict, run.steps("invert", schedule.up()), calls=calls, start=start)
+    return sample(trajectory[-1], predict, run.steps("sample", schedule.down()))
 
 
 def length(ref: str, lengths: list[int], size: int, steps: int) -> None:
@@ -199,7 +221,7 @@ def on_gpu(model: StableVideo, clip: Video, *, faithful: bool, together: int | N
             region="everywhere",
             faithful=faithful,
             guidance=4.0 if faithful else 1.5,
-            decode_at_once=together,
+            decode_chunk_size=together,
             check_inversion=False,
         )
         edit_with(model, clip[:2], given.model_copy(update={"steps": 2}), Run.alone(folder / "warm"))
@@ -276,14 +298,14 @@ def peak_memory() -> Iterator[list[int]]:
 def _drift(model: ImageToVideo, clip: Video, kept: list[Event], run: Run) -> float:
     """The worst window's dE2000 between mean colours: of its edited latents decoded, and of the source's."""
     edited = [event.key for event in kept if isinstance(event, Kept) and event.kind == "videoshop_latents"]
-    laid = windows(len(clip), [0], model.traits, None, OVERLAP)
+    windows = sequential(len(clip), [0], size=model.traits.native_frames, overlap=OVERLAP)
     worst = 0.0
-    for window, key in zip(laid, edited, strict=True):
+    for window, key in zip(windows, edited, strict=True):
         found = run.store.find("videoshop_latents", key)
         assert found is not None
         part = clip[window.slice]
         with torch.no_grad():
-            both = found[1]["value.latents"], model.encode(part.pixels())
+            both = found[1]["value"], model.encode(part.pixels())
             pair = [_mean_lab(part.like(model.decode(latents)).frames) for latents in both]
         worst = max(worst, float(delta_e(*pair)[0]))
     return worst

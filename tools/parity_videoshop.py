@@ -22,11 +22,18 @@ from tools.parity_report import Report
 from torch import Tensor, nn
 
 from retouch.compute import Compute
+from retouch.diffusion.inversion import draw_noise
+from retouch.diffusion.latents import FLOOR, Moments, match_frame
 from retouch.errors import RetouchError
-from retouch.methods.videoshop.released import HABITS, Carried, Draws, Settings, carry, squashed
-from retouch.methods.videoshop.statistics import FLOOR, matched, moments, standardised
-from retouch.methods.videoshop.walk import drawn_then_same
-from retouch.models.image_to_video import StableVideo, StillHabits
+from retouch.methods.videoshop.released import (
+    CONDITIONING,
+    Draws,
+    Intermediates,
+    Settings,
+    carry_frame,
+    squash,
+)
+from retouch.models.image_to_video import StableVideo, SvdConditioning
 from retouch.run import Run
 
 # An independent re-implementation is within 1.2e-5; the smallest mistake that was tried moves some tensor by
@@ -110,7 +117,7 @@ def _ours(
     clip, first = _pictures(folder, given)
     size = (int(given["height"]), int(given["width"]))
     motion, amount = int(given["motion_bucket_id"]), float(given["noise_aug_strength"])
-    model = StableVideo(pipe, StillHabits(int(given["fps"]), motion, amount, HABITS.shrink))
+    model = StableVideo(pipe, SvdConditioning(int(given["fps"]), motion, amount, CONDITIONING.clip_resize))
     draws = Draws(
         _picture_noise(theirs["noise_image_inv"]),
         _picture_noise(theirs["noise_image_gen"]),
@@ -122,12 +129,12 @@ def _ours(
         with TemporaryDirectory() as scratch:
             run = Run.alone(Path(scratch), seed=int(given["seed"]), compute=Compute(device="cpu"))
             run = replace(run, on_step=watch.step)
-            carried = carry(model, clip, first, size=size, draws=draws, settings=settings, run=run)
+            made = carry_frame(model, clip, first, size=size, draws=draws, settings=settings, run=run)
     finally:
         hook.remove()
     return {
-        **_prepared(model, clip, first, size, carried),
-        **_walked(carried, watch, settings, model),
+        **_prepared(model, clip, first, size, made),
+        **_walked(made, watch, settings, model),
         **_drawn(int(given["seed"]), theirs),
     }
 
@@ -167,7 +174,9 @@ def _settings(given: Mapping[str, Any], theirs: Mapping[str, Tensor], model: Sta
 
 def _normalises(theirs: Mapping[str, Tensor]) -> bool:
     latents = theirs["latents_scaled"][0]
-    return _nearest(theirs["latents_norm"][0], latents, standardised(latents, moments(latents, "frame"))) == 1
+    return (
+        _nearest(theirs["latents_norm"][0], latents, Moments.of(latents, "frame").standardise(latents)) == 1
+    )
 
 
 def _extrapolates(settings: Settings, theirs: Mapping[str, Tensor], model: StableVideo) -> bool:
@@ -175,7 +184,7 @@ def _extrapolates(settings: Settings, theirs: Mapping[str, Tensor], model: Stabl
     clean, eps = theirs["latents_norm"][0], theirs["noise_extrap"][0]
     lo, hi = model.schedule(settings.steps, settings.strength, clean).up()[-1]
     current, asked = theirs["inv_x"][-2, 0], theirs["inv_unet_in"][-1, -1, :, : clean.shape[1]]
-    guess = drawn_then_same(eps * clean.std(), settings.threshold)(clean, current, lo, hi)
+    guess = draw_noise(eps * clean.std(), settings.threshold)(clean, current, lo, hi)
     return _nearest(asked * math.hypot(hi.signal, hi.noise), current, guess) == 1
 
 
@@ -184,7 +193,7 @@ def _rescales(theirs: Mapping[str, Tensor]) -> bool:
     sampled = theirs["latents_out"][0]
     if not {"latents_out_rescaled", "rescale_target_latents"} <= theirs.keys():
         return "latents_out_rescaled" in theirs or "rescale_target_latents" in theirs
-    moved = matched(sampled, sampled[:1], theirs["rescale_target_latents"][0])
+    moved = match_frame(sampled, sampled[:1], theirs["rescale_target_latents"][0])
     return _nearest(theirs["latents_out_rescaled"][0], sampled, moved) == 1
 
 
@@ -193,46 +202,46 @@ def _nearest(tensor: Tensor, *candidates: Tensor) -> int:
 
 
 def _prepared(
-    model: StableVideo, clip: Tensor, first: Tensor, size: tuple[int, int], carried: Carried
+    model: StableVideo, clip: Tensor, first: Tensor, size: tuple[int, int], made: Intermediates
 ) -> dict[str, Tensor]:
-    frames, taken = squashed(clip, size), moments(carried.latents, "frame")
+    frames, taken = squash(clip, size), Moments.of(made.latents, "frame")
     return {
         "video_pre": frames.movedim(1, -1)[None],
-        "edit_pre": squashed(first[None], size).movedim(1, -1),
+        "edit_pre": squash(first[None], size).movedim(1, -1),
         "clip_in_src": model.clip_input(clip[:1]).movedim(1, -1),
         "clip_in_edit": model.clip_input(first[None]).movedim(1, -1),
-        "latents_scaled": carried.latents[None],
-        "latents_norm": carried.standardised[None],
+        "latents_scaled": made.latents[None],
+        "latents_norm": made.standardised[None],
         "norm_mean": taken.mean.flatten(),
         "norm_std": taken.std.flatten() - FLOOR,
-        "cond_inv_raw": carried.source_still[None, None],
-        "cond_inv": carried.source.latent[None, None],
-        "cond_gen": carried.edited.latent[None, None],
-        "rescale_target_latents": carried.target[None],
-        "latents_out": carried.sampled[None],
-        "latents_out_rescaled": carried.rescaled[None],
-        "noisy_latents": carried.noisy[None],
-        "frames_raw_before_rescale": model.decode(carried.sampled).movedim(1, -1)[None],
-        "frames_raw": carried.frames.movedim(1, -1)[None],
-        "frames_01": ((carried.frames + 1) / 2).clamp(0, 1).movedim(1, -1)[None],
+        "cond_inv_raw": made.source_image[None, None],
+        "cond_inv": made.source.image_latents[None, None],
+        "cond_gen": made.target.image_latents[None, None],
+        "rescale_target_latents": made.wanted[None],
+        "latents_out": made.sampled[None],
+        "latents_out_rescaled": made.rescaled[None],
+        "noisy_latents": made.noisy[None],
+        "frames_raw_before_rescale": model.decode(made.sampled).movedim(1, -1)[None],
+        "frames_raw": made.frames.movedim(1, -1)[None],
+        "frames_01": ((made.frames + 1) / 2).clamp(0, 1).movedim(1, -1)[None],
     }
 
 
-def _walked(carried: Carried, watch: Watch, settings: Settings, model: StableVideo) -> dict[str, Tensor]:
+def _walked(made: Intermediates, watch: Watch, settings: Settings, model: StableVideo) -> dict[str, Tensor]:
     up, down = watch.samples["invert"], watch.samples["sample"]
     seen, answers = watch.seen, watch.answers
     guided_up, guided_down = settings.inversion_guidance > 1, settings.most_guidance > 1
-    weights = torch.linspace(settings.least_guidance, settings.most_guidance, len(carried.latents))
+    weights = torch.linspace(settings.least_guidance, settings.most_guidance, len(made.latents))
     return {
-        "inv_x": torch.stack([carried.standardised, *up])[:, None],
+        "inv_x": torch.stack([made.standardised, *up])[:, None],
         "inv_unet_in": torch.stack(seen[: len(up)]),
         "inv_v": torch.stack([_one(v, settings.inversion_guidance) for v in answers[: len(up)]]),
-        "gen_x": torch.stack([carried.noisy, *down])[:, None],
+        "gen_x": torch.stack([made.noisy, *down])[:, None],
         "gen_unet_in": torch.stack(seen[len(up) :]),
         "gen_unet_out": torch.stack(answers[len(up) :]),
         "gen_v": torch.stack([_one(v, weights[:, None, None, None]) for v in answers[len(up) :]]),
-        **_told("inv", carried.source, model, guided=guided_up),
-        **_told("gen", carried.edited, model, guided=guided_down),
+        **_told("inv", made.source, model, guided=guided_up),
+        **_told("gen", made.target, model, guided=guided_down),
     }
 
 
@@ -241,11 +250,11 @@ def _one(answers: Tensor, weight: Tensor | float) -> Tensor:
     return answers if len(answers) == 1 else answers[:1] + weight * (answers[1:] - answers[:1])
 
 
-def _told(name: str, still: Any, model: StableVideo, *, guided: bool) -> dict[str, Tensor]:
-    both = [model.unconditional(still), still] if guided else [still]
+def _told(name: str, condition: Any, model: StableVideo, *, guided: bool) -> dict[str, Tensor]:
+    both = [model.unconditional(condition), condition] if guided else [condition]
     return {
-        f"ehs_{name}": torch.stack([one.embedding[None] for one in both]),
-        f"ids_{name}": torch.stack([one.numbers for one in both]),
+        f"ehs_{name}": torch.stack([one.image_embeds[None] for one in both]),
+        f"ids_{name}": torch.stack([one.added_time_ids for one in both]),
     }
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeAlias, final, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from retouch.errors import ParamsError
+
 
 @final
 class Role(Enum):
@@ -63,10 +65,21 @@ def _with_whole_path(text: str) -> str:
 
 PictureAt: TypeAlias = Annotated[str, AfterValidator(_with_whole_path)]
 """A picture for something that has a name or number, as NAME=PICTURE."""
-KeyFrame: TypeAlias = Annotated[PictureAt, Role.KEYFRAME]
-"""A picture of one of the clip's frames, as FRAME=PICTURE."""
 NamedPicture: TypeAlias = Annotated[PictureAt, Role.PICTURE]
 """A picture of something in the method's own words, as NAME=PICTURE."""
+Keyframes: TypeAlias = Annotated[
+    tuple[PictureAt, ...],
+    Role.KEYFRAME,
+    Field(
+        description="A frame as you edited it, as FRAME=PICTURE; what differs from the frame is the edit. "
+        "Repeatable."
+    ),
+]
+FirstFrame: TypeAlias = Annotated[
+    Path,
+    Role.KEYFRAME,
+    Field(description="The first frame as you edited it: short for keyframe 0=PICTURE."),
+]
 Prompt: TypeAlias = Annotated[
     str, Role.PROMPT, Field(min_length=1, description="What the edited clip should show.")
 ]
@@ -150,3 +163,20 @@ TuneSteps: TypeAlias = Annotated[
     int,
     Field(ge=0, le=10000, description="Steps of one-shot tuning on the clip before the edit; 0 is none."),
 ]
+
+
+def keyframes(first: Path | None, others: tuple[str, ...]) -> dict[int, Path]:
+    """Return edited frames by number, in order, from a `FirstFrame` and `Keyframes`.
+
+    Raises:
+        ParamsError: a text is no FRAME=PICTURE, or a frame has two pictures.
+    """
+    found = {} if first is None else {0: first}
+    for text in others:
+        at, _, path = text.partition("=")
+        if not (at.isdecimal() and path):
+            raise ParamsError(f"{text!r} is not FRAME=PICTURE", hint="for example --keyframe 48=k48.png")
+        if int(at) in found:
+            raise ParamsError(f"frame {int(at)} has two pictures", hint="give one of them")
+        found[int(at)] = Path(path)
+    return dict(sorted(found.items()))

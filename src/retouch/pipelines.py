@@ -128,10 +128,10 @@ class VideoshopPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "steps": num_inference_steps,
                 "strength": strength,
                 "guidance": guidance_scale,
-                "told_rate": fps,
-                "motion": motion_bucket_id,
-                "picture_noise": noise_aug_strength,
-                "decode_at_once": decode_chunk_size,
+                "fps": fps,
+                "motion_bucket_id": motion_bucket_id,
+                "noise_aug_strength": noise_aug_strength,
+                "decode_chunk_size": decode_chunk_size,
                 **(options or {}),
             }
             params = VIDEOSHOP.fill(given)

@@ -227,11 +227,14 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
     values: dict[str, object] = {} if null else dict(spec.presets.get(PRESETS[trial.kind], {}))
     if "steps" in fields:
         values["steps"] = bench.steps
-    if "model" in fields and "first" in fields:
+    goes_on = "image-to-video" in spec.needs
+    if goes_on:
         values["model"] = "tiny:svd"
     elif "model" in fields and "prompt" in fields:
         values["model"] = bench.model
     told = {name: give(trial, folder) for name, give in GIVES.items() if name in fields}
+    if told.keys() >= {"first", "keyframe"}:  # one frame tells the edit: the first to who goes on from it
+        del told["keyframe" if goes_on else "first"]
     values |= {name: value for name, value in told.items() if value is not None}
     values |= bench.settings.get(spec.name, {})
     unknown = [name for name, info in fields.items() if info.is_required() and name not in values]

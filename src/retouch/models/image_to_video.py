@@ -1,11 +1,11 @@
 """Image-to-video models behind one Protocol, and Stable Video Diffusion behind it.
 
 An editor that carries a first frame through a clip needs little of such a model: latents, conditions, a
-ladder of noise levels, and one prediction at a level. `ImageToVideo` says just that, without a batch axis and
-without a scheduler; how a model packs its latents, guides, or keeps its first frame is the adapter's own
-business.
+schedule of noise levels, and one prediction at a level. `ImageToVideo` says just that, without a batch axis
+and without a scheduler; how a model packs its latents or guides is the adapter's own business.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from diffusers import (
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
 )
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
@@ -32,15 +32,18 @@ from retouch.models.noise_path import Level, Schedule, guided
 from retouch.models.refs import check_weights, read_config, read_index, resolve
 
 P = TypeVar("P", bound=DiffusionPipeline)
-Shrink: TypeAlias = Literal["blurred", "antialiased"]
+ClipResize: TypeAlias = Literal["blurred", "antialiased"]
 
-# The colours that CLIP was trained on; every Stable Video Diffusion has the same.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Pictures that the VAE encodes at one time; it looks at each alone, so that this changes memory and nothing
-# else.
-ENCODED_AT_ONCE = 4
-# Latent frames decoded beside a part of a clip and thrown away: the temporal decoder looks at neighbours.
-DECODED_BESIDE = 2
+"""The colours that CLIP was trained on; every Stable Video Diffusion has the same."""
+ENCODE_CHUNK: Final = 4
+"""Pictures that the VAE encodes together; it looks at each alone, so this changes memory and nothing else."""
+DECODE_OVERLAP: Final = 2
+"""Latent frames decoded beside a part of a clip and thrown away: the temporal decoder looks at neighbours."""
+DECODER_LAYERS: Final = 11
+"""How many times the decoder's narrowest layer, at full size, is there at once; from measured peaks."""
+NETWORK_LAYERS: Final = 24
+"""The same for the network: its first level's width, for the two halves of a guided call."""
 
 
 @final
@@ -50,7 +53,7 @@ class Traits:
 
     A clip of `k * frame_stride + 1` frames becomes `k + 1` latent frames (any number, where the stride is 1).
     Sides are multiples of `size_multiple`; `native_frames` is the length that the model was trained on,
-    `native_pixels` the picture area. `keeps_first_frame`: the first latent frame is given, not predicted.
+    `native_pixels` the picture area.
     """
 
     frame_stride: int
@@ -59,8 +62,15 @@ class Traits:
     latent_channels: int
     native_frames: int
     native_pixels: int
-    keeps_first_frame: bool
-    reads_text: bool
+
+    @property
+    def one_latent_per_frame(self) -> bool:
+        """Whether every frame has a latent of its own, so that latents can be handed over."""
+        return self.frame_stride == 1
+
+    def padded_length(self, frames: int) -> int:
+        """Return how many frames a clip must have at least for every latent frame to be filled."""
+        return -(-(frames - 1) // self.frame_stride) * self.frame_stride + 1
 
 
 @runtime_checkable
@@ -79,7 +89,7 @@ class ImageToVideo(Protocol):
 
     @property
     def traits(self) -> Traits:
-        """Sizes and habits of the model."""
+        """Sizes and conditioning of the model."""
         ...
 
     @property
@@ -92,14 +102,18 @@ class ImageToVideo(Protocol):
         """Where the networks run and latents belong."""
         ...
 
+    def with_conditioning(self, *, fps: int, motion_bucket_id: int, noise_aug_strength: float) -> Self:
+        """Return the model with other numbers beside the picture; itself, if it takes none."""
+        ...
+
     def encode(self, pixels: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "g c h w"]:
-        """Gives the latents of frames in [-1, 1]: the mode, no sample."""
+        """Return the latents of frames in [-1, 1]: the mode, no sample."""
         ...
 
     def decode(
-        self, latents: Float[Tensor, "g c h w"], at_once: int | None = None
+        self, latents: Float[Tensor, "g c h w"], chunk_size: int | None = None
     ) -> Float[Tensor, "f 3 height width"]:
-        """Gives the frames of latents, `at_once` latent frames at a time to save memory."""
+        """Return the frames of latents, `chunk_size` latent frames at a time to save memory."""
         ...
 
     def condition(
@@ -111,7 +125,7 @@ class ImageToVideo(Protocol):
         noise: Float[Tensor, "3 height width"] | None = None,
         latent: Float[Tensor, "c h w"] | None = None,
     ) -> Condition:
-        """Gives what makes the model start a clip of `frames` frames with the picture `first`.
+        """Return what makes the model start a clip of `frames` frames with the picture `first`.
 
         Args:
             first: the picture, in [-1, 1].
@@ -124,7 +138,7 @@ class ImageToVideo(Protocol):
         ...
 
     def schedule(self, steps: int, strength: float, latents: Float[Tensor, "g c h w"]) -> Schedule:
-        """Gives the noise levels of `steps` steps, of which the last `strength` part is walked."""
+        """Return the noise levels of `steps` steps, of which the last `strength` part is walked."""
         ...
 
     def predict(
@@ -133,18 +147,14 @@ class ImageToVideo(Protocol):
         level: Level,
         condition: Condition,
         *,
-        against: Condition | None = None,
+        negative: Condition | None = None,
         guidance: float | Float[Tensor, " g"] = 1.0,
     ) -> Float[Tensor, "g c h w"]:
-        """Gives the network's prediction at a level, driven by `guidance` away from `against`."""
+        """Return the network's prediction at a level, driven by `guidance` away from `negative`."""
         ...
 
     def unconditional(self, condition: Condition) -> Condition:
-        """Gives the condition that says nothing: what plain guidance drives away from."""
-        ...
-
-    def moving(self, latents: Float[Tensor, "g c h w"]) -> Bool[Tensor, "g 1 1 1"]:
-        """Says which latent frames are predicted; the others are given by the condition."""
+        """Return the condition that says nothing: what plain guidance leads away from."""
         ...
 
 
@@ -159,7 +169,7 @@ class Layout:
     hint: str
 
 
-STILL: Final = Layout(
+SVD_LAYOUT: Final = Layout(
     "StableVideoDiffusionPipeline",
     "an image-to-video model of the Stable Video Diffusion kind",
     ("unet", "vae", "image_encoder"),
@@ -167,8 +177,8 @@ STILL: Final = Layout(
 )
 
 
-def steps_back(steps: int, strength: float) -> int:
-    """How many of `steps` levels lie within `strength`, rounded down as diffusers rounds.
+def steps_within(steps: int, strength: float) -> int:
+    """Return how many of `steps` levels lie within `strength`, rounded down as diffusers rounds.
 
     Raises:
         ParamsError: if that is none at all.
@@ -184,37 +194,37 @@ def steps_back(steps: int, strength: float) -> int:
 
 @final
 @dataclass(frozen=True, eq=False)
-class StillCondition:
-    """What Stable Video Diffusion is conditioned on: a still picture, twice, and three numbers.
+class SvdCondition:
+    """What Stable Video Diffusion is conditioned on, by diffusers' names.
 
-    `latent` stands beside every frame in the network's input; `embedding` is what CLIP sees of the picture;
-    `numbers` are the frame rate less one, the motion bucket, and how strongly the picture was noised.
+    `image_latents` stand beside every frame in the network's input; `image_embeds` is CLIP's of the picture;
+    `added_time_ids` are the frame rate less one, the motion bucket, and how strongly the picture was noised.
     """
 
-    latent: Float[Tensor, "c h w"]
-    embedding: Float[Tensor, " d"]
-    numbers: Float[Tensor, " 3"]
+    image_latents: Float[Tensor, "c h w"]
+    image_embeds: Float[Tensor, " d"]
+    added_time_ids: Float[Tensor, " 3"]
 
     @property
     def identity(self) -> str:
         """Hash of the three tensors."""
-        return identity((self.latent, self.embedding, self.numbers))
+        return identity((self.image_latents, self.image_embeds, self.added_time_ids))
 
 
 @final
 @dataclass(frozen=True)
-class StillHabits:
-    """What `StableVideo` is told beside a picture: frame rate, motion bucket, and the picture's noise.
+class SvdConditioning:
+    """What Stable Video Diffusion is told beside a picture, by diffusers' names; defaults are its pipeline's.
 
-    `noise` is both the deviation of what is added to the picture and the number that the network is told of
-    it; `shrink` is how the picture is brought to CLIP's size, "blurred" as the Stable Video Diffusion
-    pipeline of diffusers does or "antialiased" as Videoshop does. The defaults are those of the pipeline.
+    `noise_aug_strength` is both the deviation of the noise on the picture and the number that the network is
+    told of it; `clip_resize` is how the picture is brought to CLIP's size, "blurred" as diffusers' pipeline
+    does or "antialiased" as Videoshop does.
     """
 
     fps: int = 7
-    motion: int = 127
-    noise: float = 0.02
-    shrink: Shrink = "blurred"
+    motion_bucket_id: int = 127
+    noise_aug_strength: float = 0.02
+    clip_resize: ClipResize = "blurred"
 
 
 @final
@@ -223,7 +233,7 @@ class StableVideo:
 
     Args:
         pipe: the stock pipeline; its parts are used as they are and are never changed.
-        habits: what the model is told beside the picture.
+        conditioning: what the model is told beside the picture.
         weights: a hash of the weights where one is known; else they are hashed when it is first asked for.
 
     Example:
@@ -234,31 +244,43 @@ class StableVideo:
     """
 
     def __init__(
-        self, pipe: StableVideoDiffusionPipeline, habits: StillHabits | None = None, *, weights: str = ""
+        self,
+        pipe: StableVideoDiffusionPipeline,
+        conditioning: SvdConditioning | None = None,
+        *,
+        weights: str = "",
     ) -> None:
         self._pipe = pipe
-        self._habits = habits or StillHabits()
+        self._conditioning = conditioning or SvdConditioning()
         self._weights = weights
 
     @classmethod
     def wrap(cls, pipe: StableVideoDiffusionPipeline) -> Self:
-        """Gives the model around a pipeline that is already loaded, on its device and in its precision."""
+        """Return the model around a pipeline that is already loaded, on its device and in its precision."""
         return cls(pipe)
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
-        """Loads the model that `ref` names, from this machine only.
+        """Load the model that `ref` names, from this machine only.
 
         Raises:
             ModelNotFound: it is not here; the hint says how to get it.
             ModelMismatch: the folder holds something else than Stable Video Diffusion in safetensors.
         """
-        pipe, weights = loaded(ref, compute, STILL, _still_parts)
+        pipe, weights = load_pipeline(ref, compute, SVD_LAYOUT, _svd_parts)
         return cls(pipe, weights=weights)
 
-    def telling(self, habits: StillHabits) -> "StableVideo":
-        """Gives the same model, told other numbers beside the picture."""
-        return StableVideo(self._pipe, habits, weights=self._weights)
+    def with_conditioning(
+        self,
+        *,
+        fps: int = 7,
+        motion_bucket_id: int = 127,
+        noise_aug_strength: float = 0.02,
+        clip_resize: ClipResize = "blurred",
+    ) -> "StableVideo":
+        """Return the same model, told other numbers beside the picture."""
+        told = SvdConditioning(fps, motion_bucket_id, noise_aug_strength, clip_resize)
+        return StableVideo(self._pipe, told, weights=self._weights)
 
     @property
     def pipe(self) -> StableVideoDiffusionPipeline:
@@ -266,14 +288,14 @@ class StableVideo:
         return self._pipe
 
     @property
-    def habits(self) -> StillHabits:
+    def conditioning(self) -> SvdConditioning:
         """What the model is told beside the picture."""
-        return self._habits
+        return self._conditioning
 
     @cached_property
     def traits(self) -> Traits:
         """Sizes of the model, from its own configuration."""
-        return still_traits(self._pipe.unet.config, self._pipe.vae.config)
+        return svd_traits(self._pipe.unet.config, self._pipe.vae.config)
 
     @property
     def identity(self) -> str:
@@ -284,7 +306,7 @@ class StableVideo:
     def _identity(self) -> str:
         parts = {name: getattr(self._pipe, name) for name in ("unet", "vae", "image_encoder")}
         config = sorted((key, repr(value)) for key, value in self._pipe.scheduler.config.items())
-        return identity((self._weights or weights_identity(parts, repr(config)), self._habits))
+        return identity((self._weights or weights_identity(parts, repr(config)), self._conditioning))
 
     @property
     def device(self) -> torch.device:
@@ -298,8 +320,8 @@ class StableVideo:
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "f c h w"]:
-        """Gives the scaled mode of the VAE, a few frames at a time."""
-        parts = [self._modes(pixels[i : i + ENCODED_AT_ONCE]) for i in range(0, len(pixels), ENCODED_AT_ONCE)]
+        """Return the scaled mode of the VAE, a few frames at a time."""
+        parts = [self._modes(pixels[i : i + ENCODE_CHUNK]) for i in range(0, len(pixels), ENCODE_CHUNK)]
         return torch.cat(parts).mul_(self.scale)
 
     def _modes(self, pixels: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "f c h w"]:
@@ -311,13 +333,13 @@ class StableVideo:
 
     @torch.no_grad()
     def decode(
-        self, latents: Float[Tensor, "f c h w"], at_once: int | None = None
+        self, latents: Float[Tensor, "f c h w"], chunk_size: int | None = None
     ) -> Float[Tensor, "f 3 height width"]:
-        """Gives the frames; a part of a clip is decoded beside its neighbours, which hides the seam."""
-        size, vae = at_once or len(latents), self._pipe.vae
+        """Return the frames; a part of a clip is decoded beside its neighbours, which hides the seam."""
+        size, vae = chunk_size or len(latents), self._pipe.vae
         parts = []
         for first in range(0, len(latents), size):
-            before, after = min(first, DECODED_BESIDE), DECODED_BESIDE
+            before, after = min(first, DECODE_OVERLAP), DECODE_OVERLAP
             near = latents[first - before : first + size + after] / self.scale
             with self._halved():
                 frames = vae.decode(near.to(self.device, vae.dtype), num_frames=len(near)).sample
@@ -325,7 +347,7 @@ class StableVideo:
         return torch.cat(parts)
 
     def _halved(self) -> torch.autocast:
-        """Runs a decoder whose weights are in full precision as fast as the network beside it."""
+        """Run a decoder whose weights are in full precision as fast as the network beside it."""
         dtype = self._pipe.unet.dtype
         return torch.autocast(self.device.type, dtype, enabled=dtype != self._pipe.vae.dtype)
 
@@ -338,38 +360,40 @@ class StableVideo:
         prompt: str = "",  # noqa: ARG002
         noise: Float[Tensor, "3 height width"] | None = None,
         latent: Float[Tensor, "c h w"] | None = None,
-    ) -> StillCondition:
-        """Gives the condition of a still picture, the same for any prompt and any number of frames."""
+    ) -> SvdCondition:
+        """Return the condition of a still picture, the same for any prompt and any number of frames."""
         if latent is None:
-            noised = first if noise is None else first + self._habits.noise * noise.to(first)
+            strength = self._conditioning.noise_aug_strength
+            noised = first if noise is None else first + strength * noise.to(first)
             latent = self.encode(noised[None])[0]
-        return self.still(latent / self.scale, self.look(first))
+        return self.condition_of(latent / self.scale, self.embed_image(first))
 
-    def still(self, latent: Float[Tensor, "c h w"], embedding: Float[Tensor, " d"]) -> StillCondition:
-        """Gives a condition from its parts: unscaled latents, and what CLIP saw."""
-        told = self._habits
+    def condition_of(
+        self, image_latents: Float[Tensor, "c h w"], image_embeds: Float[Tensor, " d"]
+    ) -> SvdCondition:
+        """Return a condition from its parts: unscaled latents, and CLIP's embedding."""
+        told = self._conditioning
         # Stable Video Diffusion was trained with the frame rate less one.
-        numbers = torch.tensor([told.fps - 1, told.motion, told.noise], device=embedding.device)
-        return StillCondition(latent, embedding, numbers.float())
+        numbers = [told.fps - 1, told.motion_bucket_id, told.noise_aug_strength]
+        ids = torch.tensor(numbers, device=image_embeds.device).float()
+        return SvdCondition(image_latents, image_embeds, ids)
 
     @torch.no_grad()
-    def look(self, picture: Float[Tensor, "3 height width"]) -> Float[Tensor, " d"]:
-        """Gives CLIP's embedding of a picture in [-1, 1]."""
+    def embed_image(self, picture: Float[Tensor, "3 height width"]) -> Float[Tensor, " d"]:
+        """Return CLIP's embedding of a picture in [-1, 1]."""
         clip = self._pipe.image_encoder
         seen = self.clip_input(picture[None])
         return cast(Tensor, clip(seen.to(self.device, clip.dtype)).image_embeds)[0].float()
 
     def clip_input(self, pictures: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "f 3 side side"]:
-        """Gives pictures in [-1, 1] the size, range and colour balance that CLIP was trained on."""
+        """Return pictures in [-1, 1] the size, range and colour balance that CLIP was trained on."""
         side = int(self._pipe.image_encoder.config.image_size)
-        shrunk = (
-            _blurred(pictures, side) if self._habits.shrink == "blurred" else _antialiased(pictures, side)
-        )
+        resize = _blurred if self._conditioning.clip_resize == "blurred" else _antialiased
         mean, std = torch.tensor([CLIP_MEAN, CLIP_STD]).to(pictures)[..., None, None]
-        return cast(Tensor, ((shrunk + 1) / 2 - mean) / std)
+        return cast(Tensor, ((resize(pictures, side) + 1) / 2 - mean) / std)
 
     def schedule(self, steps: int, strength: float, latents: Float[Tensor, "f c h w"]) -> Schedule:  # noqa: ARG002
-        """Gives the levels of the model's own Euler scheduler."""
+        """Return the levels of the model's own Euler scheduler."""
         scheduler = EulerDiscreteScheduler.from_config(self._pipe.scheduler.config)
         # As an array: it would be read as one, and NumPy 2 warns about how tensors are turned into arrays.
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.numpy()
@@ -378,7 +402,7 @@ class StableVideo:
         levels = [
             Level(1.0, b, t, "v_prediction") for b, t in zip(scheduler.sigmas.tolist(), times, strict=True)
         ]
-        return Schedule(tuple(levels), steps - steps_back(steps, strength))
+        return Schedule(tuple(levels), steps - steps_within(steps, strength))
 
     @torch.no_grad()
     def predict(
@@ -387,42 +411,38 @@ class StableVideo:
         level: Level,
         condition: Condition,
         *,
-        against: Condition | None = None,
+        negative: Condition | None = None,
         guidance: float | Float[Tensor, " f"] = 1.0,
     ) -> Float[Tensor, "f c h w"]:
-        """Gives the v-prediction; two conditions are one call on a batch of two, `against` in front."""
-        conditions = [condition] if against is None else [against, condition]
-        stills = [still for still in conditions if isinstance(still, StillCondition)]
-        assert len(stills) == len(conditions), "a condition of another model"
-        scaled = x / (level.signal**2 + level.noise**2) ** 0.5
-        beside = torch.stack([still.latent.expand_as(scaled) for still in stills])
-        unet = self._pipe.unet
+        """Return the v-prediction; two conditions are one call on a batch of two, `negative` in front."""
+        given = [condition] if negative is None else [negative, condition]
+        conditions = [one for one in given if isinstance(one, SvdCondition)]
+        assert len(conditions) == len(given), "a condition of another model"
+        scaled, unet = x / (level.signal**2 + level.noise**2) ** 0.5, self._pipe.unet
+        image_latents = torch.stack([one.image_latents.expand_as(scaled) for one in conditions])
+        image_embeds = torch.stack([one.image_embeds[None] for one in conditions])
         predicted = unet(
-            torch.cat([scaled.expand_as(beside), beside], dim=2).to(self.device, unet.dtype),
+            torch.cat([scaled.expand_as(image_latents), image_latents], dim=2).to(self.device, unet.dtype),
             torch.tensor(level.t, dtype=torch.float32, device=self.device),
-            encoder_hidden_states=torch.stack([still.embedding[None] for still in stills]).to(
+            encoder_hidden_states=image_embeds.to(self.device, unet.dtype),
+            added_time_ids=torch.stack([one.added_time_ids for one in conditions]).to(
                 self.device, unet.dtype
             ),
-            added_time_ids=torch.stack([still.numbers for still in stills]).to(self.device, unet.dtype),
             return_dict=False,
         )[0].to(x)
-        return predicted[0] if against is None else guided(predicted[0], predicted[1], guidance)
+        return predicted[0] if negative is None else guided(predicted[0], predicted[1], guidance)
 
-    def unconditional(self, condition: Condition) -> StillCondition:
-        """Gives zeros in place of the picture, twice, and the same numbers."""
-        assert isinstance(condition, StillCondition), "a condition of another model"
-        nothing = torch.zeros_like(condition.latent), torch.zeros_like(condition.embedding)
-        return StillCondition(*nothing, condition.numbers)
-
-    def moving(self, latents: Float[Tensor, "f c h w"]) -> Bool[Tensor, "f 1 1 1"]:
-        """Says that every frame is predicted, the first too."""
-        return torch.ones(len(latents), 1, 1, 1, dtype=torch.bool, device=latents.device)
+    def unconditional(self, condition: Condition) -> SvdCondition:
+        """Return zeros in place of the picture, twice, and the same numbers."""
+        assert isinstance(condition, SvdCondition), "a condition of another model"
+        nothing = torch.zeros_like(condition.image_latents), torch.zeros_like(condition.image_embeds)
+        return SvdCondition(*nothing, condition.added_time_ids)
 
 
-def loaded(
+def load_pipeline(
     ref: str, compute: Compute | None, layout: Layout, parts: Callable[[Path, str, torch.dtype], P]
 ) -> tuple[P, str]:
-    """Gives the stock pipeline under a reference, settled, with a hash of its weights and precision.
+    """Return the stock pipeline under a reference, settled, with a hash of its weights and precision.
 
     Args:
         ref: what the user named.
@@ -446,7 +466,7 @@ def loaded(
 
 
 def place_pipeline(pipe: DiffusionPipeline, compute: Compute) -> None:
-    """Brings a pipeline's networks where they run, or where they wait to be called."""
+    """Bring a pipeline's networks where they run, or where they wait to be called."""
     device = compute.torch_device()
     if compute.offload == "none" or device.type == "cpu":  # where else could they wait
         pipe.to(device)
@@ -456,7 +476,7 @@ def place_pipeline(pipe: DiffusionPipeline, compute: Compute) -> None:
         pipe.enable_sequential_cpu_offload(device=device)
 
 
-def _still_parts(folder: Path, ref: str, dtype: torch.dtype) -> StableVideoDiffusionPipeline:
+def _svd_parts(folder: Path, ref: str, dtype: torch.dtype) -> StableVideoDiffusionPipeline:
     """Stable Video Diffusion's parts, each frozen; the pipeline asks for nothing more."""
     prediction = read_config(folder / "scheduler" / "scheduler_config.json", ref).get("prediction_type")
     if prediction != "v_prediction":
@@ -479,8 +499,8 @@ def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if upcast and dtype == torch.float16 else dtype
 
 
-def still_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Traits:
-    """Gives the sizes of a model of Stable Video Diffusion's layout from the configurations of its parts."""
+def svd_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Traits:
+    """Return the sizes of a model of Stable Video Diffusion's layout from the configurations of its parts."""
     factor, side = 2 ** (len(vae["block_out_channels"]) - 1), unet["sample_size"]
     # One number is the side of a square of the area meant: Stable Video Diffusion says 96 and means 72 x 128.
     area = side**2 if isinstance(side, int) else side[0] * side[1]
@@ -491,9 +511,22 @@ def still_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Traits:
         latent_channels=int(vae["latent_channels"]),
         native_frames=int(unet["num_frames"]),
         native_pixels=area * factor**2,
-        keeps_first_frame=False,
-        reads_text=False,
     )
+
+
+def svd_activations(
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    frames: int,
+    size: tuple[int, int],
+    decode_chunk_size: int | None,
+) -> int:
+    """Return how many numbers are held at once beside the weights, at the peak of an edit."""
+    pixels, factor = math.prod(size), svd_traits(unet, vae).latent_factor
+    together = min((decode_chunk_size or frames) + 2 * DECODE_OVERLAP, frames)
+    decoder = together * pixels * vae["block_out_channels"][0] * DECODER_LAYERS
+    network = frames * pixels // factor**2 * unet["block_out_channels"][0] * NETWORK_LAYERS
+    return int(max(decoder, network))
 
 
 def _antialiased(pictures: Float[Tensor, "f 3 height width"], side: int) -> Float[Tensor, "f 3 side side"]:

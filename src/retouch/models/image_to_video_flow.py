@@ -12,7 +12,7 @@ from typing import Final, Self, cast, final
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from retouch.compute import Compute
@@ -22,17 +22,17 @@ from retouch.models.image_to_video import (
     Condition,
     Layout,
     Traits,
-    loaded,
-    steps_back,
+    load_pipeline,
+    steps_within,
 )
 from retouch.models.loading import weights_identity
 from retouch.models.noise_path import Level, Schedule, guided
 
-# What Wan was trained on; its configuration does not say.
 NATIVE_FRAMES, NATIVE_PIXELS = 81, 480 * 832
-# The length to which Wan's prompts are padded.
-WORDS = 512
-FILM: Final = Layout(
+"""What Wan was trained on; its configuration does not say."""
+PROMPT_LENGTH: Final = 512
+"""The length to which Wan's prompts are padded."""
+WAN_LAYOUT: Final = Layout(
     "WanImageToVideoPipeline",
     "an image-to-video Wan",
     ("transformer", "vae", "text_encoder"),
@@ -42,20 +42,21 @@ FILM: Final = Layout(
 
 @final
 @dataclass(frozen=True, eq=False)
-class FilmCondition:
+class WanCondition:
     """What Wan is conditioned on: a clip that is only begun, a prompt, and what CLIP sees of the picture.
 
-    `beside` stands beside the sample in the network's input: where a frame is given, and its latents.
+    `latent_condition` stands beside the sample in the network's input: where a frame is given, and its
+    latents.
     """
 
-    beside: Float[Tensor, "g k h w"]
-    words: Float[Tensor, "n d"]
-    picture: Float[Tensor, "m e"] | None
+    latent_condition: Float[Tensor, "g k h w"]
+    prompt_embeds: Float[Tensor, "n d"]
+    image_embeds: Float[Tensor, "m e"] | None
 
     @property
     def identity(self) -> str:
         """Hash of the tensors."""
-        return identity((self.beside, self.words, self.picture))
+        return identity((self.latent_condition, self.prompt_embeds, self.image_embeds))
 
 
 @final
@@ -73,18 +74,18 @@ class WanVideo:
 
     @classmethod
     def wrap(cls, pipe: WanImageToVideoPipeline) -> Self:
-        """Gives the model around a pipeline that is already loaded, on its device and in its precision."""
+        """Return the model around a pipeline that is already loaded, on its device and in its precision."""
         return cls(pipe)
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
-        """Loads the model that `ref` names, from this machine only.
+        """Load the model that `ref` names, from this machine only.
 
         Raises:
             ModelNotFound: it is not here; the hint says how to get it.
             ModelMismatch: it is another kind of model, or not in safetensors.
         """
-        pipe, weights = loaded(ref, compute, FILM, _film_parts)
+        pipe, weights = load_pipeline(ref, compute, WAN_LAYOUT, _wan_parts)
         return cls(pipe, weights=weights)
 
     @cached_property
@@ -98,8 +99,6 @@ class WanVideo:
             latent_channels=int(vae.z_dim),
             native_frames=NATIVE_FRAMES,
             native_pixels=NATIVE_PIXELS,
-            keeps_first_frame=False,
-            reads_text=True,
         )
 
     @property
@@ -119,9 +118,19 @@ class WanVideo:
         """Where the network runs."""
         return torch.device(self._pipe._execution_device)
 
+    def with_conditioning(
+        self,
+        *,
+        fps: int,  # noqa: ARG002 - a part of the protocol
+        motion_bucket_id: int,  # noqa: ARG002
+        noise_aug_strength: float,  # noqa: ARG002
+    ) -> Self:
+        """Return the model itself: Wan takes no numbers beside the picture."""
+        return self
+
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "g c h w"]:
-        """Gives the standardised mode; the autoencoder itself goes through time a few frames at once."""
+        """Return the standardised mode; the autoencoder itself goes through time a few frames at once."""
         vae = self._pipe.vae
         clip = pixels.movedim(1, 0)[None].to(self.device, vae.dtype)
         mode = cast(Tensor, vae.encode(clip).latent_dist.mode())[0].movedim(1, 0).float()
@@ -132,9 +141,9 @@ class WanVideo:
     def decode(
         self,
         latents: Float[Tensor, "g c h w"],
-        at_once: int | None = None,  # noqa: ARG002 - the autoencoder does that itself
+        chunk_size: int | None = None,  # noqa: ARG002 - the autoencoder does that itself
     ) -> Float[Tensor, "f 3 height width"]:
-        """Gives the frames: one of the first latent, `frame_stride` of each of the others."""
+        """Return the frames: one of the first latent, `frame_stride` of each of the others."""
         mean, std = self._moments(latents)
         film = (latents * std + mean).movedim(1, 0)[None].to(self.device, self._pipe.vae.dtype)
         return cast(Tensor, self._pipe.vae.decode(film).sample)[0].movedim(1, 0).float()
@@ -152,24 +161,26 @@ class WanVideo:
         prompt: str = "",
         noise: Float[Tensor, "3 height width"] | None = None,  # noqa: ARG002 - a part of the protocol
         latent: Float[Tensor, "c h w"] | None = None,  # noqa: ARG002
-    ) -> FilmCondition:
-        """Gives the condition of a picture, a length and a prompt; the picture is never noised."""
+    ) -> WanCondition:
+        """Return the condition of a picture, a length and a prompt; the picture is never noised."""
         stride = self.traits.frame_stride
         film = self.encode(torch.cat([first[None], torch.zeros_like(first).expand(frames - 1, -1, -1, -1)]))
         given = torch.zeros(len(film), stride, *film.shape[2:]).to(film)
         given[0] = 1
-        return FilmCondition(torch.cat([given, film], dim=1), self._read(prompt), self._look(first))
+        return WanCondition(
+            torch.cat([given, film], dim=1), self._embed_prompt(prompt), self._embed_image(first)
+        )
 
-    def _read(self, prompt: str) -> Float[Tensor, "n d"]:
-        """The prompt's tokens, zero beyond its end."""
+    def _embed_prompt(self, prompt: str) -> Float[Tensor, "n d"]:
+        """Embed a prompt; zeros beyond its end."""
         tokens = self._pipe.tokenizer(
-            [prompt], padding="max_length", max_length=WORDS, truncation=True, return_tensors="pt"
+            [prompt], padding="max_length", max_length=PROMPT_LENGTH, truncation=True, return_tensors="pt"
         ).to(self.device)
         read = self._pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state[0]
         return cast(Tensor, read * tokens.attention_mask[0, :, None]).float()
 
-    def _look(self, first: Float[Tensor, "3 height width"]) -> Float[Tensor, "m e"] | None:
-        """What CLIP sees of the picture, one layer before its last; Wan 2.2 does not look."""
+    def _embed_image(self, first: Float[Tensor, "3 height width"]) -> Float[Tensor, "m e"] | None:
+        """Return what CLIP sees of the picture, one layer before its last; Wan 2.2 has no CLIP."""
         clip, extractor = self._pipe.image_encoder, self._pipe.image_processor
         if clip is None:
             return None
@@ -179,14 +190,14 @@ class WanVideo:
         return cast(Tensor, states[-2][0]).float()
 
     def schedule(self, steps: int, strength: float, latents: Float[Tensor, "g c h w"]) -> Schedule:  # noqa: ARG002
-        """Gives the levels of the model's flow, shifted as its configuration says."""
+        """Return the levels of the model's flow, shifted as its configuration says."""
         config = self._pipe.scheduler.config
         shift = config.get("flow_shift") or config.get("shift") or 1.0
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(steps)
         times = [*scheduler.timesteps.tolist(), 0.0]
         levels = [Level(1 - b, b, t, "flow") for b, t in zip(scheduler.sigmas.tolist(), times, strict=True)]
-        return Schedule(tuple(levels), steps - steps_back(steps, strength))
+        return Schedule(tuple(levels), steps - steps_within(steps, strength))
 
     @torch.no_grad()
     def predict(
@@ -195,46 +206,42 @@ class WanVideo:
         level: Level,
         condition: Condition,
         *,
-        against: Condition | None = None,
+        negative: Condition | None = None,
         guidance: float | Float[Tensor, " g"] = 1.0,
     ) -> Float[Tensor, "g c h w"]:
-        """Gives noise minus clean; two conditions are one call on a batch of two, `against` in front."""
-        films = [one for one in (against, condition) if isinstance(one, FilmCondition)]
-        assert len(films) == 1 + (against is not None), "a condition of another model"
+        """Return noise minus clean; two conditions are one call on a batch of two, `negative` in front."""
+        conditions = [one for one in (negative, condition) if isinstance(one, WanCondition)]
+        assert len(conditions) == 1 + (negative is not None), "a condition of another model"
         network = self._expert(level)
-        inputs = torch.stack([torch.cat([x, film.beside.to(x)], dim=1) for film in films]).movedim(1, 2)
-        pictures = [film.picture for film in films if film.picture is not None]
+        inputs = torch.stack([torch.cat([x, one.latent_condition.to(x)], dim=1) for one in conditions])
+        image_embeds = [one.image_embeds for one in conditions if one.image_embeds is not None]
         predicted = network(
-            inputs.to(self.device, network.dtype),
-            torch.full((len(films),), level.t, device=self.device),
-            torch.stack([film.words for film in films]).to(self.device, network.dtype),
-            torch.stack(pictures).to(self.device, network.dtype) if pictures else None,
+            inputs.movedim(1, 2).to(self.device, network.dtype),
+            torch.full((len(conditions),), level.t, device=self.device),
+            torch.stack([one.prompt_embeds for one in conditions]).to(self.device, network.dtype),
+            torch.stack(image_embeds).to(self.device, network.dtype) if image_embeds else None,
             return_dict=False,
         )[0]
         predicted = predicted.movedim(1, 2).to(x)
-        return predicted[0] if against is None else guided(predicted[0], predicted[1], guidance)
+        return predicted[0] if negative is None else guided(predicted[0], predicted[1], guidance)
 
     def _expert(self, level: Level) -> WanTransformer3DModel:
-        """The network for a level: Wan 2.2 has one for much noise and one for little."""
+        """Return the network for a level: Wan 2.2 has one for much noise and one for little."""
         experts, boundary = self._transformers(), self._pipe.config.boundary_ratio
         return experts[-1] if boundary is not None and level.noise < boundary else experts[0]
 
     def _transformers(self) -> list[WanTransformer3DModel]:
-        """The network, or the two; a pipeline may have the second alone."""
+        """Return the network, or the two; a pipeline may have the second alone."""
         return [net for net in (self._pipe.transformer, self._pipe.transformer_2) if net is not None]
 
-    def unconditional(self, condition: Condition) -> FilmCondition:
-        """Gives the same picture with an empty prompt."""
-        assert isinstance(condition, FilmCondition), "a condition of another model"
-        return FilmCondition(condition.beside, self._read(""), condition.picture)
-
-    def moving(self, latents: Float[Tensor, "g c h w"]) -> Bool[Tensor, "g 1 1 1"]:
-        """Says that every latent frame is predicted, the first too."""
-        return torch.ones(len(latents), 1, 1, 1, dtype=torch.bool, device=latents.device)
+    def unconditional(self, condition: Condition) -> WanCondition:
+        """Return the same picture with an empty prompt."""
+        assert isinstance(condition, WanCondition), "a condition of another model"
+        return WanCondition(condition.latent_condition, self._embed_prompt(""), condition.image_embeds)
 
 
-def _film_parts(folder: Path, _ref: str, dtype: torch.dtype) -> WanImageToVideoPipeline:
-    """The stock pipeline: safetensors only, from this machine only."""
+def _wan_parts(folder: Path, _ref: str, dtype: torch.dtype) -> WanImageToVideoPipeline:
+    """Return the stock pipeline: safetensors only, from this machine only."""
     return WanImageToVideoPipeline.from_pretrained(
         folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )

@@ -35,7 +35,7 @@ class Flow(Protocol):
     def pair(
         self, a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]
     ) -> Float32[np.ndarray, "2 h w"]:
-        """Give the displacement, x then y, from each pixel of `a` to the same thing in `b`."""
+        """Return the displacement, x then y, from each pixel of `a` to the same thing in `b`."""
         ...
 
 
@@ -64,7 +64,7 @@ class DisFlow:
     def pair(
         self, a: UInt8[np.ndarray, "h w 3"], b: UInt8[np.ndarray, "h w 3"]
     ) -> Float32[np.ndarray, "2 h w"]:
-        """Give the displacement, x then y, from each pixel of `a` to the same thing in `b`."""
+        """Return the displacement, x then y, from each pixel of `a` to the same thing in `b`."""
         search = cv2.DISOpticalFlow.create(DIS_PRESETS[self.preset])
         search.setFinestScale(self.finest_scale)
         height, width = a.shape[:2]
@@ -85,37 +85,48 @@ def _at_least(grey: UInt8[np.ndarray, "h w"], side: int) -> UInt8[np.ndarray, "h
     return np.pad(grey, pad, mode="edge") if any(p[1] for p in pad) else np.ascontiguousarray(grey)
 
 
+def pixel_grid(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
+    """Return each pixel's own place, x then y."""
+    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+
+
+def remap(
+    picture: Num[np.ndarray, "h w *c"], backward_map: Float32[np.ndarray, "y x 2"]
+) -> Num[np.ndarray, "y x *c"]:
+    """Fetch from `picture` what it shows at each of the places; outside, the nearest border pixel."""
+    places = np.ascontiguousarray(backward_map)
+    return np.asarray(cv2.remap(picture, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+
 def warp(picture: Num[np.ndarray, "h w *c"], flow: Float32[np.ndarray, "2 h w"]) -> Num[np.ndarray, "h w *c"]:
-    """Fetch from `picture` what each pixel's flow vector points at; outside, the nearest border pixel.
+    """Fetch from `picture` what each pixel's flow vector points at.
 
     With the flow from `a` to `b` and picture `b`, the result lies over `a`.
     """
-    height, width = flow.shape[1:]
-    x = flow[0] + np.arange(width, dtype=np.float32)
-    y = flow[1] + np.arange(height, dtype=np.float32)[:, None]
-    fetched: np.ndarray = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return fetched
+    return remap(picture, pixel_grid(*flow.shape[1:]) + flow.transpose(1, 2, 0))
+
+
+def inside(backward_map: Float32[np.ndarray, "h w 2"], margin: float = 0.0) -> Bool[np.ndarray, "h w"]:
+    """Mark the places that lie in the picture, or beyond it by at most `margin` pixels."""
+    height, width = backward_map.shape[:2]
+    low, high = backward_map >= -margin, backward_map <= (width - 1 + margin, height - 1 + margin)
+    return np.asarray((low & high).all(axis=2))
 
 
 def round_trip(
     there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"]
 ) -> Float32[np.ndarray, "h w"]:
-    """Give how far, in pixels, each pixel ends from where it began after going there and back."""
+    """Return how far, in pixels, each pixel ends from where it began after going there and back."""
     returned = warp(np.ascontiguousarray(back.transpose(1, 2, 0)), there).transpose(2, 0, 1)
-    missed: np.ndarray = np.hypot(*(there + returned))
-    return missed.astype(np.float32)
+    return np.asarray(np.hypot(*(there + returned)), np.float32)
 
 
 def consistent(
     there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"], tolerance: float = 1.0
 ) -> Bool[np.ndarray, "h w"]:
     """Mark the pixels that come back to within `tolerance` pixels and do not leave the picture on the way."""
-    height, width = there.shape[1:]
-    x = there[0] + np.arange(width, dtype=np.float32)
-    y = there[1] + np.arange(height, dtype=np.float32)[:, None]
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    reliable: np.ndarray = inside & (round_trip(there, back) < tolerance)
-    return reliable
+    kept = inside(pixel_grid(*there.shape[1:]) + there.transpose(1, 2, 0))
+    return np.asarray(kept & (round_trip(there, back) < tolerance))
 
 
 @final
@@ -133,7 +144,7 @@ class ClipFlow:
     _known: set[tuple[int, int]] = field(default_factory=set)
 
     def between(self, a: int, b: int) -> Float32[np.ndarray, "2 h w"]:
-        """Give the flow from frame `a` to its neighbour `b`."""
+        """Return the flow from frame `a` to its neighbour `b`."""
         assert abs(a - b) == 1, "only neighbours are kept"
         early, direction = min(a, b), int(a > b)
         if (early, direction) not in self._known:

@@ -1,107 +1,134 @@
-"""Where an edit may reach, and what of it can be followed: found from the two first frames, by optical flow.
+"""An edit followed through a clip: where it may reach, what it looks like there, and where that is believed.
 
-A pixel is followed by the place in the start's frame that it shows: so edges stay sharp however long the
-way, and whether the way is right can be seen from the source's own colours at both ends.
+All of it is found from the edited frames and the source by optical flow. A frame's backward map says which
+place of the key frame each of its pixels shows: so edges stay sharp however far the way, and whether the
+map is right can be seen from the source's own colours at both of its ends.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, final
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, Num, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
 from retouch.media.masks import grow
 from retouch.run import Run
-from retouch.tracking.flow import Flow, warp
+from retouch.tracking.flow import Flow, inside, pixel_grid, remap, warp
 from retouch.video import Video
 
-# Less than a picture program's own compression changes, more than rounding does (levels of 255).
-NOTICEABLE = 10
-# The source's colours at both ends of a way that is believed, over 3 x 3 pixels (levels of 255).
-ALIKE = 40
-HALF = 0.5
+NOTICEABLE: Final = 10
+"""Levels of 255: less than a picture program's own compression changes, more than rounding does."""
+ALIKE: Final = 40
+"""Levels of 255 by which colours at both ends of a believed map may differ, over 3 x 3 pixels."""
+HALF: Final = 0.5
 
 
-def changed(
+@final
+@dataclass(frozen=True, eq=False)
+class Track:
+    """An edit followed through a clip, in files.
+
+    `region` is 255 where the clip may change. `warped` holds the source's frames with the edit warped along,
+    and `confidence` is 255 where that is believed.
+    """
+
+    region: UInt8[np.ndarray, "f 1 h w"]
+    warped: UInt8[np.ndarray, "f 3 h w"]
+    confidence: UInt8[np.ndarray, "f 1 h w"]
+
+
+def track_edit(
+    video: Video,
+    keyframes: Mapping[int, UInt8[np.ndarray, "3 h w"]],
+    *,
+    margin: int,
+    flow: Flow,
+    run: Run,
+) -> Track:
+    """Follow edited frames through `video`, each until the next one; regions have a margin in pixels."""
+    one_channel = (len(video), 1, video.height, video.width)
+    region, confidence = run.scratch("region", one_channel), run.scratch("confidence", one_channel)
+    warped = run.scratch("warped", video.frames.shape)
+    changes = {at: find_changes(new, np.asarray(video.frames[at]), margin) for at, new in keyframes.items()}
+    for at, (key, backward_map) in enumerate(backward_maps(video, keyframes, flow, run)):
+        then, now = _upright(video.frames[key]), _upright(video.frames[at])
+        edit = warp_edit(then, _upright(keyframes[key]), now, backward_map)
+        warped[at] = edit.transpose(2, 0, 1)
+        region[at, 0] = np.where(warp_mask(changes[key], backward_map), 255, 0)
+        confidence[at, 0] = np.where(photo_consistent(then, now, backward_map), 255, 0)
+    return Track(region, warped, confidence)
+
+
+def find_changes(
     edited: UInt8[np.ndarray, "3 h w"], source: UInt8[np.ndarray, "3 h w"], margin: int
 ) -> Bool[np.ndarray, "h w"]:
-    """Marks where two pictures differ noticeably, with a margin; single pixels do not count."""
-    apart = cv2.absdiff(edited, source).max(axis=0) > NOTICEABLE
-    whole = cv2.morphologyEx(apart.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-    return np.asarray(grow(whole[None, None], margin)[0, 0] > 0)
+    """Mark where two pictures differ noticeably, with a margin; single pixels do not count."""
+    differs = cv2.absdiff(edited, source).max(axis=0) > NOTICEABLE
+    areas = cv2.morphologyEx(differs.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    return np.asarray(grow(areas[None, None], margin)[0, 0] > 0)
 
 
-def follow(
-    video: Video, starts: Collection[int], flow: Flow, run: Run
+def backward_maps(
+    video: Video, keyframes: Collection[int], flow: Flow, run: Run
 ) -> Iterator[tuple[int, Float32[np.ndarray, "h w 2"]]]:
-    """Gives for every frame the start before it, and the place there that each pixel shows.
+    """Yield for every frame the key frame before it, and which place there each of its pixels shows.
 
-    The way from frame to frame is put right at every step by the way from the start itself, so that nothing
-    drifts.
+    At every step the map from frame to frame is corrected by the flow to the key frame itself, so that
+    nothing drifts.
     """
-    home = _home(video.height, video.width)
-    start, place = 0, home
-    for step in run.steps("follow the region", range(len(video))):
+    key, backward_map = 0, pixel_grid(video.height, video.width)
+    for step in run.steps("track the edit", range(len(video))):
         at = step.index
-        if at in starts:
-            start, place = at, home
+        if at in keyframes:
+            key, backward_map = at, pixel_grid(video.height, video.width)
         else:
-            place = _moved(place, flow.pair(_picture(video, at), _picture(video, at - 1)))
-            expected = fetched(_picture(video, start), place)
-            place = _moved(place, flow.pair(_picture(video, at), expected))
-        yield start, place
+            now = _upright(video.frames[at])
+            backward_map = _compose(backward_map, flow.pair(now, _upright(video.frames[at - 1])))
+            expected = remap(_upright(video.frames[key]), backward_map)
+            backward_map = _compose(backward_map, flow.pair(now, expected))
+        yield key, backward_map
 
 
-def fetched(
-    picture: Num[np.ndarray, "h w *c"], place: Float32[np.ndarray, "h w 2"]
-) -> Num[np.ndarray, "h w *c"]:
-    """Gives what a picture shows at each of the places."""
-    return np.asarray(cv2.remap(picture, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+def _compose(
+    backward_map: Float32[np.ndarray, "h w 2"], flow: Float32[np.ndarray, "2 h w"]
+) -> Float32[np.ndarray, "h w 2"]:
+    """Look a map up where the flow points; beyond the frame's edge it goes on as it is at the edge."""
+    target = pixel_grid(*flow.shape[1:]) + flow.transpose(1, 2, 0)
+    last = np.array([flow.shape[2] - 1, flow.shape[1] - 1], np.float32)
+    return np.asarray(warp(backward_map, flow) + target - np.clip(target, 0, last), np.float32)
 
 
-def followed(marked: Bool[np.ndarray, "h w"], place: Float32[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
-    """Marks the pixels whose places are marked; what has come in over the edge since is not."""
-    shown = fetched(marked.astype(np.float32), place) > HALF
-    return np.asarray(shown & _inside(place))
-
-
-def trusted(
-    then: UInt8[np.ndarray, "h w 3"], now: UInt8[np.ndarray, "h w 3"], place: Float32[np.ndarray, "h w 2"]
-) -> Bool[np.ndarray, "h w"]:
-    """Marks pixels that show now what their places showed then: neither uncovered, hidden nor lost."""
-    apart = np.abs(fetched(then, place).astype(np.float32) - now).max(axis=2)
-    return np.asarray(_inside(place) & (cv2.blur(apart, (3, 3)) < ALIKE))
-
-
-def carried(
+def warp_edit(
     then: UInt8[np.ndarray, "h w 3"],
     edited: UInt8[np.ndarray, "h w 3"],
     now: UInt8[np.ndarray, "h w 3"],
-    place: Float32[np.ndarray, "h w 2"],
+    backward_map: Float32[np.ndarray, "h w 2"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Gives a frame with what was edited `then` in the place where it is `now`."""
-    new = (edited != then).any(axis=2).astype(np.float32)
-    return np.asarray(np.where(fetched(new, place)[..., None] > HALF, fetched(edited, place), now))
+    """Return a frame with what was edited `then` in the place where it is `now`."""
+    changed = (edited != then).any(axis=2).astype(np.float32)
+    shows = remap(changed, backward_map)[..., None] > HALF
+    return np.asarray(np.where(shows, remap(edited, backward_map), now))
 
 
-def _home(height: int, width: int) -> Float32[np.ndarray, "h w 2"]:
-    return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+def warp_mask(
+    mask: Bool[np.ndarray, "h w"], backward_map: Float32[np.ndarray, "h w 2"]
+) -> Bool[np.ndarray, "h w"]:
+    """Mark the pixels that show a marked place; what has come in over the edge since is not marked."""
+    shows = remap(mask.astype(np.float32), backward_map) > HALF
+    return np.asarray(shows & inside(backward_map, HALF))
 
 
-def _moved(
-    place: Float32[np.ndarray, "h w 2"], flow: Float32[np.ndarray, "2 h w"]
-) -> Float32[np.ndarray, "h w 2"]:
-    """Fetches places from where the flow points; beyond the edge they go on as they are there."""
-    at = _home(*flow.shape[1:]) + flow.transpose(1, 2, 0)
-    most = np.array([flow.shape[2] - 1, flow.shape[1] - 1], np.float32)
-    return np.asarray(warp(place, flow) + at - np.clip(at, 0, most), np.float32)
+def photo_consistent(
+    then: UInt8[np.ndarray, "h w 3"],
+    now: UInt8[np.ndarray, "h w 3"],
+    backward_map: Float32[np.ndarray, "h w 2"],
+) -> Bool[np.ndarray, "h w"]:
+    """Mark pixels that show now what their places showed then: neither uncovered, hidden nor lost."""
+    error = np.abs(remap(then, backward_map).astype(np.float32) - now).max(axis=2)
+    return np.asarray(inside(backward_map, HALF) & (cv2.blur(error, (3, 3)) < ALIKE))
 
 
-def _inside(place: Float32[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
-    height, width = place.shape[:2]
-    low, high = (place >= -HALF).all(axis=2), (place <= (width - HALF, height - HALF)).all(axis=2)
-    return np.asarray(low & high)
-
-
-def _picture(video: Video, at: int) -> UInt8[np.ndarray, "h w 3"]:
-    return np.ascontiguousarray(video.frames[at].transpose(1, 2, 0))
+def _upright(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.ascontiguousarray(frame.transpose(1, 2, 0))

@@ -182,7 +182,8 @@ def test_a_change_is_given_by_the_names_of_the_parameters(tmp_path: Path) -> Non
     words = given(WORDED, trial, tmp_path, SMALL)
     assert (words["prompt"], words["source_prompt"]) == (trial.target.caption, trial.clip.caption)
     assert words["model"] == "tiny:sd"
-    picture = given(MethodSpec("drawn", "", "", Drawn, "x:edit"), trial, tmp_path, SMALL)
+    spec = MethodSpec("drawn", "", "", Drawn, "x:edit", needs=("image-to-video",))
+    picture = given(spec, trial, tmp_path, SMALL)
     assert isinstance(picture["first"], Path)
     assert picture["first"].is_file()
     assert picture["model"] == "tiny:svd"

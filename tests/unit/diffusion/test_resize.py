@@ -9,8 +9,8 @@ from retouch.diffusion.resize import Resize, resized
 from retouch.models.image_shapes import working_size
 from retouch.models.image_to_video import Traits
 
-SVD = Traits(1, 64, 8, 4, 14, 576 * 1024, keeps_first_frame=False, reads_text=False)
-TINY = Traits(1, 8, 4, 4, 5, 64 * 64, keeps_first_frame=False, reads_text=False)
+SVD = Traits(1, 64, 8, 4, 14, 576 * 1024)
+TINY = Traits(1, 8, 4, 4, 5, 64 * 64)
 
 
 def test_a_wide_clip_gets_the_models_own_size() -> None:

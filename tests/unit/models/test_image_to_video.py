@@ -30,15 +30,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from retouch.compute import Compute
-from retouch.errors import ModelMismatch, ModelNotFound, ParamsError
+from retouch.diffusion.inversion import invert
+from retouch.diffusion.sampling import sample
+from retouch.errors import ModelMismatch, ModelNotFound, ParamsError, PluginError
 from retouch.media.pictures import write_picture
 from retouch.methods.videoshop.edit import edit_with
 from retouch.methods.videoshop.spec import VideoshopParams
-from retouch.methods.videoshop.walk import invert, sample
-from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo, StillHabits
+from retouch.models.image_to_video import Condition, ImageToVideo, StableVideo
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.models.image_to_video_flow import WanVideo
-from retouch.models.noise_path import extrapolate, guided, inverse_step, step
+from retouch.models.noise_path import Level, Schedule, extrapolate, guided, inverse_step, step
 from retouch.run import Run
 from retouch.video import Video
 
@@ -145,12 +146,36 @@ def test_a_step_on_the_models_own_levels_is_undone_by_its_inverse(model: ImageTo
 
 
 def test_six_rounds_bring_the_source_back(model: ImageToVideo, tmp_path: Path) -> None:
-    pixels, run = clip(), Run.alone(tmp_path)
+    pixels = clip()
     latents, (condition, _) = model.encode(pixels), conditions(model, pixels)
     schedule = model.schedule(10, 0.7, latents)  # small steps, for the rounds to converge
-    ladder = invert(model, latents, schedule, condition, guess=extrapolate, calls=6, run=run)
-    assert relative(sample(model, ladder[-1], schedule, condition, run=run), latents) < SIX_ROUNDS
-    assert relative(ladder[-1], latents) > 0.1
+    noise, back = round_trip(model, latents, schedule, condition, 6, Run.alone(tmp_path))
+    assert relative(back, latents) < SIX_ROUNDS
+    assert relative(noise, latents) > 0.1
+
+
+def test_each_round_brings_the_source_several_times_nearer(svd: StableVideo, tmp_path: Path) -> None:
+    pixels = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents, condition = svd.encode(pixels), svd.condition(pixels[0], frames=2)
+    schedule, run = svd.schedule(8, 0.8, latents), Run.alone(tmp_path)
+    back = [round_trip(svd, latents, schedule, condition, rounds, run)[1] for rounds in (1, 2, 3)]
+    errors = [relative(one, latents) for one in back]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
+
+
+def round_trip(
+    model: ImageToVideo, latents: Tensor, schedule: Schedule, condition: Condition, rounds: int, run: Run
+) -> tuple[Tensor, Tensor]:
+    """The noise that an inversion finds, and what sampling makes of it."""
+
+    def predict(x: Tensor, level: Level) -> Tensor:
+        return model.predict(x, level, condition)
+
+    trajectory = latents.new_empty(len(schedule.up()) + 1, *latents.shape)
+    trajectory[0] = latents
+    up, down = run.steps("invert", schedule.up()), run.steps("sample", schedule.down())
+    invert(trajectory, predict, up, calls=rounds, start=extrapolate)
+    return trajectory[-1], sample(trajectory[-1], predict, down)
 
 
 def test_an_edit_runs_over_windows_of_either(model: ImageToVideo, tmp_path: Path) -> None:
@@ -184,7 +209,7 @@ def test_two_conditions_at_once_are_two_predictions(model: ImageToVideo) -> None
     one, other = conditions(model, pixels)
     at = model.schedule(STEPS, STRENGTH, x).down()[0][0]
     apart = guided(model.predict(x, at, other), model.predict(x, at, one), 3.0)
-    assert relative(model.predict(x, at, one, against=other, guidance=3.0), apart) < EXACT
+    assert relative(model.predict(x, at, one, negative=other, guidance=3.0), apart) < EXACT
     assert relative(model.predict(x, at, one), apart) > EXACT
 
 
@@ -194,8 +219,8 @@ def test_a_weight_a_frame_is_a_ramp(model: ImageToVideo) -> None:
     one, other = conditions(model, pixels)
     at = model.schedule(STEPS, STRENGTH, x).down()[0][0]
     ramp = torch.linspace(1, 4, len(x))
-    mixed = model.predict(x, at, one, against=other, guidance=ramp)
-    last = model.predict(x, at, one, against=other, guidance=4.0)[-1]
+    mixed = model.predict(x, at, one, negative=other, guidance=ramp)
+    last = model.predict(x, at, one, negative=other, guidance=4.0)[-1]
     assert relative(mixed[0], model.predict(x, at, one)[0]) < EXACT
     assert relative(mixed[-1], last) < EXACT
 
@@ -257,26 +282,26 @@ def test_the_clip_picture_is_the_pipelines_own_by_default(svd: StableVideo) -> N
     )
     wanted = (theirs - mean[:, None, None]) / std[:, None, None]
     assert relative(svd.clip_input(pixels), wanted) < EXACT
-    other = svd.telling(StillHabits(shrink="antialiased"))
+    other = svd.with_conditioning(clip_resize="antialiased")
     assert relative(other.clip_input(pixels), wanted) > 0.01
 
 
 def test_noise_on_the_picture_is_as_strong_as_the_model_is_told(svd: StableVideo) -> None:
     first, eps = clip()[0], torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(5))
-    told = svd.telling(StillHabits(fps=12, motion=30, noise=0.5))
+    told = svd.with_conditioning(fps=12, motion_bucket_id=30, noise_aug_strength=0.5)
     condition = told.condition(first, frames=5, noise=eps)
-    assert condition.numbers.tolist() == [11, 30, 0.5]
-    assert relative(condition.latent * svd.scale, svd.encode((first + 0.5 * eps)[None])[0]) < EXACT
+    assert condition.added_time_ids.tolist() == [11, 30, 0.5]
+    assert relative(condition.image_latents * svd.scale, svd.encode((first + 0.5 * eps)[None])[0]) < EXACT
 
 
 def test_known_latents_take_the_place_of_encoding(svd: StableVideo) -> None:
     first, latent = clip()[0], torch.ones(4, 8, 12)
-    assert torch.equal(svd.condition(first, frames=5, latent=latent).latent, latent / svd.scale)
+    assert torch.equal(svd.condition(first, frames=5, latent=latent).image_latents, latent / svd.scale)
 
 
 def test_a_part_decoded_beside_its_neighbours_is_nearer_to_the_whole_than_alone(svd: StableVideo) -> None:
     latents = svd.encode(clip(9))
-    whole, parts = svd.decode(latents), svd.decode(latents, at_once=3)
+    whole, parts = svd.decode(latents), svd.decode(latents, chunk_size=3)
     alone = torch.cat([svd.decode(part) for part in torch.split(latents, 3)])
     assert parts.shape == whole.shape
     assert relative(parts, whole) < 0.5 * relative(alone, whole)
@@ -287,7 +312,7 @@ def test_a_wrapped_pipeline_predicts_as_a_loaded_one(svd: StableVideo) -> None:
     wrapped = StableVideo.wrap(svd.pipe)
     assert torch.equal(wrapped.encode(pixels), svd.encode(pixels))
     assert wrapped.identity == StableVideo(svd.pipe).identity
-    assert wrapped.identity != wrapped.telling(StillHabits(motion=1)).identity
+    assert wrapped.identity != wrapped.with_conditioning(motion_bucket_id=1).identity
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -306,8 +331,10 @@ def worked(model: StableVideo) -> tuple[Tensor, ...]:
     pixels = clip()
     latents, condition = model.encode(pixels), model.condition(pixels[0], frames=len(pixels))
     at = model.schedule(STEPS, STRENGTH, latents).down()[0][0]
-    guided_there = model.predict(latents, at, condition, against=model.unconditional(condition), guidance=2.0)
-    return latents, guided_there, model.decode(latents), model.decode(latents, at_once=2)
+    guided_there = model.predict(
+        latents, at, condition, negative=model.unconditional(condition), guidance=2.0
+    )
+    return latents, guided_there, model.decode(latents), model.decode(latents, chunk_size=2)
 
 
 def test_networks_that_wait_to_be_called_give_the_same(svd: StableVideo) -> None:
@@ -347,6 +374,28 @@ def test_the_kind_of_model_is_read_from_its_folder(tmp_path: Path) -> None:
         StableVideo.from_pretrained(str(tmp_path))
     with pytest.raises(ModelNotFound):
         AnyImageToVideo.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_a_plug_in_brings_the_adapter_of_its_pipelines_folders(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StillPipeline"}')
+    (tmp_path / "config.json").write_text('{"gain": 0.25}')
+    model = AnyImageToVideo.from_pretrained(str(tmp_path)).model
+    assert isinstance(model, ImageToVideo)
+    assert torch.equal(model.encode(clip()), clip() / 4)
+
+
+def test_a_plug_in_whose_adapter_does_not_work_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[retouch.models]\nLost = nowhere:lost\nNumber = math:pi\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for kind, said in (("Lost", "the plug-in 'Lost' cannot be loaded"), ("Number", "math:pi is a float")):
+        (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{kind}"}}')
+        with pytest.raises(PluginError, match=said):
+            AnyImageToVideo.from_pretrained(str(tmp_path))
 
 
 def test_a_model_that_predicts_something_else_is_refused(tmp_path: Path) -> None:

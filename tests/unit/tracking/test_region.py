@@ -1,4 +1,4 @@
-"""Where an edit may reach: found and followed."""
+"""Where an edit may reach, what it looks like there, and where that is believed."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,15 @@ import numpy as np
 
 from retouch.run import Run
 from retouch.tracking.flow import DisFlow
-from retouch.tracking.region import carried, changed, follow, followed, trusted
+from retouch.tracking.region import (
+    Track,
+    backward_maps,
+    find_changes,
+    photo_consistent,
+    track_edit,
+    warp_edit,
+    warp_mask,
+)
 from retouch.video import Video
 
 OVERLAP = 0.8  # share of true and followed region that agree: a pixel all around a disc of 24 is 0.85
@@ -32,22 +40,25 @@ def test_what_was_painted_is_found_and_rounding_is_not() -> None:
     source = moving(1).frames[0]
     edited = source ^ 1
     edited[:, 10:20, 30:50] = 255 - source[:, 10:20, 30:50] // 4
-    found = changed(edited, source, 0)
+    found = find_changes(edited, source, 0)
     assert found[11:19, 31:49].all()
     assert not found[:9].any()
-    assert not changed(source ^ 1, source, 0).any()
+    assert not find_changes(source ^ 1, source, 0).any()
 
 
 def test_the_margin_is_in_pixels() -> None:
     source = np.zeros((3, 40, 40), np.uint8)
     edited = source.copy()
     edited[:, 20:24, 20:24] = 255
-    assert changed(edited, source, 5).any(axis=0).sum() == changed(edited, source, 0).any(axis=0).sum() + 10
+    assert (
+        find_changes(edited, source, 5).any(axis=0).sum()
+        == find_changes(edited, source, 0).any(axis=0).sum() + 10
+    )
 
 
 def regions(video: Video, seeds: dict[int, np.ndarray], folder: Path) -> list[np.ndarray]:
-    ways = follow(video, seeds, DisFlow(), Run.alone(folder))
-    return [followed(seeds[start], place) for start, place in ways]
+    maps = backward_maps(video, seeds, DisFlow(), Run.alone(folder))
+    return [warp_mask(seeds[start], backward_map) for start, backward_map in maps]
 
 
 def test_a_region_follows_what_it_marks(tmp_path: Path) -> None:
@@ -57,7 +68,7 @@ def test_a_region_follows_what_it_marks(tmp_path: Path) -> None:
         assert (true & got).sum() / (true | got).sum() > OVERLAP
 
 
-def test_a_later_start_takes_over(tmp_path: Path) -> None:
+def test_a_later_key_frame_takes_over(tmp_path: Path) -> None:
     shown = regions(moving(6), {0: disc(60), 3: np.zeros((64, 96), bool)}, tmp_path)
     assert shown[2].any()
     assert not any(one.any() for one in shown[3:])
@@ -80,20 +91,39 @@ def test_an_edit_is_carried_to_where_it_is_now(tmp_path: Path) -> None:
     then, now = upright(video, 0), upright(video, 7)
     edited = then.copy()
     edited[disc(60)] = (255, 0, 0)
-    place = list(follow(video, {0}, DisFlow(), Run.alone(tmp_path)))[-1][1]
-    shown = carried(then, edited, now, place)
+    backward_map = list(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path)))[-1][1]
+    shown = warp_edit(then, edited, now, backward_map)
     middle, far = cv2.erode(disc(46).astype(np.uint8), np.ones((5, 5))) > 0, ~disc(46)
     assert (shown[middle] == (255, 0, 0)).all()
     assert (shown[far] == now[far]).all(axis=1).mean() > 0.95
 
 
-def test_a_way_is_believed_where_the_source_shows_the_same_at_both_ends(tmp_path: Path) -> None:
+def test_a_map_is_believed_where_the_source_shows_the_same_at_both_ends(tmp_path: Path) -> None:
     video = moving(8)
     hidden = video.frames.copy()
     hidden[7, :, 20:40, 30:50] = 255 - hidden[7, :, 20:40, 30:50]  # something passes in front
     seen = Video(hidden, video.fps)
-    place = list(follow(seen, {0}, DisFlow(), Run.alone(tmp_path)))[-1][1]
-    sure = trusted(upright(seen, 0), upright(seen, 7), place)
+    backward_map = list(backward_maps(seen, {0}, DisFlow(), Run.alone(tmp_path)))[-1][1]
+    sure = photo_consistent(upright(seen, 0), upright(seen, 7), backward_map)
     assert sure[:, :14].mean() > 0.95
     assert sure[22:38, 32:48].mean() < 0.3
     assert sure[:, -12:].mean() < 0.5  # this has come in over the edge since
+
+
+def test_an_edit_is_tracked_as_region_picture_and_confidence(tmp_path: Path) -> None:
+    video = moving(8)
+    edited = np.where(disc(60), np.array([255, 0, 0], np.uint8)[:, None, None], video.frames[0])
+    track = track_edit(video, {0: edited}, margin=0, flow=DisFlow(), run=Run.alone(tmp_path))
+    true = disc(46)
+    assert (true & (track.region[7, 0] > 0)).sum() / (true | (track.region[7, 0] > 0)).sum() > OVERLAP
+    middle = cv2.erode(true.astype(np.uint8), np.ones((5, 5))) > 0
+    assert (track.warped[7][:, middle] == edited[:, 32, 60, None]).all()
+    assert (track.confidence[7, 0, :, :70] == 255).mean() > 0.9
+
+
+def test_a_key_frame_that_was_not_edited_marks_and_warps_nothing(tmp_path: Path) -> None:
+    video = moving(3)
+    track = track_edit(video, {0: video.frames[0]}, margin=3, flow=DisFlow(), run=Run.alone(tmp_path))
+    assert isinstance(track, Track)
+    assert not track.region.any()
+    assert np.array_equal(track.warped, video.frames)

@@ -34,9 +34,11 @@ from retouch.atlas.paint_report import examine_paint, useless_keys
 from retouch.atlas.prepare import BACKGROUND, atlas_for, drawn_marks, marks_from, segmenter_named
 from retouch.errors import ParamsError
 from retouch.events import Listener
+from retouch.fields import pair
 from retouch.media.pictures import header, read_picture
 from retouch.media.probe import Facts
 from retouch.methods.paint.spec import PaintParams
+from retouch.params import keyframes
 from retouch.run import Edited, Run
 from retouch.tracking.segment import DEFAULT_OBJECT
 from retouch.video import Video
@@ -108,7 +110,7 @@ def preflight(clip: Facts, params: PaintParams, tell: Listener) -> None:
     keys, _ = paintings(params)
     for at, path in keys.items():
         found = header(path)
-        check_painted_size(int(at), (found.height, found.width), (clip.video.height, clip.video.width))
+        check_painted_size(at, (found.height, found.width), (clip.video.height, clip.video.width))
     marks = marks_from(box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside)
     drawn = [text.partition("=")[0].rpartition("@")[0] for text in params.drawn]
     names = {mark.name for mark in marks} | {name or DEFAULT_OBJECT for name in drawn}
@@ -116,13 +118,15 @@ def preflight(clip: Facts, params: PaintParams, tell: Listener) -> None:
         layer_named(params.layer, [*sorted({DEFAULT_OBJECT} if params.mask else names), BACKGROUND])
 
 
-def paintings(params: PaintParams) -> tuple[dict[str, Path], dict[str, Path]]:
+def paintings(params: PaintParams) -> tuple[dict[int, Path], dict[str, Path]]:
     """Return the painted frames by number and the painted textures by name.
 
     Raises:
         ParamsError: there are none, or a text is no NAME=PICTURE.
     """
-    keys, textures = pairs(params.keyframe, "keyframe"), pairs(params.texture, "texture")
+    keys = keyframes(params.first, params.keyframe)
+    named = (pair(text, "NAME=PICTURE", example="--texture background=b.png") for text in params.texture)
+    textures = {name: Path(path) for name, path in named}
     if not keys and not textures:
         raise ParamsError(
             "nothing is painted",
@@ -131,12 +135,12 @@ def paintings(params: PaintParams) -> tuple[dict[str, Path], dict[str, Path]]:
     return keys, textures
 
 
-def painted_keys(video: Video, keys: dict[str, Path], params: PaintParams) -> list[Key]:
+def painted_keys(video: Video, keys: dict[int, Path], params: PaintParams) -> list[Key]:
     """Return the painted frames, where they differ from the clip."""
     mode, tolerance, feather = params.mode, params.tolerance, params.feather
     shots = []
-    for text, path in keys.items():
-        at = frame_number(text, len(video))
+    for at, path in keys.items():
+        check_frame(at, len(video))
         source = np.ascontiguousarray(video.frames[at].transpose(1, 2, 0))
         picture = read_picture(path)
         shots.append(painted_key(source, picture, at, mode=mode, tolerance=tolerance, feather=feather))
@@ -154,22 +158,18 @@ def layer_named(name: str, layers: Sequence[str]) -> int:
     return layers.index(name)
 
 
-def pairs(texts: tuple[str, ...], what: str) -> dict[str, Path]:
-    """`NAME=PICTURE`, one by one."""
-    made = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise ParamsError(f"{what} {text!r} is not NAME=PICTURE", hint=f"for example --{what} 40=k40.png")
-        made[name] = Path(path)
-    return made
-
-
 def frame_number(text: str, frames: int) -> int:
-    """A frame of the clip, as a user writes it."""
-    if not text.isdigit() or int(text) >= frames:
-        raise ParamsError(f"frame {text!r} is not in the clip", hint=f"frames are 0 to {frames - 1}")
+    """Return a frame of the clip from what a user writes."""
+    if not text.isdigit():
+        raise ParamsError(f"{text!r} is no frame", hint=f"frames are 0 to {frames - 1}")
+    check_frame(int(text), frames)
     return int(text)
+
+
+def check_frame(at: int, frames: int) -> None:
+    """Raise ParamsError where a clip of so many frames has no such one."""
+    if at >= frames:
+        raise ParamsError(f"frame {at} is not in the clip", hint=f"frames are 0 to {frames - 1}")
 
 
 def period_of(text: str, fade: int, frames: int) -> Period:

@@ -5,7 +5,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from retouch.params import Feather, KeyFrame, MaskFile, NamedPicture, Params, PictureAt
+from retouch.params import Feather, FirstFrame, Keyframes, MaskFile, NamedPicture, Params, PictureAt
 from retouch.spec import MethodSpec, Paper
 
 
@@ -13,10 +13,8 @@ from retouch.spec import MethodSpec, Paper
 class PaintParams(Params):
     """Parameters of painting over an atlas."""
 
-    keyframe: tuple[KeyFrame, ...] = Field(
-        default=(),
-        description="A painted frame, as FRAME=PICTURE; what differs from the frame is the edit. Repeatable.",
-    )
+    first: FirstFrame | None = None
+    keyframe: Keyframes = ()
     texture: tuple[NamedPicture, ...] = Field(
         default=(),
         description="A painted texture, as NAME=PICTURE, both from `retouch atlas export`. Repeatable.",

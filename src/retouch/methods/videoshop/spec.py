@@ -1,42 +1,42 @@
 """Videoshop's parameters and description."""
 
-import re
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Final, Literal, final
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from retouch.params import (
     Faithful,
     Feather,
+    FirstFrame,
     FixedPoint,
+    Formerly,
     Guidance,
-    KeyFrame,
+    Keyframes,
     MaskFile,
     Model,
     Params,
     Prompt,
-    Role,
     SourcePrompt,
     Steps,
     Strength,
     WindowOverlap,
     WindowSize,
+    keyframes,
 )
 from retouch.spec import MethodSpec, Paper
+
+FASTEST: Final = 30
+"""Frames a second; faster clips were not among what Stable Video Diffusion was trained on."""
 
 
 @final
 class VideoshopParams(Params):
     """What to carry through the clip, by which model, and how closely the source is held."""
 
-    first: Annotated[
-        Path, Role.KEYFRAME, Field(description="The clip's first frame as you edited it: a picture.")
-    ]
-    later: Annotated[
-        tuple[KeyFrame, ...],
-        Field(description="More edited frames, as FRAME=PICTURE, from which the edit is taken up afresh."),
-    ] = ()
+    first: FirstFrame | None = None
+    keyframe: Annotated[Keyframes, Formerly("later")] = ()
     model: Model = "tiny:svd"
     steps: Steps = 25
     strength: Strength = 0.55
@@ -53,13 +53,15 @@ class VideoshopParams(Params):
         ),
     ] = "source"
     fixed_point: FixedPoint = 3
-    guess: Annotated[
-        Literal["same_noise", "drawn", "same_sample"],
+    start: Annotated[
+        Literal["extrapolate", "random", "none"],
         Field(
-            description="Where the inversion first asks the network: with the sample's own noise, "
-            "with drawn noise as long as there is little (the authors' rule), or at the sample as it is."
+            description="Where an inversion step first asks the network: at the sample with its own noise "
+            "extrapolated, with random noise while there is little of its own (the authors' rule), or at the "
+            "sample as it is."
         ),
-    ] = "same_noise"
+        Formerly("guess", {"same_noise": "extrapolate", "drawn": "random", "same_sample": "none"}),
+    ] = "extrapolate"
     normalise: Annotated[
         Literal["none", "clip", "channel", "frame"],
         Field(
@@ -100,48 +102,67 @@ class VideoshopParams(Params):
             description="Height or width, the smaller one, that the model works at; its own if empty.",
         ),
     ] = None
-    told_rate: Annotated[
+    fps: Annotated[
         int | None,
         Field(ge=2, le=120, description="Frames a second that the model is told; the clip's if empty."),
+        Formerly("told_rate"),
     ] = None
-    motion: Annotated[
+    motion_bucket_id: Annotated[
         int,
-        Field(ge=1, le=255, description="How much motion the model is told to expect (its motion bucket)."),
+        Field(ge=1, le=255, description="How much motion the model is told to expect."),
+        Formerly("motion"),
     ] = 127
-    picture_noise: Annotated[
+    noise_aug_strength: Annotated[
         float,
         Field(
             ge=0, le=1, description="Noise on the pictures that the model starts from, which it is told of."
         ),
+        Formerly("picture_noise"),
     ] = 0.02
-    decode_at_once: Annotated[
+    decode_chunk_size: Annotated[
         int | None,
         Field(ge=1, description="Frames decoded together; fewer save memory; a whole window if empty."),
+        Formerly("decode_at_once"),
     ] = None
     check_inversion: Annotated[
         bool,
         Field(
-            description="Walk the inversion back before the edit and report how closely it brings the source."
+            description="Sample the inversion back before the edit and report how closely it is the source."
         ),
     ] = True
     prompt: Prompt | None = None
     source_prompt: SourcePrompt | None = None
     faithful: Faithful = False
 
-    @field_validator("later")
-    @classmethod
-    def _later_are_pictures_of_later_frames(cls, later: tuple[str, ...]) -> tuple[str, ...]:
-        for one in later:
-            if not re.fullmatch(r"0*[1-9]\d*=.+", one):
-                raise ValueError(f"{one!r} is no FRAME=PICTURE with a frame from 1 on, such as 48=k48.png")
-        if len({int(one.partition("=")[0]) for one in later}) < len(later):
-            raise ValueError("a frame has two pictures")
-        return later
+    @model_validator(mode="after")
+    def _has_a_first_frame(self) -> "VideoshopParams":
+        if 0 not in self.keyframes():
+            raise ValueError("the first frame has no picture: give first")
+        return self
 
-    def pictures(self) -> dict[int, Path]:
-        """The edited frames by their numbers, in order."""
-        split = (one.split("=", 1) for one in self.later)
-        return {0: self.first, **dict(sorted((int(at), Path(path)) for at, path in split))}
+    def keyframes(self) -> dict[int, Path]:
+        """Return the edited frames by their numbers, in order."""
+        return keyframes(self.first, self.keyframe)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the edit is followed by optical flow, for its region or for its pixels."""
+        return self.hold == "flow" or (self.mask is None and self.region == "found")
+
+    def told_fps(self, fps: Fraction) -> int:
+        """Return the frame rate that the model is told for a clip of a rate."""
+        return self.fps or min(max(round(fps), 2), FASTEST)
+
+    def inversion(self, seed: int) -> dict[str, Any]:
+        """Return what decides an inversion, beside clip, model and condition."""
+        names = ("steps", "strength", "fixed_point", "start", "normalise")
+        return {name: getattr(self, name) for name in names} | {"seed": seed * (self.start == "random")}
+
+    def sampling(self) -> dict[str, Any]:
+        """Return what decides a sampling, beside noise, model and conditions."""
+        names = ("steps", "strength", "guidance", "guide_from", "normalise")
+        last = self.guidance if self.last_guidance is None else self.last_guidance
+        return {name: getattr(self, name) for name in names} | {"last_guidance": last}
 
 
 SPEC = MethodSpec(
@@ -150,7 +171,7 @@ SPEC = MethodSpec(
     summary="Edit the first frame in any image editor; an image-to-video model carries it through the clip.",
     params=VideoshopParams,
     edit="retouch.methods.videoshop.edit:edit",
-    plan="retouch.methods.videoshop.plan:plan",
+    plan="retouch.methods.videoshop.windows:estimate",
     needs=("image-to-video",),
     presets={
         "paper": {
@@ -159,7 +180,7 @@ SPEC = MethodSpec(
             "steps": 25,
             "strength": 0.55,
             "guidance": 4.0,
-            "picture_noise": 0.2,
+            "noise_aug_strength": 0.2,
         },
         "laptop": {"steps": 12},
     },

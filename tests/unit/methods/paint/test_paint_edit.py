@@ -141,7 +141,7 @@ def test_nothing_painted_and_nothing_masked_are_refused_with_a_way_out(
         edit(clip, PaintParams(keyframe=(painted(clip, tmp_path),)), run)
     with pytest.raises(ParamsError, match="not in the clip"):
         edit(clip, PaintParams(keyframe=(f"9={tmp_path / 'k.png'}",), box=BOX), run)
-    with pytest.raises(ParamsError, match="NAME=PICTURE"):
+    with pytest.raises(ParamsError, match="FRAME=PICTURE"):
         edit(clip, PaintParams(keyframe=("k40.png",), box=BOX), run)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def latents_of(events: list[Event], run: Run) -> list[torch.Tensor]:
     tensors = [
         load_file(next(run.store.folder.glob(f"videoshop_latents/*{key}*/*.safetensors"))) for key in keys
     ]
-    return [tensor["value.latents"] for tensor in tensors]
+    return [tensor["value"] for tensor in tensors]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -99,7 +99,10 @@ def test_no_network_call_is_wasted_and_a_second_edit_only_samples(tmp_path: Path
     with counted() as calls:
         edit(video, params(picture(video, tmp_path), guidance=1.0), alone(tmp_path / "run", events))
     assert calls == [1] * down
-    assert [event.kind for event in events if isinstance(event, Reused)] == ["videoshop_noise"]
+    assert [event.kind for event in events if isinstance(event, Reused)] == [
+        "videoshop_noise",
+        "videoshop_reconstruction",
+    ]
 
 
 def test_the_clip_is_encoded_once_and_decoded_once(tmp_path: Path) -> None:
@@ -161,8 +164,8 @@ def test_a_no_op_edit_comes_back_thirty_times_nearer_than_the_released_code_brin
     ours = relative(latents_of(events, run)[0], source)
     pixels, like = video.pixels(), torch.empty(3, 32, 48)
     draws = released.Draws(run.noise("a", like), run.noise("b", like), run.noise("c", source))
-    theirs = released.carry(
-        model.telling(released.HABITS),
+    theirs = released.carry_frame(
+        model.with_conditioning(**asdict(released.CONDITIONING)),
         pixels,
         pixels[0],
         size=(32, 48),
@@ -231,7 +234,7 @@ def test_what_cannot_be_followed_is_left_to_the_model(tmp_path: Path) -> None:
 def test_a_later_picture_takes_over(tmp_path: Path) -> None:
     video = clip(8)
     later = f"4={picture(video, tmp_path, at=4, painted=False)}"
-    pictures = params(picture(video, tmp_path), later=(later,))
+    pictures = params(picture(video, tmp_path), keyframe=(later,))
     edited = edit(video, pictures, alone(tmp_path / "run"))
     assert (edited.video.frames[3] != video.frames[3]).any()
     assert np.array_equal(edited.video.frames[4:], video.frames[4:])
@@ -275,9 +278,9 @@ def test_a_cancelled_edit_goes_on_where_it_was_and_ends_the_same(tmp_path: Path)
     finally:
         hook.remove()
     assert np.array_equal(again, whole)
-    # Three rounds a step: the walk goes on after the third of its eight steps, the last that was saved.
+    # Three rounds a step: the inversion goes on after the fourth of its eight steps, the last that was saved.
     assert before == 12
-    assert len(calls) - before == 3 * (8 - 3) + 8
+    assert len(calls) - before == 3 * (8 - 4) + 8
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -303,6 +306,8 @@ def test_faithful_mode_draws_by_the_seed_and_keeps_length_and_rate(tmp_path: Pat
     assert np.array_equal(one.frames, edit(video, request, alone(tmp_path / "run")).video.frames)
     assert not np.array_equal(one.frames, edit(video, request, alone(tmp_path / "run", seed=1)).video.frames)
     assert any("made for 5 frames" in event.text for event in events if isinstance(event, Notice))
+    with pytest.raises(ParamsError, match="knows one edited frame"):
+        edit(video, request.model_copy(update={"keyframe": (f"2={request.first}",)}), alone(tmp_path))
 
 
 def test_a_poor_inversion_is_said_before_anything_is_sampled(tmp_path: Path) -> None:
@@ -310,7 +315,7 @@ def test_a_poor_inversion_is_said_before_anything_is_sampled(tmp_path: Path) -> 
     first = picture(video, tmp_path)
     edited = edit(
         video,
-        params(first, guess="same_sample", fixed_point=1, steps=2, strength=1.0),
+        params(first, start="none", fixed_point=1, steps=2, strength=1.0),
         alone(tmp_path / "run", events),
     )
     told = [
@@ -320,22 +325,22 @@ def test_a_poor_inversion_is_said_before_anything_is_sampled(tmp_path: Path) -> 
     assert told
     assert told[0] < sampled[0]
     good = edit(video, params(first, fixed_point=3, steps=2, strength=1.0), alone(tmp_path / "run"))
-    assert edited.figures["round_trip_db"] < 30 < good.figures["round_trip_db"]
+    assert edited.figures["reconstruction_db"] < 30 < good.figures["reconstruction_db"]
 
 
-def test_the_normalisers_and_guesses_are_choices_that_change_the_result(tmp_path: Path) -> None:
+def test_the_normalisers_and_starts_are_choices_that_change_the_result(tmp_path: Path) -> None:
     video, run = clip(2), alone(tmp_path / "run")
     first = picture(video, tmp_path)
     choices: list[dict[str, object]] = [
         {},
         {"normalise": "frame"},
         {"normalise": "channel"},
-        {"guess": "drawn", "fixed_point": 1},
+        {"start": "random", "fixed_point": 1},
         {"rescale": "none"},
         {"guide_from": "nothing"},
         {"last_guidance": 4.0},
-        {"motion": 40},
-        {"picture_noise": 0.3},
+        {"motion_bucket_id": 40},
+        {"noise_aug_strength": 0.3},
     ]
     results = [
         edit(video, params(first, region="everywhere", hold="nothing", steps=3, **choice), run).video.frames
@@ -348,20 +353,44 @@ def test_pictures_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     video = clip(3)
     first = picture(video, tmp_path)
     with pytest.raises(ParamsError, match="frame 7 of 3"):
-        edit(video, params(first, later=(f"7={first}",)), alone(tmp_path / "run"))
-    for wrong in ("0=a.png", "a.png", "3=", "-1=a.png"):
-        with pytest.raises(ParamsError, match="no FRAME=PICTURE"):
-            params(first, later=(wrong,))
-    with pytest.raises(ParamsError, match="two pictures"):
-        params(first, later=("2=a.png", "2=b.png"))
+        edit(video, params(first, keyframe=(f"7={first}",)), alone(tmp_path / "run"))
+    for wrong in ("a.png", "3=", "-1=a.png"):
+        with pytest.raises(ParamsError, match="is not FRAME=PICTURE"):
+            params(first, keyframe=(wrong,))
+    for two in (("2=a.png", "2=b.png"), ("0=a.png",)):
+        with pytest.raises(ParamsError, match="two pictures"):
+            params(first, keyframe=two)
+    with pytest.raises(ParamsError, match="no picture: give first"):
+        SPEC.fill({"keyframe": ("3=a.png",)})
+
+
+def test_first_is_short_for_the_key_frame_0(tmp_path: Path) -> None:
+    video, first = clip(2), picture(clip(2), tmp_path)
+    short = edit(video, params(first), alone(tmp_path / "short")).video.frames
+    spelt = params(first).model_dump() | {"first": None, "keyframe": (f"0={first}",)}
+    assert np.array_equal(edit(video, VideoshopParams(**spelt), alone(tmp_path / "long")).video.frames, short)
+
+
+def test_a_request_in_former_words_means_the_same() -> None:
+    told: list[str] = []
+    former = {"first": "a.png", "later": ["3=/b.png"], "guess": "drawn", "told_rate": 5, "motion": 9}
+    former |= {"picture_noise": 0.1, "decode_at_once": 2}
+    today = {"first": "a.png", "keyframe": ["3=/b.png"], "start": "random", "fps": 5, "motion_bucket_id": 9}
+    today |= {"noise_aug_strength": 0.1, "decode_chunk_size": 2}
+    assert SPEC.fill(former, tell=told.append) == SPEC.fill(today)
+    assert len(told) == 6
+    for new, old in (("extrapolate", "same_noise"), ("none", "same_sample")):
+        given = SPEC.fill({"first": "a.png", "guess": old})
+        assert isinstance(given, VideoshopParams)
+        assert given.start == new
 
 
 def test_every_parameter_can_be_shown_in_a_form_and_survives_json(tmp_path: Path) -> None:
     SPEC.check()
     assert all(option.description for option in describe(VideoshopParams))
-    given = params(tmp_path / "first.png", later=(f"12={tmp_path}/b.png", "3=c=d.png"))
+    given = params(tmp_path / "first.png", keyframe=(f"12={tmp_path}/b.png", "3=c=d.png"))
     pictures = [tmp_path / "first.png", Path("c=d.png").absolute(), tmp_path / "b.png"]
-    assert list(given.pictures().values()) == pictures
+    assert list(given.keyframes().values()) == pictures
     assert VideoshopParams.model_validate_json(given.model_dump_json()) == given
     for preset in SPEC.presets:
         SPEC.fill({"first": "x.png"}, preset=preset)
