@@ -7,10 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Ended, Shell
 
 from retouch.media.io import read
+from retouch.media.pictures import write_picture
 
 TINT = ("edit", "tint", "clip.mp4", "--steps", "3", "--quiet")
 SLOW = ("edit", "tint", "clip.mp4", "--steps", "40", "--pause", "0.1", "--quiet")
@@ -60,6 +62,21 @@ def test_an_old_request_goes_through_with_a_notice_and_is_kept_in_todays_words(s
     (folder,) = shell.runs
     assert "redness" not in (folder / "request.json").read_text()
     assert "redness is now called red" in (folder / "notices.txt").read_text()
+
+
+def test_a_model_from_outside_carries_an_edit(shell: Shell) -> None:
+    (shell.folder / "still").mkdir()
+    (shell.folder / "still" / "model_index.json").write_text('{"_class_name": "StillPipeline"}')
+    (shell.folder / "still" / "config.json").write_text('{"gain": 0.5}')
+    first = 255 - read(shell.folder / "clip.mp4").frames[0].transpose(1, 2, 0)
+    write_picture(first.copy(), shell.folder / "first.png")
+    asked = ("--first", "first.png", "--region", "everywhere", "--hold", "nothing", "--steps", "4")
+    ended = shell(
+        "edit", "videoshop", "clip.mp4", "--model", "./still", *asked, "-o", "out.mkv", "--lossless"
+    )
+    assert ended.code == 0, ended.err
+    result = read(shell.folder / "out.mkv").frames
+    assert np.abs(result.astype(int) - first.transpose(2, 0, 1)).max() <= 2  # it is sure that nothing moves
 
 
 def test_the_command_in_the_report_makes_the_same_request(shell: Shell) -> None:

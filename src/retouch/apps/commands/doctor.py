@@ -24,7 +24,11 @@ _LIBRARIES = (
     "opencv-python-headless",
 )
 
-_PLUGINS = {registry.GROUP: "retouch.spec:MethodSpec", "retouch.metrics": "retouch.metrics.registry:Metric"}
+_PLUGINS = {
+    registry.GROUP: "retouch.spec:MethodSpec",
+    "retouch.metrics": "retouch.metrics.registry:Metric",
+    "retouch.models": "builtins:type",
+}
 """Each group of entry points with what they must name."""
 
 
