@@ -84,6 +84,9 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
             if kept is not None:
                 run.emit(Reused(kind, key))
                 return cast("R", kept)
+            if run.store.keeps_older(kind, version):
+                old = f"a {kind} kept by an earlier version cannot be used"
+                run.emit(Notice(f"{old}; `retouch cache prune` removes it"))
             draft = run.store.draft(kind, key)
             inside = run.inside(draft, seed=int(key[:15], 16))
             made = function(*args, **{**kwargs, "run": inside})  # type: ignore[arg-type]
@@ -149,6 +152,14 @@ class ArtifactStore:
                 os.utime(folder)
             return manifest["tree"], tensors
         return None
+
+    def keeps_older(self, kind: str, version: int) -> bool:
+        """Whether artefacts of a kind are kept that can no longer be asked for: of a lower version."""
+        for manifest in self.folder.glob(f"{kind}/*/{_MANIFEST}"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if json.loads(manifest.read_text(encoding="utf-8"))["version"] < version:
+                    return True
+        return False
 
     def keep(self, kind: str, key: str, tree: object, tensors: Mapping[str, Tensor], *, version: int) -> Path:
         """Writes an artefact in one piece and says where it lies; a sound one that is there already stays.

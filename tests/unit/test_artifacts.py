@@ -166,6 +166,20 @@ def test_a_result_is_made_once(tmp_path: Path) -> None:
     assert kept.key == reused.key
 
 
+def test_what_an_earlier_version_kept_is_made_again_with_a_notice(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    run = Run.alone(tmp_path, listen=heard.append)
+    for version in (1, 2, 2):
+        artifact("twig", version=version)(lengthen)(3, run=run)
+    assert [type(event) for event in heard] == [Kept, Notice, Kept, Reused]
+    assert "a twig kept by an earlier version" in next(e.text for e in heard if isinstance(e, Notice))
+
+
+def lengthen(length: int, *, run: Run) -> Twig:
+    del run
+    return Twig(length)
+
+
 def test_a_flipped_byte_anywhere_is_found_and_the_result_made_again(tmp_path: Path) -> None:
     maker = Maker(tmp_path)
     sound = maker.make()
