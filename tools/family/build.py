@@ -28,6 +28,9 @@ STAGES: Final[Mapping[str, tuple[Sequence[str], int]]] = {
     "ip": (("train_ip.py",), 150_000),
     "svd-vae": (("train_svd.py", "autoencoder"), 250_000),
     "svd": (("train_svd.py", "unet"), 400_000),
+    "face-identity": (("train_face_identity.py",), 60_000),
+    "face-reader": (("train_face_reader.py",), 100_000),
+    "face-unet": (("train_face_unet.py",), 300_000),
 }
 """Script and number of images of each stage, in the order in which they build on each other."""
 

@@ -100,6 +100,12 @@ LANDMARKS = (
     "mouth top",
     "mouth bottom",
     "chin",
+    "left lid top",
+    "left lid bottom",
+    "right lid top",
+    "right lid bottom",
+    "left pupil",
+    "right pupil",
 )
 """Names of the landmarks, in order; left and right as seen in the picture."""
 
@@ -379,12 +385,12 @@ class FaceClip:
     landmarks: Float32[np.ndarray, "f landmarks 2"]
 
     @classmethod
-    def of(cls, portrait: Portrait, frames: int = 16, size: Size = 128, fps: Fraction = FPS) -> "FaceClip":
-        """Draw the first `frames` frames of a portrait."""
-        hw = height_width(size)
-        drawn = [
-            _draw_portrait(portrait, number * fps.denominator / fps.numerator, hw) for number in range(frames)
-        ]
+    def of(
+        cls, portrait: Portrait, frames: int = 16, size: Size = 128, fps: Fraction = FPS, start: float = 0.0
+    ) -> "FaceClip":
+        """Draw so many frames of a portrait from `start` seconds on."""
+        hw, seconds = height_width(size), fps.denominator / fps.numerator
+        drawn = [_draw_portrait(portrait, start + number * seconds, hw) for number in range(frames)]
         video, colour, alpha, parts, landmarks = (np.stack(kind) for kind in zip(*drawn, strict=True))
         return cls(portrait, Video(video, fps), colour, alpha[:, None], parts[:, None], landmarks)
 
@@ -420,6 +426,9 @@ def face_landmarks(identity: Identity, pose: Expression) -> Float32[np.ndarray, 
         points[f"{name} eye inner"] = (x - reach, y)
         points[f"{name} brow outer"] = (x + reach * 1.25, y - 0.19)
         points[f"{name} brow inner"] = (x - reach * 1.05, y - 0.21)
+        open_by = _lid_gap(pose)
+        points[f"{name} lid top"], points[f"{name} lid bottom"] = (x, y - open_by), (x, y + open_by)
+        points[f"{name} pupil"] = _pupil_place((x, y), pose)
     x, y = layout.mouth
     corner, gap = y - 0.07 * pose.smile, layout.gape
     points["mouth left"], points["mouth right"] = (x - identity.mouth, corner), (x + identity.mouth, corner)
@@ -519,6 +528,15 @@ _HEADS: Mapping[str, tuple[Distance, float, float]] = MappingProxyType(
 )
 
 
+def _lid_gap(pose: Expression) -> float:
+    """From the middle of an eye to a lid; a nearly shut eye is drawn as a line."""
+    return 0.0 if pose.blink > 0.8 else 0.115 * (1.0 - pose.blink)
+
+
+def _pupil_place(eye: tuple[float, float], pose: Expression) -> tuple[float, float]:
+    return eye[0] + 0.05 * pose.gaze[0], eye[1] + 0.03 * pose.gaze[1]
+
+
 def _shade_colour(colour: Colour, share: float) -> Colour:
     red, green, blue = (int(level * share) for level in colour)
     return red, green, blue
@@ -606,11 +624,10 @@ def _eye_pieces(who: Identity, pose: Expression, layout: _FaceLayout) -> list[_F
         wide = layout.eye_width(side)
         start, end = (x + side * wide * 1.25, y - 0.19), (x - side * wide * 1.05, y - 0.21)
         pieces.append(_FacePiece("brows", stroke(*start, *end, 0.032), _shade_colour(brow, 0.85), 0.0))
-        if pose.blink > 0.8:
+        if not (gap := _lid_gap(pose)):
             pieces.append(_FacePiece("eyes", stroke(x - wide, y, x + wide, y, 0.02), INK, 0.0))
             continue
-        white = ellipse(x, y, wide, 0.115 * (1.0 - pose.blink))
-        gx, gy = x + 0.05 * pose.gaze[0], y + 0.03 * pose.gaze[1]
+        white, (gx, gy) = ellipse(x, y, wide, gap), _pupil_place((x, y), pose)
         pieces.append(_FacePiece("eyes", white, (250, 250, 250), 0.025))
         pieces.append(_FacePiece("eyes", within(circle(gx, gy, 0.085), white), iris, 0.0))
         pieces.append(_FacePiece("eyes", within(circle(gx, gy, 0.04), white), INK, 0.0))

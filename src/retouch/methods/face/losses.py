@@ -1,0 +1,80 @@
+"""What the network is trained by: two noises on one face, told apart, and the same face seen in both.
+
+Kim et al. 2023, section 3.2. In the authors' code both errors are absolute, and those of the two noises are
+added.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retouch.models.face import FaceNetwork, noised, shares_at
+
+CLEAN_WEIGHT_CAP: Final = 1.0
+"""The clean pictures differ by the noises' errors times noise over signal, which is 157 at the noisiest
+level: there nine tenths of the published regulariser lie above timestep 700. Up to this it counts as
+published."""
+
+
+class Losses(NamedTuple):
+    """The losses of each face."""
+
+    simple: Float[Tensor, " f"]
+    consistency: Float[Tensor, " f"]
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Their sum, averaged over faces."""
+        return self.simple.mean() + self.consistency.mean()
+
+
+def losses(
+    network: FaceNetwork,
+    pixels: Float[Tensor, "f 3 h w"],
+    code: Float[Tensor, "f z"],
+    t: Int[Tensor, " f"],
+    noises: tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]],
+    mask: Float[Tensor, "f 1 h w"],
+    *,
+    power: int = 1,
+    cap: float = CLEAN_WEIGHT_CAP,
+) -> Losses:
+    """Return the losses of a network that predicts noise; `power` 1 is as published, and so is no `cap`."""
+    answers = tuple(network(noised(pixels, noise, t), t, code) for noise in noises)
+    return losses_of((answers[0], answers[1]), pixels, t, noises, mask, power=power, cap=cap)
+
+
+def losses_of(
+    answers: tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]],
+    pixels: Float[Tensor, "f 3 h w"],
+    t: Int[Tensor, " f"],
+    noises: tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 3 h w"]],
+    mask: Float[Tensor, "f 1 h w"],
+    *,
+    power: int = 1,
+    cap: float = CLEAN_WEIGHT_CAP,
+) -> Losses:
+    """Return the losses of given answers: eq. 5 (simple) and, inside the mask, eq. 6 (consistency)."""
+    simple = sum(_mean((noise - eps).abs() ** power) for noise, eps in zip(noises, answers, strict=True))
+    one, other = (clean_in(eps, pixels, noise, t) for eps, noise in zip(answers, noises, strict=True))
+    signal, share = shares_at(t, pixels)
+    weight = (cap * signal / share).clamp(max=1)
+    apart = mask * weight * (one - other)
+    return Losses(torch.as_tensor(simple), _mean(apart.abs() ** power))
+
+
+def clean_in(
+    eps: Float[Tensor, "f 3 h w"],
+    pixels: Float[Tensor, "f 3 h w"],
+    noise: Float[Tensor, "f 3 h w"],
+    t: Int[Tensor, " f"],
+) -> Float[Tensor, "f 3 h w"]:
+    """Return the clean pictures that an answer means, each at its own timestep; not clamped."""
+    signal, share = shares_at(t, pixels)
+    return (noised(pixels, noise, t) - share * eps) / signal
+
+
+def _mean(error: Float[Tensor, "f 3 h w"]) -> Float[Tensor, " f"]:
+    return error.flatten(1).mean(1)
