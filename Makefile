@@ -6,7 +6,7 @@ PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fast fix lint house docs serve bench bench-atlas bench-family family release clean help
+.PHONY: demo test check fast fix lint house docs serve bench bench-atlas bench-family portable family release clean help
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -66,6 +66,9 @@ bench-atlas: $(READY)
 
 bench-family: $(READY)
 	$(BIN)/python benchmarks/family.py
+
+portable: $(READY)  ## the tests under kernels of other processors, 2 threads and load (hours)
+	$(BIN)/python tools/portable.py suite
 
 family: $(READY)  ## train the embedded models from nothing (hours on a CPU)
 	$(BIN)/python tools/family/build.py
