@@ -4,11 +4,12 @@ A method's own parameters are one frozen class on `Params` in its `spec.py`. A n
 comes from here, so that it cannot drift apart.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, final, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -22,6 +23,8 @@ class Role(Enum):
     KEYFRAME = "a picture of a frame: FRAME=PICTURE, or a path for the first frame"
     MASK = "masks of the clip's size, one or one a frame"
     PICTURE = "any picture: a path, or NAME=PICTURE"
+    MARK = "a mark on a frame: [NAME@]FRAME:x,y ... or [NAME@]FRAME=PICTURE"
+    FRAMES = "frames of the clip: FIRST-LAST, or one"
     PROMPT = "words that a model reads"
     MODEL = "the model that reads the prompts"
 
@@ -30,6 +33,9 @@ class Params(BaseModel):
     """What every method's parameters are: flat, frozen, closed, and equal after a trip through JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+
+
+P = TypeVar("P", bound=Params)
 
 
 @final
@@ -53,6 +59,53 @@ def given_as(params: Params, role: Role) -> "Iterator[tuple[str, Any]]":
             yield from ((name, one) for one in values)
 
 
+def frame_range(text: str) -> range | None:
+    """Return the frames of `FIRST-LAST`, both included; None, which is all of them, for nothing.
+
+    Raises:
+        ParamsError: it is no such thing.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise ParamsError(f"the range {text!r} is not FIRST-LAST", hint="for example --range 40-60")
+    return range(int(found[1]), int(found[2]) + 1)
+
+
+def renumbered(text: str, part: range | None, name: str, *, spans: bool = False) -> str:
+    """Return what names frames as the file counts them, as a clip counts that begins with the part.
+
+    Raises:
+        ParamsError: it names a frame that is not in the part.
+    """
+
+    def counted(found: re.Match[str]) -> str:
+        assert part
+        if int(found[0]) not in part:
+            raise ParamsError(
+                f"{name} names frame {found[0]}; the range has frames {part[0]} to {part[-1]}",
+                hint="frames are numbered as in the whole clip",
+            )
+        return str(int(found[0]) - part.start)
+
+    places = r"\d+" if spans else r"(?:^|(?<=@))\d+(?=[:=])"
+    return re.sub(places, counted, text) if part else text
+
+
+def of_part(params: P, part: range | None) -> P:
+    """Return parameters for a part of a clip: whatever names a frame counts from the part's first."""
+    changed: dict[str, object] = {}
+    for role in (Role.KEYFRAME, Role.MARK, Role.FRAMES) if part else ():
+        for name, _ in given_as(params, role):
+            value = getattr(params, name)
+            if isinstance(value, tuple):
+                changed[name] = tuple(renumbered(one, part, name) for one in value)
+            elif isinstance(value, str):
+                changed[name] = renumbered(value, part, name, spans=role is Role.FRAMES)
+    return params.model_copy(update=changed)
+
+
 def _says(annotation: object, role: Role) -> bool:
     return any(part is role or _says(part, role) for part in get_args(annotation))
 
@@ -65,6 +118,12 @@ def _with_whole_path(text: str) -> str:
 
 PictureAt: TypeAlias = Annotated[str, AfterValidator(_with_whole_path)]
 """A picture for something that has a name or number, as NAME=PICTURE."""
+FrameMark: TypeAlias = Annotated[str, Role.MARK]
+"""A mark on one of the clip's frames, as [NAME@]FRAME:x,y ..."""
+DrawnMask: TypeAlias = Annotated[PictureAt, Role.MARK]
+"""A whole mask of one of the clip's frames, as [NAME@]FRAME=PICTURE."""
+Frames: TypeAlias = Annotated[str, Role.FRAMES]
+"""Some of the clip's frames, as FIRST-LAST."""
 NamedPicture: TypeAlias = Annotated[PictureAt, Role.PICTURE]
 """A picture of something in the method's own words, as NAME=PICTURE."""
 Keyframes: TypeAlias = Annotated[

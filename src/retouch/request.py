@@ -46,6 +46,7 @@ class EditRequest(BaseModel):
     method: str = Field(min_length=1, description="The method's name.")
     params: dict[str, object] = Field(default_factory=dict, description="The method's parameters.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Where all randomness comes from.")
+    range: str = Field(default="", description="The frames to work on, as FIRST-LAST; empty is all.")
     anyway: bool = Field(default=False, description="Go on with words that the model does not know.")
     compute: Compute = Field(default=Compute(), description="Device, precision and limits.")
     output: Output = Field(default=Output(), description="How the result is written.")

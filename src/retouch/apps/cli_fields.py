@@ -1,7 +1,7 @@
 """A method's parameters as command line options, and back from a request to a command line."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +14,18 @@ from retouch.registry import method
 from retouch.request import EditRequest, Output
 from retouch.spec import MethodSpec
 
+RANGE = "Work on these frames only, both included; frames are numbered as in the whole clip all the same."
 _TYPES: Mapping[str, click.ParamType[object]] = {
     "text": click.STRING,
     "int": click.INT,
     "float": click.FLOAT,
     "path": click.Path(path_type=Path),
 }
+
+
+def range_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--range` to a command that reads a clip."""
+    return click.option("--range", "part", default="", metavar="FIRST-LAST", help=RANGE)(command)
 
 
 def options_of(params: type[BaseModel]) -> list[click.Option]:
@@ -44,6 +50,7 @@ def request_options() -> list[click.Option]:
             type=click.IntRange(0, 2**63 - 1),
             help="Where all randomness comes from; 0 by default.",
         ),
+        click.Option(["--range", "part"], metavar="FIRST-LAST", help=RANGE),
         click.Option(["--anyway"], is_flag=True, help="Go on with words that the model does not know."),
     ]
     return fixed + [_option(option) for option in (*describe(Compute), *describe(Output))]
@@ -65,6 +72,7 @@ def command_line(request: EditRequest) -> str:
     words = ["retouch", "edit", request.method, str(request.video)]
     words += _words(spec.params, request.params)
     words += ["--seed", str(request.seed)] if request.seed else []
+    words += ["--range", request.range] if request.range else []
     words += ["--anyway"] if request.anyway else []
     words += _words(Compute, request.compute.model_dump(mode="json"))
     words += _words(Output, request.output.model_dump(mode="json"))

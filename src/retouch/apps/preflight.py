@@ -65,7 +65,7 @@ def check_prompts(params: Params, *, anyway: bool, tell: Listener) -> None:
         check_words(prompts, declared_words(resolve(ref)), model=ref, anyway=anyway, tell=tell)
 
 
-def check_given(params: Params, clip: Facts) -> None:
+def check_given(params: Params, clip: Facts, part: range | None = None) -> None:
     """Refuse the pictures and masks in a method's parameters that do not fit a clip or cannot be read.
 
     Raises:
@@ -75,7 +75,7 @@ def check_given(params: Params, clip: Facts) -> None:
     for name, value in given_as(params, Role.KEYFRAME):
         _check_keyframe(name, value, clip)
     for _, value in given_as(params, Role.MASK):
-        check_masks(value, clip)
+        check_masks(value, clip, part)
     for _, value in given_as(params, Role.PICTURE):
         read_picture(value if isinstance(value, Path) else value.partition("=")[2])
 
@@ -96,20 +96,21 @@ def _check_keyframe(name: str, value: Path | str, clip: Facts) -> None:
         )
 
 
-def check_masks(path: Path, clip: Facts) -> None:
-    """Refuse masks that do not fit a clip, by what their headers say.
+def check_masks(path: Path, clip: Facts, part: range | None = None) -> None:
+    """Refuse masks that do not fit a clip, or the part of it that is worked on, by what their headers say.
 
     Raises:
         VideoError: they are of another size, neither one nor one a frame, or cannot be read.
     """
-    wanted = (clip.video.frames, clip.video.height, clip.video.width)
     listed = pictures_at(path)
-    for picture in listed:
-        found = header(picture)
-        check_fits(picture, (len(listed), found.height, found.width), wanted)
     if not listed and is_picture(path):
-        rows, columns = read_picture(path).shape[:2]
-        check_fits(path, (1, rows, columns), wanted)
+        sizes = [(1, *read_picture(path).shape[:2])]
     elif not listed:
         video = probe(path).video
-        check_fits(path, (video.frames, video.height, video.width), wanted)
+        sizes = [(video.frames, video.height, video.width)]
+    else:
+        headers = [header(picture) for picture in listed]
+        sizes = [(len(listed), found.height, found.width) for found in headers]
+    for name, size in zip(listed or [path], sizes, strict=True):
+        frames = len(part) if part and size[0] == len(part) else clip.video.frames
+        check_fits(name, size, (frames, clip.video.height, clip.video.width))

@@ -29,6 +29,7 @@ from retouch.files import replace_whole
 from retouch.media.compare import difference_sheet
 from retouch.media.io import Writer, read
 from retouch.media.probe import Facts, probe
+from retouch.params import frame_range
 from retouch.registry import method
 from retouch.spec import MethodSpec
 from retouch.video import Video
@@ -96,7 +97,8 @@ def collect(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) -> Pa
     report = _json(folder / "report.json")
     source = Path(str(request.get("video", "")))
     result = folder / str(report["result"]) if report.get("result") else None
-    clips = [_clip("Source", source, beside, embed_up_to)]
+    part = frame_range(str(request.get("range", "")))
+    clips = [_clip("Source", source, beside, embed_up_to, part)]
     if result:
         clips.append(_clip("Result", result, beside, embed_up_to))
     extras = sorted((folder / "extras").iterdir()) if (folder / "extras").is_dir() else []
@@ -109,7 +111,7 @@ def collect(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) -> Pa
         stages=_stages(_lines(folder / "events.jsonl")),
         clips=tuple(clips),
         extras=tuple(_extra(path, beside, embed_up_to) for path in extras),
-        sheet=_sheet(source, result) if result else "",
+        sheet=_sheet(source, result, part) if result else "",
     )
 
 
@@ -323,20 +325,21 @@ def _section(title: str, body: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{body}</section>'
 
 
-def _clip(title: str, path: Path, beside: Path, limit: int) -> Shown:
+def _clip(title: str, path: Path, beside: Path, limit: int, part: range | None = None) -> Shown:
     """A clip as a browser can play it: embedded, linked where it is large, or re-encoded where it must be."""
     try:
         facts = probe(path)
     except RetouchError as error:
         return Shown(title, "missing", note=f"{error}.")
-    told = f"{path.name}, {facts.video.width}x{facts.video.height}, {facts.video.frames} frames"
+    frames = f"frames {part[0]} to {part[-1]}" if part else f"{facts.video.frames} frames"
+    told = f"{path.name}, {facts.video.width}x{facts.video.height}, {frames}"
     if path.is_file() and path.suffix.lower() in PICTURES:
         return Shown(title, "picture", _url(path, PICTURES[path.suffix.lower()], beside, limit), note=told)
-    if _plays(path, facts):
+    if not part and _plays(path, facts):
         url = _url(path, CONTAINERS[path.suffix.lower()], beside, limit)
         return Shown(title, "video", url, note=told)
     with tempfile.TemporaryDirectory(prefix="retouch-") as folder:
-        preview = _preview(path, Path(folder))
+        preview = _preview(path, Path(folder), part)
         embedded = preview.stat().st_size <= limit
         url = _embedded(preview.read_bytes(), "video/mp4") if embedded else ""
     if not url:
@@ -350,15 +353,15 @@ def _plays(path: Path, facts: Facts) -> bool:
     return known and video.pixel_format in {"yuv420p", "yuvj420p"}
 
 
-def _preview(path: Path, folder: Path) -> Path:
+def _preview(path: Path, folder: Path, part: range | None) -> Path:
     """A small H.264 copy without sound, frame by frame."""
-    video = read(path)
+    video = read(path, part=part)
     height = min(video.height, PREVIEW_HEIGHT) // 2 * 2
     width = max(2, round(video.width * video.origin.sample_aspect * height / video.height / 2) * 2)
     flat = Video(video.frames, video.fps)
     with Writer(folder / "preview.mp4", like=flat) as out:
-        for _, part in video.chunks():
-            for frame in part.frames:
+        for _, chunk in video.chunks():
+            for frame in chunk.frames:
                 upright = np.ascontiguousarray(frame.transpose(1, 2, 0))
                 small = np.asarray(cv2.resize(upright, (width, height), interpolation=cv2.INTER_AREA))
                 out.add(np.ascontiguousarray(small.transpose(2, 0, 1))[None])
@@ -387,13 +390,13 @@ def _embedded(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _sheet(source: Path, result: Path) -> str:
+def _sheet(source: Path, result: Path, part: range | None) -> str:
     """Frames of both with their difference, embedded; nothing where one is gone or both are huge."""
     try:
         videos = [probe(path).video for path in (source, result)]
         if sum(3 * video.frames * video.width * video.height for video in videos) > SHEET_UP_TO:
             return ""
-        clips = [read(path) for path in (source, result)]
+        clips = [read(source, part=part), read(result)]
         picture = difference_sheet(clips, ["source", "result"], frames=3)
     except RetouchError:
         return ""

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, final
 
@@ -23,8 +23,10 @@ from retouch.fields import near, parse, renamed
 from retouch.files import in_our_words, replace_whole, system_error, write_whole
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
+from retouch.media.opening import check_part
 from retouch.media.probe import Pictures, probe
 from retouch.models.estimate import Estimate
+from retouch.params import frame_range, of_part
 from retouch.places import home, usable_home
 from retouch.registry import method
 from retouch.regular import UnfitFile, check_own, open_own, open_regular
@@ -59,6 +61,7 @@ def edit(
     compute: Compute | None = None,
     listen: Listener = ignore,
     force: bool = False,
+    range: str = "",  # noqa: A002 - as the flag and the request call it
     anyway: bool = False,
     **params: object,
 ) -> Result:
@@ -69,6 +72,7 @@ def edit(
         "method": method_name,
         "params": filled.model_dump(mode="json"),
         "seed": seed,
+        "range": range,
         "anyway": anyway,
         "compute": compute or Compute(),
         "out": Path(out).expanduser().absolute() if out else None,
@@ -93,6 +97,7 @@ def run_edit(
     spec, former = method(request.method), list[str]()
     today = renamed(spec.params, request.params, former.append)
     request, params = request.model_copy(update={"params": today}), spec.fill(today)
+    part = frame_range(request.range)
     output, encoding = request.out or Path(_result_name(request)), Encoding(**request.output.model_dump())
     replaces = force or not request.out or _handed_over(request, folder)
     check_clip_output(output, encoding, force=replaces)
@@ -107,12 +112,15 @@ def run_edit(
         _tell_device(request.compute, tell)
         check_prompts(params, anyway=request.anyway, tell=tell)
         clip = probe(request.video)
+        check_part(request.video, part, clip.video.frames)
         check_clip_output(output, encoding, force=True, clip=clip)
-        check_given(params, clip)
+        check_given(params, clip, part)
         if spec.preflight:
             spec.load(spec.preflight)(clip, params, tell)
-        _plan(spec, clip.video, request).require(request.compute)
-        source = read(request.video, scratch=folder / "scratch", listen=tell)
+        shown = replace(clip.video, frames=len(part)) if part else clip.video
+        _plan(spec, shown, request).require(request.compute)
+        params = of_part(params, part)
+        source = read(request.video, part=part, scratch=folder / "scratch", listen=tell)
         run = Run.alone(
             folder,
             seed=request.seed,
@@ -131,6 +139,7 @@ def run_edit(
             "retouch_version": __version__,
             "seconds": round(time.perf_counter() - started, 3),
             "frames": len(edited.video),
+            "range": request.range,
             "size": [edited.video.width, edited.video.height],
             "fps": str(edited.video.fps),
             "source_digest": source.digest,

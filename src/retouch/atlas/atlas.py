@@ -139,6 +139,8 @@ class Atlas:
     fps: Fraction
     source: str
     """The digest of the clip."""
+    first: int = 0
+    """The number that the clip's file gives the first of these frames."""
     stage: str = ""
     """The last stage of solving that went in."""
     settings: str = "{}"

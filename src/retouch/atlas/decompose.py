@@ -235,6 +235,7 @@ def from_flow(
         width=video.width,
         fps=video.fps,
         source=video.digest,
+        first=video.origin.first,
         stage="flow",
         settings=settings.model_dump_json(),
     )

@@ -108,6 +108,7 @@ def _members(atlas: Atlas) -> "list[tuple[str, bytes]]":
         "width": atlas.width,
         "fps": str(atlas.fps),
         "source": atlas.source,
+        "first": atlas.first,
         "stage": atlas.stage,
         "settings": json.loads(atlas.settings),
         "charts": charts,
@@ -157,6 +158,7 @@ class _Facts(BaseModel):
     width: Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
     fps: Annotated[str, Field(pattern=r"^[1-9]\d{0,8}(/[1-9]\d{0,8})?$")]
     source: Annotated[str, Field(max_length=256)]
+    first: Counted = 0
     stage: Annotated[str, Field(max_length=256)] = ""
     settings: dict[str, object] = Field(default_factory=dict)
     charts: Annotated[tuple[_ChartFacts, ...], Field(min_length=1, max_length=4096)]
@@ -225,6 +227,7 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Atlas:
         width=said.width,
         fps=Fraction(said.fps),
         source=said.source,
+        first=said.first,
         stage=said.stage,
         settings=json.dumps(said.settings),
     )

@@ -129,7 +129,7 @@ def check_in_picture(mark: Mark, video: Video, run: Run) -> None:
     if not mark.points:
         return
     name = "outside stroke" if mark.kind == "not" else mark.kind
-    where = f"of frame {mark.frame}, which is {video.width}x{video.height}"
+    where = f"of {video.named_frames([mark.frame])}, which is {video.width}x{video.height}"
     (left, top), (right, bottom) = np.min(mark.points, 0), np.max(mark.points, 0)
     if right < 0 or bottom < 0 or left >= video.width or top >= video.height:
         raise ParamsError(

@@ -65,6 +65,9 @@ def _single(path: Path, like: Video) -> UInt8[np.ndarray, "1 h w"]:
 def _masks(path: Path, like: Video, scratch: Path | None = None) -> Video:
     """A clip of masks, one for each frame or a single one."""
     video = read(path, scratch=scratch)
+    first, frames = like.origin.first, like.origin.frames
+    if len(video) == frames > len(like):  # masks of the whole clip that `like` is a part of
+        video = video[first : first + len(like)]
     check_fits(path, (len(video), video.height, video.width), (len(like), like.height, like.width))
     return video
 

@@ -81,6 +81,19 @@ def check_file(path: Path) -> None:
         raise complaint(error, path) from error
 
 
+def check_part(path: Path, part: range | None, frames: int) -> None:
+    """Refuse a part that a clip does not have.
+
+    Raises:
+        VideoError: its last frame is behind the clip's.
+    """
+    if part and part.stop > frames:
+        raise VideoError(
+            f"frames {part[0]} to {part[-1]} are not all in {path}",
+            hint=f"its {frames} frames are 0 to {frames - 1}",
+        )
+
+
 def check_size(path: Path, width: int, height: int) -> None:
     """Refuses pictures of absurd size before memory is asked for.
 

@@ -7,7 +7,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import final
@@ -20,7 +20,15 @@ from jaxtyping import UInt8
 
 from retouch.errors import VideoError
 from retouch.media.colour import MATRICES, OPAQUE, PRIMARIES, TRANSFERS, to_rgb
-from retouch.media.opening import PICTURES_A_SECOND, check_length, frames_said, opened, pictures_at, the_video
+from retouch.media.opening import (
+    PICTURES_A_SECOND,
+    check_length,
+    check_part,
+    frames_said,
+    opened,
+    pictures_at,
+    the_video,
+)
 from retouch.media.pictures import header, is_animation, is_picture, moments
 
 # Fields that say how the pictures are stored, not what they are: another codec may change them.
@@ -82,6 +90,8 @@ class Pictures:
     transfer: str
     matrix: str
     full_range: bool | None
+    first: int = 0
+    """The number that the file gives the first of these frames."""
 
 
 @final
@@ -128,6 +138,19 @@ def probe(path: Path | str) -> Facts:
         return _facts_of_pictures(path, [path])
     with opened(path) as container:
         return _facts_of_container(path, container)
+
+
+def facts_of_part(facts: Facts, part: range) -> Facts:
+    """Return what is said of a clip's pictures, for a part of its frames; the sound is told of as a whole.
+
+    Raises:
+        VideoError: the clip has no such part.
+    """
+    video = facts.video
+    check_part(facts.path, part, video.frames)
+    times = (*video.timestamps, video.end)[part.start : part.stop + 1]
+    shown = replace(video, frames=len(part), first=part.start, timestamps=times[:-1], end=times[-1])
+    return replace(facts, video=shown, duration=(times[-1] - times[0]) * video.time_base)
 
 
 def differences(left: Facts, right: Facts) -> list[str]:

@@ -24,6 +24,7 @@ from retouch.media.opening import (
     PICTURES_A_SECOND,
     check_file,
     check_length,
+    check_part,
     frames_said,
     opened,
     pictures_at,
@@ -41,19 +42,22 @@ _ONE_TO_ONE = frozenset({"h264", "hevc", "prores", "ffv1", "mjpeg", "png"})
 IN_MEMORY = 1 << 28
 
 
-def read(path: Path | str, *, scratch: Path | None = None, listen: Listener = ignore) -> Video:
+def read(
+    path: Path | str, *, part: range | None = None, scratch: Path | None = None, listen: Listener = ignore
+) -> Video:
     """Reads a clip: a video file, a picture, a folder of pictures, or a pattern such as `shots/*.png`.
 
     What the file is goes by its content, not by its suffix. Frames come upright, in RGB, rounded to 8 bits.
     They lie in memory, or in a file without a name that is gone with the clip: in the folder `scratch` where
-    one is given, in the system's temporary folder for clips above 256 MiB.
+    one is given, in the system's temporary folder for clips above 256 MiB. Of a `part` only its frames are
+    kept, with their times, and no others take space.
 
     Raises:
         VideoError: if there is no such file, or it is damaged, cut short, absurdly large, or has no pictures.
         ResourceError: if memory or disk run out.
     """
     path = Path(path)
-    with _Reel(scratch) as reel:
+    with _Reel(scratch, part) as reel:
         listed = pictures_at(path)
         if listed:
             origin, fps = _from_pictures(path, listed, reel)
@@ -63,10 +67,13 @@ def read(path: Path | str, *, scratch: Path | None = None, listen: Listener = ig
             origin, fps = _from_pictures(path, [path], reel)
         else:
             origin, fps = _from_container(path, reel)
+        check_part(path, part, origin.frames)
         frames, alpha = reel.developed()
     for remark in origin.remarks:
         listen(Notice(remark))
-    return Video(frames, fps, alpha, origin)
+    if part:
+        listen(Notice(f"of {path.name}, frames {part[0]} to {part[-1]} alone are used and written"))
+    return Video(frames, fps, alpha, origin.between(part.start, part.stop) if part else origin)
 
 
 def read_frame(path: Path | str, index: int) -> UInt8[np.ndarray, "h w channels"]:
@@ -114,8 +121,8 @@ def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origi
     first = header(listed[0])
     reel.expect(len(listed), first.width, first.height, path)
     for picture in listed:
-        rgb, alpha = _apart(read_picture(picture))
-        reel.add(rgb, alpha, picture)
+        if reel.wants_next():
+            reel.add(*_apart(read_picture(picture)), picture)
     fps = first.fps or PICTURES_A_SECOND
     remarks = (
         () if first.fps else (f"{path} does not say how fast it runs; {fps} pictures a second are taken",)
@@ -140,8 +147,8 @@ def _from_animation(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
     (starts, end), first = moments(path), header(path)
     reel.expect(len(starts), first.width, first.height, path)
     for picture in animation(path):
-        rgb, alpha = _apart(picture)
-        reel.add(rgb, alpha, path)
+        if reel.wants_next():
+            reel.add(*_apart(picture), path)
     time_base = Fraction(1, 1000)
     steps = {after - before for before, after in zip(starts, (*starts[1:], end), strict=True)}
     fps = len(starts) / (end * time_base)
@@ -173,11 +180,13 @@ def _from_container(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
         colour: _Colour | None = None
         for frame in _decoded(container, stream, path):
             colour = colour or _Colour(path, frame)
+            times.append((frame.pts if frame.pts is not None else frame.dts, frame.duration or 0))
+            if not reel.wants_next():
+                continue
             rgb, alpha = _upright(frame, colour)
             if alpha is not None and not reel.has_alpha and not shows_through(frame, stream):
                 alpha = None
             reel.add(rgb, alpha, path)
-            times.append((frame.pts if frame.pts is not None else frame.dts, frame.duration or 0))
         if colour is None:
             raise VideoError(
                 f"{path} holds no frame that can be decoded", hint="The file is damaged; copy it again."
@@ -342,8 +351,10 @@ class _Roll:
 class _Reel:
     """Gathers frames without knowing how many will come, and none of them in memory for long."""
 
-    def __init__(self, scratch: Path | None, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self, scratch: Path | None, part: range | None = None, in_memory: int = IN_MEMORY) -> None:
         self._scratch = scratch
+        self._part = part
+        self._passed = 0
         self._in_memory = in_memory
         self._colours, self._alphas = _Roll([]), _Roll([])
         self._names: list[Path] = []
@@ -363,9 +374,15 @@ class _Reel:
 
     def expect(self, frames: int, width: int, height: int, name: Path) -> None:
         """Refuse what there is no room for; `name` is what an error calls it by."""
+        frames = len(self._part) if self._part else frames
         in_memory = self._scratch is None and 3 * frames * width * height <= self._in_memory
         folder = None if in_memory else self._scratch or Path(tempfile.gettempdir())
         check_length(name, frames, width, height, folder)
+
+    def wants_next(self) -> bool:
+        """Count one more frame of the file, and say whether it is of the part that is read."""
+        self._passed += 1
+        return self._part is None or self._passed - 1 in self._part
 
     def add(
         self, rgb: UInt8[np.ndarray, "3 h w"], alpha: UInt8[np.ndarray, "1 h w"] | None, name: Path

@@ -155,7 +155,7 @@ class Writer:
         if not planned.container:
             if origin.variable_rate:
                 self._listen(Notice("a folder of pictures does not keep the times of a variable rate"))
-            return _Folder(self._draft, self._like.fps)
+            return _Folder(self._draft, self._like.fps, origin.first)
         sounding = self._sounding(planned)
         silence = why_silent(origin) if sounding else ""
         if silence:
@@ -184,16 +184,17 @@ class _Sink(Protocol):
 
 @final
 class _Folder:
-    """A folder of PNG files, whose text says at which rate they are shown."""
+    """A folder of PNG files, numbered as in the source, whose text says at which rate they are shown."""
 
-    def __init__(self, draft: Path, fps: Fraction) -> None:
+    def __init__(self, draft: Path, fps: Fraction, first: int) -> None:
         draft.mkdir()
         self._draft = draft
         self._fps = fps
+        self._first = first
 
     def add(self, rgb: np.ndarray, alpha: np.ndarray | None, index: int) -> None:
         planes = rgb if alpha is None else np.concatenate([rgb, alpha])
-        (self._draft / f"{index:06}.png").write_bytes(
+        (self._draft / f"{self._first + index:06}.png").write_bytes(
             encoded(np.moveaxis(planes, 0, -1), ".png", fps=self._fps)
         )
 

@@ -182,7 +182,7 @@ class GrabCutSegmenter:
             own = [mark for mark in marks if mark.name == name]
             for done, (t, soft, doubts) in enumerate(self._follow(video, pictures, flow, own)):
                 masks[index, t] = soft
-                warnings += [f"{name}, frame {t}: {doubt}" for doubt in doubts]
+                warnings += [f"{name}, {video.named_frames([t])}: {doubt}" for doubt in doubts]
                 listen(Advanced("masks", index * len(video) + done + 1, masks[:, :, 0, 0].size))
         listen(Ended("masks"))
         return Cutout(names, masks, video.height, video.width, tuple(warnings))
@@ -199,7 +199,7 @@ class GrabCutSegmenter:
             first = _cut_marks(pictures[anchor], here)
             if not first.any():
                 raise EmptyMask(
-                    f"nothing of {marks[0].name!r} was found on frame {anchor}",
+                    f"nothing of {marks[0].name!r} was found on {video.named_frames([anchor])}",
                     hint="draw the box a little larger, or add a stroke over the object",
                 )
             yield anchor, _soft(first), []

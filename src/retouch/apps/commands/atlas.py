@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retouch.apps.cli_fields import range_option
 from retouch.compute import Compute
 from retouch.errors import ParamsError
 from retouch.fields import pair
+from retouch.params import frame_range, renumbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +57,7 @@ def marking(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @CLIP
 @marking
+@range_option
 @click.option("-o", "--out", type=PATH, required=True, help="The mask: .mkv (lossless), or a folder.")
 @click.option(
     "--object", "name", default="", help="Which object, if several are marked; the first by default."
@@ -75,6 +78,7 @@ def mask(
     outside: tuple[str, ...],
     drawn: tuple[str, ...],
     segmenter: str,
+    part: str,
     out: Path,
     name: str,
     preview: Path | None,
@@ -99,10 +103,15 @@ def mask(
     if preview is not None:
         check_clip_output(preview, force=force, clip=facts)
     wanted = named_colour(colour) if colour else None
+    frames = frame_range(part)
+    box, stroke, polygon, outside, drawn = (
+        tuple(renumbered(text, frames, "a mark") for text in texts)
+        for texts in (box, stroke, polygon, outside, drawn)
+    )
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run() as run:
         follower = segmenter_named(segmenter, run)
-        video = read(clip, scratch=run.folder / "read")
+        video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         marks += drawn_marks(drawn, video)
         names = dict.fromkeys(mark.name for mark in marks)
         if name and name not in names:
@@ -147,6 +156,7 @@ def atlas() -> None:
 @atlas.command()
 @CLIP
 @marking
+@range_option
 @click.option("--mask", "masks", type=PATH, multiple=True, help="A mask a layer, front to back.")
 @click.option("-o", "--out", type=PATH, required=True, help="The atlas file.")
 @click.option("--set", "changes", multiple=True, help="A setting of the solver, as NAME=VALUE.")
@@ -172,6 +182,7 @@ def fit(
     outside: tuple[str, ...],
     drawn: tuple[str, ...],
     segmenter: str,
+    part: str,
     masks: tuple[Path, ...],
     out: Path,
     changes: tuple[str, ...],
@@ -192,14 +203,18 @@ def fit(
     from retouch.media.probe import probe
 
     check_free(out, force=force)
-    facts = probe(clip)
+    facts, frames = probe(clip), frame_range(part)
     for mask in masks:
-        check_masks(mask, facts)
+        check_masks(mask, facts, frames)
     settings = parse(AtlasSettings, dict(pair(change, example="--set side=320") for change in changes))
+    box, stroke, polygon, outside, drawn = (
+        tuple(renumbered(text, frames, "a mark") for text in texts)
+        for texts in (box, stroke, polygon, outside, drawn)
+    )
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
     with _run(device) as run:
         follower, motion = segmenter_named(segmenter, run), flow_named(flow, run)
-        video = read(clip, scratch=run.folder / "read")
+        video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         made = atlas_for(
             video,
             run,
@@ -232,9 +247,9 @@ def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
     charts = [
         {
             "name": texture_name(made, i),
-            "looks_like_frame": chart.reference,
-            "first_frame": chart.start,
-            "last_frame": chart.stop - 1,
+            "looks_like_frame": made.first + chart.reference,
+            "first_frame": made.first + chart.start,
+            "last_frame": made.first + chart.stop - 1,
             "width": int(chart.texture.shape[2]),
             "height": int(chart.texture.shape[1]),
         }
@@ -243,7 +258,10 @@ def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"layers": made.names, "frames": made.frames, "textures": charts}))
         return
-    click.echo(f"{file}: {made.frames} frames of {made.width}x{made.height}, solved up to {made.stage!r}")
+    where = f" from number {made.first} of the clip on," if made.first else ""
+    click.echo(
+        f"{file}: {made.frames} frames{where} of {made.width}x{made.height}, solved up to {made.stage!r}"
+    )
     for one in charts:
         click.echo(
             f"  {one['name']:14} {one['width']}x{one['height']}, like frame {one['looks_like_frame']}, "
@@ -254,15 +272,17 @@ def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
 @atlas.command()
 @FILE
 @CLIP
+@range_option
 @JSON
-def report(file: Path, clip: Path, *, as_json: bool) -> None:
+def report(file: Path, clip: Path, part: str, *, as_json: bool) -> None:
     """Measure an atlas against its clip, and say where it will fail."""
     from retouch.atlas.file import load_atlas
     from retouch.atlas.report import examine
     from retouch.media.io import read
 
+    frames = frame_range(part)
     with _run() as run:
-        video = read(clip, scratch=run.folder / "read")
+        video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         found = examine(load_atlas(file, video), video)
     click.echo(json.dumps(found.plain()) if as_json else found.words())
 
@@ -286,9 +306,10 @@ def export(file: Path, out: Path, *, exr: bool, force: bool) -> None:
 @atlas.command("extend")
 @FILE
 @CLIP
+@range_option
 @click.option("-o", "--out", type=PATH, required=True, help="The longer atlas.")
 @FORCE
-def extend_atlas(file: Path, clip: Path, out: Path, *, force: bool) -> None:
+def extend_atlas(file: Path, clip: Path, part: str, out: Path, *, force: bool) -> None:
     """Fit the frames that a longer clip adds; textures stay, so edits made before still hold."""
     from retouch.atlas.extend import extend_atlas as make_longer
     from retouch.atlas.file import load_atlas, save_atlas
@@ -296,9 +317,9 @@ def extend_atlas(file: Path, clip: Path, out: Path, *, force: bool) -> None:
     from retouch.media.io import read
 
     check_free(out, force=force)
-    shorter = load_atlas(file)
+    shorter, frames = load_atlas(file), frame_range(part)
     with _run() as run:
-        video = read(clip, scratch=run.folder / "read")
+        video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         click.echo(save_atlas(make_longer(shorter, video, run=run), out, force=force))
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retouch.apps.cli_fields import range_option
 from retouch.errors import InputError
 from retouch.events import Event, Notice, ignore
 from retouch.fields import pair
+from retouch.params import frame_range
 
 if TYPE_CHECKING:
     from retouch.video import Video
@@ -36,6 +38,7 @@ PATH = click.Path(path_type=Path)
     type=click.FloatRange(1, 255),
     help="Factor of differences.",
 )
+@range_option
 @click.option("--shortest", is_flag=True, help="Compare the frames that all of them have.")
 @click.option("--metrics", is_flag=True, help="Measure every clip against the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of words.")
@@ -48,6 +51,7 @@ def compare(
     sheet: Path | None,
     rows: int,
     gain: float,
+    part: str,
     shortest: bool,
     metrics: bool,
     as_json: bool,
@@ -67,13 +71,17 @@ def compare(
         raise InputError("one clip has nothing to be compared with", hint="name two or more")
     if not (out or sheet or metrics):
         raise InputError("nothing was asked for", hint="add -o side.mp4, --sheet sheet.png or --metrics")
-    names, facts = _names(clips, labels), [probe(path) for path in clips]
-    common_length([found.video.frames for found in facts], shortest=shortest)
+    names, frames = _names(clips, labels), frame_range(part)
+    facts = {path: probe(path) for path in clips}
+    counts = {path: found.video.frames for path, found in facts.items()}
+    # A clip just as long as the range is taken whole: it was made of such a part.
+    parts = {path: None if frames and count == len(frames) else frames for path, count in counts.items()}
+    common_length([len(frames) if frames else counts[path] for path in clips], shortest=shortest)
     if out:
-        check_clip_output(out, force=force, clip=facts[0])
+        check_clip_output(out, force=force, clip=facts[clips[0]])
     if sheet:
         check_picture_output(sheet, force=force)
-    videos = [read(path) for path in clips]
+    videos = [read(path, part=parts[path], listen=_say) for path in clips]
     length = common_length([len(video) for video in videos], shortest=shortest)
     videos = [video[:length] for video in videos]
     if len({video.fps for video in videos}) > 1:

@@ -102,6 +102,7 @@ def _command(spec: MethodSpec) -> click.Command:
         source: Path | None,
         out: Path | None,
         seed: int | None,
+        part: str | None,
         *,
         anyway: bool,
         force: bool,
@@ -111,7 +112,9 @@ def _command(spec: MethodSpec) -> click.Command:
         **values: object,
     ) -> None:
         base = EditRequest.read(source) if source else None
-        request = _request(spec, base, video, values, preset=preset, out=out, seed=seed, anyway=anyway)
+        request = _request(
+            spec, base, video, values, preset=preset, out=out, seed=seed, part=part, anyway=anyway
+        )
         if dry_run:
             click.echo(request.as_json(), nl=False)
             return
@@ -148,6 +151,7 @@ def _request(
     preset: str | None,
     out: Path | None,
     seed: int | None,
+    part: str | None,
     anyway: bool,
 ) -> EditRequest:
     """The request that the flags make: flag over `--from` over preset over default."""
@@ -173,6 +177,7 @@ def _request(
         method=spec.name,
         params=params.model_dump(mode="json"),
         seed=seed if seed is not None else (base.seed if base else 0),
+        range=part if part is not None else (base.range if base else ""),
         anyway=anyway or bool(base and base.anyway),
         compute=parse(Compute, compute),
         output=parse(Output, output),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retouch.errors import RequestError
+from retouch.params import frame_range
 
 if TYPE_CHECKING:
     from retouch.media.probe import Facts
@@ -17,17 +18,23 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--range", "part", default="", metavar="FIRST-LAST", help="Tell of these frames only.")
 @click.option("--diff", is_flag=True, help="Print what differs between two files; the exit code is 1 then.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
-def probe(files: tuple[Path, ...], *, diff: bool, as_json: bool) -> None:
+def probe(files: tuple[Path, ...], part: str, *, diff: bool, as_json: bool) -> None:
     """Print what a file is, or what differs between two.
 
     \b
     retouch probe clip.mp4
     retouch probe --diff clip.mp4 edited.mp4
     """  # noqa: D301 - click reads the mark
-    from retouch.media.probe import differences
-    from retouch.media.probe import probe as find_out
+    from retouch.media.probe import differences, facts_of_part
+    from retouch.media.probe import probe as look
+
+    frames = frame_range(part)
+
+    def find_out(path: Path) -> "Facts":
+        return facts_of_part(look(path), frames) if frames else look(path)
 
     if diff:
         if len(files) != 2:
@@ -42,14 +49,24 @@ def probe(files: tuple[Path, ...], *, diff: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("clip", type=click.Path(path_type=Path))
-@click.option("--at", "index", type=click.IntRange(0), required=True, help="Which frame; the first is 0.")
+@click.option("--at", "index", type=click.IntRange(0), help="Which frame; the first is 0.")
+@click.option(
+    "--range", "part", default="", metavar="FIRST-LAST", help="These frames, into a folder or clip."
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The picture; frame-AT.png by default.")
 @click.option("--force", is_flag=True, help="Replace the picture if there is one.")
-def keyframe(clip: Path, index: int, out: Path | None, *, force: bool) -> None:
-    """Take one frame out of a clip as a picture, upright, to be painted on."""
-    from retouch.apps.preflight import check_picture_output
-    from retouch.media.io import read_frame, write_picture
+def keyframe(clip: Path, index: int | None, part: str, out: Path | None, *, force: bool) -> None:
+    """Take frames out of a clip, upright, to be painted on: one as a picture, or a range of them."""
+    from retouch.apps.preflight import check_clip_output, check_picture_output
+    from retouch.media.io import read, read_frame, write, write_picture
 
+    if (index is None) == (not part):
+        raise RequestError("which frame?", hint="give --at FRAME, or --range FIRST-LAST")
+    if index is None:
+        out = out or Path(f"frames-{part}")
+        check_clip_output(out, force=force)
+        click.echo(write(read(clip, part=frame_range(part)), out, force=force))
+        return
     out = out or Path(f"frame-{index}.png")
     check_picture_output(out, force=force)
     click.echo(write_picture(read_frame(clip, index), out, force=force))
@@ -71,7 +88,7 @@ def _in_words(facts: "Facts") -> str:
         f"  size      {video.width}x{video.height}"
         + (f", stored turned by {video.rotation} degrees" if video.rotation else "")
         + (f", pixels {video.sample_aspect} as wide as high" if video.sample_aspect != 1 else ""),
-        f"  frames    {video.frames}, {rate}",
+        f"  frames    {video.frames}{f' from number {video.first} on' * bool(video.first)}, {rate}",
         f"  colour    {' / '.join(tags)}, {levels}",
     ]
     for sound in facts.sounds:

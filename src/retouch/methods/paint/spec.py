@@ -5,7 +5,17 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from retouch.params import Feather, FirstFrame, Keyframes, MaskFile, NamedPicture, Params, PictureAt
+from retouch.params import (
+    DrawnMask,
+    Feather,
+    FirstFrame,
+    FrameMark,
+    Frames,
+    Keyframes,
+    MaskFile,
+    NamedPicture,
+    Params,
+)
 from retouch.spec import MethodSpec, Paper
 
 
@@ -20,19 +30,19 @@ class PaintParams(Params):
         description="A painted texture, as NAME=PICTURE, both from `retouch atlas export`. Repeatable.",
     )
     mask: MaskFile | None = None
-    box: tuple[str, ...] = Field(
+    box: tuple[FrameMark, ...] = Field(
         default=(), description="A box around an object, as [NAME@]FRAME:x,y x,y. Repeatable."
     )
-    stroke: tuple[str, ...] = Field(
+    stroke: tuple[FrameMark, ...] = Field(
         default=(), description="A stroke over an object, as [NAME@]FRAME:x,y x,y ... Repeatable."
     )
-    outside: tuple[str, ...] = Field(
+    outside: tuple[FrameMark, ...] = Field(
         default=(), description="A stroke over what is not the object, as [NAME@]FRAME:x,y x,y ..."
     )
-    polygon: tuple[str, ...] = Field(
+    polygon: tuple[FrameMark, ...] = Field(
         default=(), description="An object's outline, as [NAME@]FRAME:x,y x,y x,y ... Repeatable."
     )
-    drawn: tuple[PictureAt, ...] = Field(
+    drawn: tuple[DrawnMask, ...] = Field(
         default=(),
         description="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is the object. Repeatable.",
     )
@@ -51,7 +61,9 @@ class PaintParams(Params):
     tolerance: int = Field(
         default=3, ge=0, le=255, description="Levels by which a painted frame may differ and not be painted."
     )
-    frames: str = Field(default="", description="The frames that show the edit, as FIRST-LAST; empty is all.")
+    frames: Frames = Field(
+        default="", description="The frames that show the edit, as FIRST-LAST; empty is all."
+    )
     fade: int = Field(default=0, ge=0, description="Frames in which the edit comes and goes.")
 
 
