@@ -35,7 +35,8 @@ def check_clip_output(
         VideoError: the place, the suffix or the codec will not do, for any clip or for this one.
         ParamsError: the codec cannot do what `encoding` asks.
     """
-    planned = recipe(path, encoding, width=2, height=2, alpha=False)
+    width, height = (clip.video.width, clip.video.height) if clip else (64, 64)
+    planned = recipe(path, encoding, width=width, height=height, alpha=False)
     check_free(path, force=force, folder=not planned.container)
     if clip is not None:
         sounds = [sound.codec for sound in clip.sounds] if encoding.sound else []

@@ -76,8 +76,9 @@ _USUAL_CRF = MappingProxyType({"h264": 17, "hevc": 19, "vp9": 22, "av1": 24})
 # the same clip then becomes other bytes now and then. Without those instructions it does not, and is as fast.
 _ON_X86 = platform.machine().lower() in ("x86_64", "amd64")
 _SAME_BYTES = {"x264-params": "asm=avx2"} if _ON_X86 else {}
-# Below this width x265's AVX2 code writes behind its buffers, and the process dies of it sooner or later.
-_NARROW = 64
+# Below this width x265's AVX2 code writes behind its buffers, and the process dies of it sooner or later. The
+# library chooses its code once a process, so that an encoder cannot be told to do without.
+_LEAST_HEVC_WIDTH = 64
 
 
 def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bool) -> Recipe:
@@ -103,6 +104,11 @@ def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bo
         raise VideoError(
             f"{path.suffix or 'a folder'} does not hold {codec}", hint=f"Write to {place} instead."
         )
+    if codec == "hevc" and width < _LEAST_HEVC_WIDTH:
+        raise VideoError(
+            f"HEVC is written from {_LEAST_HEVC_WIDTH} pixels of width on; the clip has {width}",
+            hint="Use h264, or ffv1 in .mkv.",
+        )
     _check_wishes(codec, encoding)
     remarks: tuple[str, ...] = ()
     if alpha and (codec not in _WITH_ALPHA or (codec == "vp9" and encoding.lossless)):
@@ -118,8 +124,6 @@ def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bo
             *remarks,
             f"{width}x{height} has an odd side, so colour is kept at full size (4:4:4): not for all players",
         )
-    if codec == "hevc" and width < _NARROW and _ON_X86:
-        options["x265-params"] += ":asm=sse4"
     if container == "avi" and codec == "h264":
         options["bf"] = "0"  # AVI has no timestamps to bring frames back into order with
     tag = "hvc1" if codec == "hevc" and container in ("mp4", "mov") else ""

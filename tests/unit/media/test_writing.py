@@ -258,13 +258,19 @@ def test_a_better_crf_is_nearer_and_larger(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng", ""])
 def test_the_same_clip_becomes_the_same_bytes(suffix: str, codec: Codec, tmp_path: Path) -> None:
     try:
-        recipe(tmp_path / f"a{suffix}", Encoding(codec=codec), width=48, height=32, alpha=False)
+        recipe(tmp_path / f"a{suffix}", Encoding(codec=codec), width=64, height=48, alpha=False)
     except VideoError:
         return  # the container does not take that codec
-    sounding = suffix in (".mp4", ".mkv")
-    source = read(with_sound(tmp_path / "source.mkv", "aac")) if sounding else clip()
+    sounding = suffix in (".mp4", ".mkv") and codec != "hevc"
+    source = read(with_sound(tmp_path / "source.mkv", "aac")) if sounding else clip(5, 48, 64)
     one, two = (write(source, tmp_path / f"{n}{suffix}", encoding=Encoding(codec=codec)) for n in "ab")
     assert file_digest(one) == file_digest(two)
+
+
+def test_hevc_that_its_encoder_would_crash_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="64 pixels of width on; the clip has 62"):
+        write(clip(3, 48, 62), tmp_path / "narrow.mp4", encoding=Encoding(codec="hevc"))
+    write(clip(3, 48, 64), tmp_path / "wide.mp4", encoding=Encoding(codec="hevc"))
 
 
 def test_generations_of_one_clip_stay_near_the_first(tmp_path: Path) -> None:
