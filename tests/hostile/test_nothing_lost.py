@@ -110,6 +110,22 @@ def test_what_appears_at_the_output_during_the_run_stays_and_the_result_is_in_th
     assert not [path for path in shell.folder.iterdir() if "draft" in path.name]
 
 
+def test_a_result_that_was_handed_over_before_a_stop_is_no_stranger_there_or_gone(shell: Shell) -> None:
+    assert shell(*TINT, "-o", "out.mp4").code == 0
+    (folder,) = shell.runs
+    whole = (shell.folder / "out.mp4").read_bytes()
+    for gone in (False, True):
+        (folder / "report.json").unlink()  # as if it was stopped right after the result was put in place
+        if gone:
+            (shell.folder / "out.mp4").unlink()
+        ended = shell("resume", folder.name, "--quiet")
+        assert (ended.code, (shell.folder / "out.mp4").read_bytes()) == (0, whole), ended.err
+    (folder / "report.json").unlink()
+    (shell.folder / "out.mp4").write_text("somebody else's")
+    assert shell("resume", folder.name, "--quiet").code == 2
+    assert (shell.folder / "out.mp4").read_text() == "somebody else's"
+
+
 def test_the_old_folder_is_there_until_the_new_one_is(shell: Shell, bouncing: Bouncing) -> None:
     frames = write(bouncing.video, shell.folder / "frames")
     before = everything_in(frames)

@@ -306,7 +306,7 @@ def _keep_extras(edited: Edited, folder: Path) -> None:
 def _handed_over(request: EditRequest, folder: Path | None) -> bool:
     """Whether what lies at the request's goal is this run's own result, from before it was stopped."""
     result = folder / _result_name(request) if folder else None
-    if not (request.out and result and result.exists()):
+    if not (request.out and result and result.exists() and request.out.exists()):
         return False
     return result.is_dir() == request.out.is_dir() and file_digest(result) == file_digest(request.out)
 
