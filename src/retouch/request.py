@@ -72,9 +72,10 @@ class EditRequest(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            if error.errors(include_url=False)[0]["type"] == "json_invalid":
+            fault = error.errors(include_url=False)[0]
+            if not fault["loc"]:
                 raise RequestError(
-                    "the request is no JSON: " + error.errors(include_url=False)[0]["msg"],
+                    "the request is no JSON object: " + fault["msg"].replace("Input should", "it must"),
                     hint="make one with: retouch edit METHOD CLIP --dry-run",
                 ) from None
             raise explain(error, cls, kind=RequestError) from None

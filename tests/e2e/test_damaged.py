@@ -66,7 +66,10 @@ def watched(folder: Path, first: int, count: int) -> list[str]:
     temporary.mkdir()
     (folder / "files").mkdir()
     command = [sys.executable, __file__, str(folder / "files"), str(first), str(count)]
-    environment = {**os.environ, "TMPDIR": str(temporary), "SVT_LOG": "1"}
+    paths = os.pathsep.join(
+        filter(None, (str(Path(__file__).parents[1] / "plugins"), os.environ.get("PYTHONPATH")))
+    )
+    environment = {**os.environ, "TMPDIR": str(temporary), "SVT_LOG": "1", "PYTHONPATH": paths}
     lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
