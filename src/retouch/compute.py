@@ -118,11 +118,13 @@ class Compute(BaseModel):
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
-        torch.set_num_threads(self.threads or threads)
+        if self.threads and self.threads != threads:  # to set what is set changes how MKL shares its work
+            torch.set_num_threads(self.threads)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 

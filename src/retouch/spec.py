@@ -31,6 +31,7 @@ RESERVED = frozenset(
         "memory",
         "offload",
         "out",
+        "part",
         "preset",
         "quiet",
         "range",

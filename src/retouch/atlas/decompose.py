@@ -35,6 +35,7 @@ from retouch.atlas.solve import (
     normal_matrix,
     rhs,
     roughness_gradient,
+    solve_each,
 )
 from retouch.atlas.textures import fill_unseen, sample_texture, shrink_pictures, splat_values
 from retouch.errors import ArtifactError, EmptyMask, VideoError
@@ -556,7 +557,7 @@ def _gain_change(
     side = rhs(rows, columns, shown * rest)
     usual = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] + 1e-3
     hold = usual * 0.05 * (torch.eye(kh * kw) + bending_energy(kh, kw)).to(rows)
-    change: Tensor = torch.linalg.solve(matrix + hold, side[..., None])[..., 0]
+    change = solve_each(matrix + hold, side[..., None])[..., 0]
     return change.reshape_as(chart.gain[start - chart.start : stop - chart.start]).clamp(-0.5, 1.0)
 
 

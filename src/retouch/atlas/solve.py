@@ -104,11 +104,23 @@ def fit_field(
     for _ in range(rounds):
         matrix = normal_matrix(rows, columns, weight)[:, 0] + hold + keep
         side = rhs(rows, columns, weight * residual) + before @ keep
-        controls = torch.linalg.solve(matrix, side.transpose(1, 2)).transpose(1, 2).unflatten(2, (gh, gw))
+        controls = solve_each(matrix, side.transpose(1, 2)).transpose(1, 2).unflatten(2, (gh, gw))
         bent = rows[:, None] @ controls @ columns[:, None].transpose(-1, -2)
         off = (residual - bent).square().sum(1, keepdim=True)
         weight = weights * geman_mcclure(off / unit**2, 1.0)
     return replace(mapping, controls=controls)
+
+
+def solve_each(
+    matrix: Float[Tensor, "*some n n"], side: Float[Tensor, "*some n k"]
+) -> Float[Tensor, "*some n k"]:
+    """Solve some systems one after the other.
+
+    A stack of them at once comes out wrong, now and then, from an MKL whose threads were counted by
+    `torch.set_num_threads`: each of its threads then starts threads of its own.
+    """
+    systems = zip(matrix.flatten(0, -3), side.flatten(0, -3), strict=True)
+    return torch.stack([torch.linalg.solve(left, right) for left, right in systems]).view_as(side)
 
 
 def texel_size(mapping: Mapping, window: PixelWindow) -> Float[Tensor, "f 1 1 1"]:
@@ -170,7 +182,7 @@ def gauss_newton(
     )
     controls = mapping.controls.flatten(2)
     side = rhs(rows, columns, pull) - controls @ hold
-    step = torch.linalg.solve(matrix, side.flatten(1)[..., None])[..., 0].unflatten(1, (2, gh, gw))
+    step = solve_each(matrix, side.flatten(1)[..., None])[..., 0].unflatten(1, (2, gh, gw))
     largest = step.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
     step = step * (STEP_LIMIT / largest).clamp(max=1)
     return without_folds(mapping, window, weights, step)

@@ -362,7 +362,7 @@ def ddim_schedule(scheduler: DDIMScheduler, steps: int) -> Schedule:
         ModelMismatch: a step of it cannot be inverted, or the prediction is of another kind.
         ParamsError: it tells fewer levels apart.
     """
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(min(steps, int(scheduler.config.num_train_timesteps)))
     times, prediction = [int(t) for t in scheduler.timesteps], _prediction(scheduler)
     if len(set(times)) != steps:
         raise ParamsError(f"steps is {steps}; this model tells only {len(set(times))} levels apart")

@@ -14,6 +14,7 @@ from retouch.atlas.solve import (
     normal_matrix,
     rhs,
     roughness_gradient,
+    solve_each,
     without_folds,
 )
 from retouch.atlas.textures import gaussian_blur, sample_texture
@@ -124,3 +125,14 @@ def test_roughness_is_the_gradient_of_half_the_squared_differences() -> None:
     energy = 0.5 * (texture.diff(dim=1).square().sum() + texture.diff(dim=2).square().sum())
     (gradient,) = torch.autograd.grad(energy, texture)
     assert torch.allclose(roughness_gradient(texture.detach()), gradient)
+
+
+def test_systems_are_solved_whatever_threads_are_asked_for() -> None:
+    root = torch.randn(8, 256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix, answer = root @ root.mT + 256 * torch.eye(256), torch.ones(8, 256, 3, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.allclose(solve_each(matrix, matrix @ answer), answer)
+    finally:
+        torch.set_num_threads(before)
