@@ -74,6 +74,10 @@ class OutOfBudget(ResourceError):
     """The plan needs more memory than there is; raised before the first step."""
 
 
+class WorkerEnded(ResourceError):
+    """A process that did the work ended, or had to be ended, before it was done."""
+
+
 class ArtifactError(RetouchError):
     """A kept result is damaged, or comes from somewhere else."""
 

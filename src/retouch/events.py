@@ -4,9 +4,9 @@ The command line draws bars from them, the page moves them, the run folder keeps
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final, get_args
 
 
 @final
@@ -85,3 +85,10 @@ def told_once(listen: Listener) -> Listener:
 def as_json(event: Event) -> dict[str, object]:
     """Return an event as plain values, its class under `event`."""
     return {"event": type(event).__name__.lower(), **dataclasses.asdict(event)}
+
+
+def from_json(told: Mapping[str, Any]) -> Event:
+    """Return the event that `as_json` made these values of."""
+    kinds = {kind.__name__.lower(): kind for kind in get_args(Event)}
+    event: Event = kinds[told["event"]](**{name: value for name, value in told.items() if name != "event"})
+    return event

@@ -13,7 +13,7 @@ import pytest
 from command_line import Shell
 
 from retouch import registry
-from retouch.apps import runner
+from retouch.apps import run_folder
 from retouch.apps.cli import run
 from retouch.artifacts import ArtifactStore
 from retouch.media.io import read_frame, write, write_picture
@@ -73,7 +73,7 @@ def survived(shell: Shell, edit: tuple[str, ...], draw: random.Random, lasting: 
     command = edit
     while kills < MOST and killed(shell, command, draw.uniform(0, lasting)):
         kills += 1
-        states = [(folder, runner.state_of(folder)) for folder in shell.runs]
+        states = [(folder, run_folder.state_of(folder)) for folder in shell.runs]
         if any(state == "done" for _, state in states):
             return kills
         assert all(state == "stopped" for _, state in states)

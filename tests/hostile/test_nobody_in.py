@@ -18,7 +18,7 @@ from command_line import Shell
 from PIL import Image
 from watched import watched
 
-from retouch.apps.runner import find_folder
+from retouch.apps.run_folder import find_folder
 from retouch.errors import RequestError, ResourceError, RetouchError, VideoError
 from retouch.media.io import read, read_picture, write
 from retouch.media.masks import read_masks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_line import Shell
 
-from retouch.apps import runner
+from retouch.apps import run_folder
 from retouch.media.io import read, write, write_picture
 from retouch.testing import Bouncing
 
@@ -106,7 +106,7 @@ def test_what_appears_at_the_output_during_the_run_stays_and_the_result_is_in_th
     assert f"its result lies in {result}" in told
     assert there.read_text() == "somebody was faster"
     assert len(read(result)) == 8
-    assert runner.state_of(folder) == "done"
+    assert run_folder.state_of(folder) == "done"
     assert not [path for path in shell.folder.iterdir() if "draft" in path.name]
 
 

@@ -18,7 +18,7 @@ from typing import final
 import torch
 
 import retouch
-from retouch.apps import runner
+from retouch.apps import run_folder
 from retouch.apps.cli import run
 
 for found in pkgutil.walk_packages(retouch.__path__, "retouch."):  # so that no child has to import them
@@ -102,4 +102,4 @@ class Shell:
     @property
     def runs(self) -> list[Path]:
         """The run folders."""
-        return runner.run_folders()
+        return run_folder.run_folders()

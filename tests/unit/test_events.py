@@ -13,6 +13,7 @@ from retouch.events import (
     Reused,
     Started,
     as_json,
+    from_json,
     ignore,
     told_once,
 )
@@ -32,6 +33,7 @@ from retouch.events import (
 )
 def test_every_event_is_plain_json(event: Event, told: dict[str, object]) -> None:
     assert json.loads(json.dumps(as_json(event))) == told
+    assert from_json(told) == event
 
 
 def test_silence_takes_any_event() -> None:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from retouch.apps.runner import error_of
+from retouch.apps.run_folder import error_of
 from retouch.errors import RequestError, RetouchError
 from retouch.files import replace_whole
 from retouch.media.compare import difference_sheet

@@ -16,10 +16,11 @@ import numpy as np
 from retouch import __version__
 from retouch.apps.cli_fields import command_line
 from retouch.apps.preflight import check_clip_output, check_given, check_prompts
+from retouch.apps.run_folder import ERROR, QUEUED, REPORT, check_ours, new_folder, note_error
 from retouch.compute import Compute, heeds_alignment
 from retouch.errors import Cancelled, PluginError, RequestError, RetouchError
 from retouch.events import Event, Listener, Notice, as_json, ignore, told_once
-from retouch.fields import near, parse, renamed
+from retouch.fields import parse, renamed
 from retouch.files import in_our_words, replace_whole, system_error, write_whole
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
@@ -27,16 +28,14 @@ from retouch.media.opening import check_part
 from retouch.media.probe import Pictures, probe
 from retouch.models.estimate import Estimate
 from retouch.params import frame_range, of_part
-from retouch.places import home, usable_home
+from retouch.places import home
 from retouch.registry import method
-from retouch.regular import UnfitFile, check_own, open_own, open_regular
+from retouch.regular import open_own
 from retouch.request import EditRequest
 from retouch.run import Edited, OnStep, Run
 from retouch.spec import MethodSpec
 from retouch.video import FRAMES_AT_ONCE, Video
 
-REPORT = "report.json"
-ERROR = "error.json"
 _SUFFIXES = {"gif": ".gif", "ffv1": ".mkv", "prores": ".mov", "vp9": ".webm", "png": ""}
 
 
@@ -105,6 +104,7 @@ def run_edit(
     request = request.model_copy(update={"compute": request.compute.here()})
     with _locked(folder), _recorded(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
+        (folder / QUEUED).unlink(missing_ok=True)
         write_whole(folder / "request.json", request.as_json())
         for text in former:
             tell(Notice(text))
@@ -155,70 +155,6 @@ def run_edit(
         if refused:
             raise refused
     return Result(folder, request.out or result, report)
-
-
-def new_folder(name: str) -> Path:
-    """A fresh run folder, named by time and method."""
-    base = usable_home() / "runs"
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    for number in range(1, 10_000):
-        folder = base / (stem if number == 1 else f"{stem}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError(f"ten thousand runs in one second under {base}")
-
-
-def find_folder(name: str) -> Path:
-    """The run folder of a name or path.
-
-    Raises:
-        RequestError: there is none, or a link lies in it.
-    """
-    candidates = [home() / "runs" / name, Path(name).expanduser().absolute()]
-    for folder in candidates:
-        if (folder / "request.json").is_file():
-            _check_ours(folder)
-            return folder
-    known = [folder.name for folder in run_folders()]
-    raise RequestError(f"there is no run {name!r}", hint=near(name, known) or "see: retouch runs")
-
-
-def run_folders() -> list[Path]:
-    """Every run folder, the newest last."""
-    return sorted(path.parent for path in (home() / "runs").glob("*/request.json"))
-
-
-def state_of(folder: Path) -> str:
-    """How a run stands: done, running, failed or stopped, with the reason where there is one."""
-    if is_running(folder):
-        return "running"
-    if (folder / REPORT).exists():
-        return "done"
-    told = error_of(folder)
-    stopped = told.get("error", Cancelled.__name__) == Cancelled.__name__
-    return "stopped" if stopped else f"failed: {told['message']}"
-
-
-def error_of(folder: Path) -> Mapping[str, str]:
-    """Return what ended a run: `error`, `message` and `hint`; nothing where that is not told, or damaged."""
-    try:
-        told = json.loads((folder / ERROR).read_text(encoding="utf-8"))
-        return {name: str(told[name]) for name in ("error", "message", "hint")}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process is at work in a run folder."""
-    try:
-        with open_regular(folder / "lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (FileNotFoundError, UnfitFile):
-        return False
-    return False
 
 
 def untouched(source: Video, edited: Edited) -> dict[str, object]:
@@ -324,18 +260,10 @@ def _hand_over(result: Path, out: Path, *, force: bool) -> RetouchError | None:
     return None
 
 
-def _check_ours(folder: Path) -> None:
-    """Refuse a run folder with a link in it, through which a stranger would have us write elsewhere."""
-    try:
-        check_own(folder)
-    except UnfitFile as error:
-        raise RequestError(f"{error}; a run folder holds files", hint="remove it if you trust it") from None
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder, so that two processes never work in one; the lock dies with the process."""
-    _check_ours(folder)
+    check_ours(folder)
     with open_own(folder / "lock", "wb") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -361,14 +289,14 @@ def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
         yield told_once(tell)
     except KeyboardInterrupt:
         error = Cancelled("the run was stopped", hint=f"go on with: retouch resume {folder.name}")
-        _note_error(folder, error)
+        note_error(folder, error)
         raise error from None
     except OSError as error:
         told = in_our_words(error)
-        _note_error(folder, told)
+        note_error(folder, told)
         raise told from None
     except Exception as error:
-        _note_error(folder, error)
+        note_error(folder, error)
         raise
     finally:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
@@ -389,10 +317,3 @@ def _ends_whole(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) in (b"", b"\n")
-
-
-def _note_error(folder: Path, error: Exception) -> None:
-    hint = error.hint if isinstance(error, RetouchError) else ""
-    told = {"error": type(error).__name__, "message": str(error), "hint": hint}
-    with contextlib.suppress(RetouchError):  # a full disk must not hide the error itself
-        write_whole(folder / ERROR, json.dumps(told) + "\n")

@@ -110,7 +110,7 @@ def compare(
 def report(run: str, *, out: Path | None, embed_up_to: float, as_json: bool, force: bool) -> None:
     """Make a web page of a RUN that needs no other file: players, figures, notices, request, command."""
     from retouch.apps.report import write_report
-    from retouch.apps.runner import find_folder
+    from retouch.apps.run_folder import find_folder
 
     path = write_report(find_folder(run), out, embed_up_to=round(embed_up_to * 2**20), force=force)
     click.echo(json.dumps({"report": str(path)}) if as_json else str(path))

@@ -14,7 +14,7 @@ from retouch.request import EditRequest
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 def runs(*, as_json: bool) -> None:
     """List the runs and how they ended, the newest last."""
-    from retouch.apps.runner import run_folders, state_of
+    from retouch.apps.run_folder import run_folders, state_of
 
     rows = [(folder, state_of(folder), _request(folder)) for folder in run_folders()]
     if as_json:
@@ -36,7 +36,7 @@ def runs(*, as_json: bool) -> None:
 def resume(run: str, *, as_json: bool, quiet: bool, force: bool) -> None:
     """Go on with a run that was stopped, with the steps it had finished."""
     from retouch.apps.commands.edit import carry_out
-    from retouch.apps.runner import find_folder, state_of
+    from retouch.apps.run_folder import find_folder, state_of
 
     folder = find_folder(run)
     if state_of(folder) == "done":
@@ -53,7 +53,8 @@ def resume(run: str, *, as_json: bool, quiet: bool, force: bool) -> None:
 def replay(run: str, *, as_json: bool, quiet: bool) -> None:
     """Do a run again, in a folder of its own, and say whether the bytes are the same."""
     from retouch.apps.progress import shown
-    from retouch.apps.runner import REPORT, find_folder, run_edit
+    from retouch.apps.run_folder import REPORT, find_folder
+    from retouch.apps.runner import run_edit
 
     folder = find_folder(run)
     request = EditRequest.read(folder / "request.json").model_copy(update={"out": None})
