@@ -1,1 +1,0 @@
-"""DiffusionAtlas: edit the atlas by words and by a picture."""
