@@ -1,6 +1,6 @@
 """What every training of the family shares: the loop, its checkpoints, and its command line.
 
-A bfloat16 working copy, float32 masters, a running average.
+A working copy in the precision that the machine is quick in, float32 masters, a running average.
 
 Checkpoints are written every few minutes to a draft and renamed, so a kill at any moment costs minutes.
 Batches are drawn by the step's number, so a resumed training sees the same pictures as an unbroken one.
@@ -49,7 +49,7 @@ class Fit(Generic[N]):
         decay: by how much matrices shrink, times the rate.
         keep: how much of the running average stays at each step.
         device: where to train.
-        precision: of the working copy.
+        precision: of the working copy; None is `working_precision(device)`.
         betas: how long AdamW remembers gradients, and their squares.
         orthogonal: matrices take steps of one length in all directions (Muon), and only vectors go by AdamW.
     """
@@ -64,7 +64,7 @@ class Fit(Generic[N]):
         decay: float = 0.01,
         keep: float = 0.998,
         device: str = "cpu",
-        precision: torch.dtype = torch.bfloat16,
+        precision: torch.dtype | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         orthogonal: bool = False,
     ) -> None:
@@ -78,8 +78,9 @@ class Fit(Generic[N]):
             name: p.detach().float().clone() for name, p in network.named_parameters() if p.requires_grad
         }
         self.average = {name: value.clone() for name, value in self.masters.items()}
-        self.network = network.to(precision)
-        if self.device.type == "cpu":
+        self.precision = precision or working_precision(device)
+        self.network = network.to(self.precision)
+        if self.device.type == "cpu" and self.precision != torch.float32:
             said = ", ".join(convolve_in_full(self.network))
             print(json.dumps({"computed in float32": said or "nothing"}), flush=True)
         self.share = 1.0
@@ -250,6 +251,15 @@ class Fit(Generic[N]):
                 optimizer.state[variable] = {
                     k: s if k == "step" else s.view_as(variable).to(self.device) for k, s in state.items()
                 }
+
+
+def working_precision(device: str) -> torch.dtype:
+    """Return bfloat16, or float32 for a processor without instructions for it.
+
+    There bfloat16 costs twelve times as much: 14 s against 1.2 for two steps of the UNet on eight pictures.
+    """
+    quick = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if quick else torch.float32
 
 
 def convolve_in_full(network: Module) -> list[str]:

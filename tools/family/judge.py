@@ -92,7 +92,7 @@ def train(
             tuple(torch.randint(-3, 4, (2,), generator=generator).tolist()), (-2, -1)
         )
         truth = torch.from_numpy(chosen.labels[rows].astype(np.int64)).to(fit.device)
-        scores = fit.network(pixels.bfloat16()).values()
+        scores = fit.network(pixels.to(fit.precision)).values()
         losses = [cross_entropy(s, truth[:, n]) for n, s in enumerate(scores)]
         return torch.stack(losses).sum(), BATCH
 

@@ -9,7 +9,7 @@ import architecture
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from fit import load_average
+from fit import load_average, working_precision
 from pictures import MASK_SIDE, Pictures, held_out, prepared
 from torch import nn
 from transformers import CLIPTokenizer
@@ -116,7 +116,7 @@ def prepared_latents(
     pictures = prepared(work, lesson, count, size)
     path = folder / "z.npy"
     if not path.exists():
-        vae = finished_autoencoder(work, size).to(device).to(torch.bfloat16)
+        vae = finished_autoencoder(work, size).to(device).to(working_precision(device))
         side = size // 2 ** (len(vae.config.block_out_channels) - 1)
         draft = folder / "z.draft.npy"
         z = np.lib.format.open_memmap(draft, "w+", dtype=np.float16, shape=(count, 4, side, side))

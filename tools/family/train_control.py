@@ -76,10 +76,10 @@ def train(
         silent = torch.rand(count, generator=generator) < WORDLESS
         tokens = torch.from_numpy(latents[chosen].tokens[rows].astype(np.int64))
         tokens = torch.where(silent[:, None], wordless, tokens).to(fit.device)
-        edges = canny(pictures[chosen].pixels[rows]).to(fit.device, torch.bfloat16)
+        edges = canny(pictures[chosen].pixels[rows]).to(fit.device, fit.precision)
         t = timesteps(count, generator)
         noise = torch.randn(z.shape, generator=generator)
-        noisy = noised(z, noise, t).to(fit.device, torch.bfloat16)
+        noisy = noised(z, noise, t).to(fit.device, fit.precision)
         out = fit.network(noisy, t.to(fit.device), tokens, edges)
         return (out - velocity(z, noise, t).to(fit.device)).square().mean(), count
 

@@ -46,7 +46,7 @@ def train(
     vae = finished_autoencoder(work, size)
     folder = work / f"decoder-{size}px"
     fit = Fit(Decoder(vae).requires_grad_(True), folder, rate=1e-3, keep=0.998, device=device)
-    vae.to(fit.device, torch.bfloat16)
+    vae.to(fit.device, fit.precision)
     sets = [prepared(work, lesson, count, size) for lesson, count in (counts or COUNTS).items()]
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
 
@@ -54,9 +54,9 @@ def train(
         fit.settle(images)
         pixels, weight = batch(sets, fit, generator, fine=True)
         with torch.no_grad():
-            z = vae.quant_conv(vae.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
+            z = vae.quant_conv(vae.encoder(pixels.to(fit.precision))).chunk(2, 1)[0].float()
         z = z + NOISE * torch.randn(z.shape, generator=generator).to(z.device)
-        out = fit.network(z.bfloat16()).float()
+        out = fit.network(z.to(fit.precision)).float()
         return reconstruction_loss(out, pixels, weight, squared=SQUARED_AT_LAST), len(pixels)
 
     def figures() -> dict[str, float]:

@@ -170,8 +170,8 @@ def train(
         seen = seen * (torch.rand(count, 1, generator=generator) > 0.1).to(seen)
         t = timesteps(count, generator)
         noise = torch.randn(z.shape, generator=generator)
-        noisy = noised(z, noise, t).to(fit.device, torch.bfloat16)
-        out = fit.network(noisy, t.to(fit.device), tokens, seen.to(torch.bfloat16))
+        noisy = noised(z, noise, t).to(fit.device, fit.precision)
+        out = fit.network(noisy, t.to(fit.device), tokens, seen.to(fit.precision))
         return (out - velocity(z, noise, t).to(fit.device)).square().mean(), count
 
     return fit.until(images, look, every=250)

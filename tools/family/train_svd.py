@@ -141,12 +141,12 @@ def train_autoencoder(
         truth = torch.tensor(pixels[rows, start : start + span]).flatten(0, 1).to(fit.device)
         truth = truth.float() / 127.5 - 1
         wanted = torch.tensor(latents[rows, start : start + span]).flatten(0, 1).to(fit.device).float()
-        moments = fit.network.quant_conv(fit.network.encoder(truth.bfloat16())).float()
+        moments = fit.network.quant_conv(fit.network.encoder(truth.to(fit.precision))).float()
         mean, logvar = moments.chunk(2, 1)
         given = mean if torch.rand((), generator=generator) < 0.5 else wanted
         given = given + DECODER_NOISE * torch.randn(given.shape, generator=generator).to(given.device)
-        flag = torch.zeros(len(rows), span, device=fit.device, dtype=torch.bfloat16)
-        out = fit.network.decoder(given.bfloat16(), num_frames=span, image_only_indicator=flag).float()
+        flag = torch.zeros(len(rows), span, device=fit.device, dtype=fit.precision)
+        out = fit.network.decoder(given.to(fit.precision), num_frames=span, image_only_indicator=flag).float()
         loss = l1_loss(out, truth) + 3 * mse_loss(out, truth) + mse_loss(mean, wanted)
         loss = loss + 1e-3 * (logvar + 12).square().mean()  # the mode is what counts; the spread stays small
         return loss, FRAMES

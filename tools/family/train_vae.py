@@ -108,13 +108,13 @@ def psnr(vae: AutoencoderKL, pixels: np.ndarray) -> float:
     return float(torch.cat(total).mean())
 
 
-def holder(folder: Path, size: int, device: torch.device) -> AutoencoderKL:
+def holder(folder: Path, size: int, device: torch.device, precision: torch.dtype) -> AutoencoderKL:
     """The autoencoder whose latents are to be kept: the checkpoint's own when this is first asked for."""
     kept = folder / "held"
     if not kept.exists():
         kept.mkdir()
         shutil.copy(folder / "checkpoint.safetensors", kept)
-    return load_average(architecture.autoencoder(size), kept).to(device, torch.bfloat16)
+    return load_average(architecture.autoencoder(size), kept).to(device, precision)
 
 
 def train(
@@ -134,7 +134,7 @@ def train(
     torch.manual_seed(seed)
     folder = work / f"vae-{size}px"
     fit = Fit(architecture.autoencoder(size), folder, rate=COARSE_RATE, keep=0.997, device=device)
-    anchor = holder(folder, size, fit.device) if hold else None
+    anchor = holder(folder, size, fit.device, fit.precision) if hold else None
     wanted = counts or COUNTS
     sets = [prepared(work, lesson, count, size) for lesson, count in wanted.items()]
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels
@@ -145,11 +145,11 @@ def train(
         held = None
         if anchor is not None:
             with torch.no_grad():
-                held = anchor.quant_conv(anchor.encoder(pixels.bfloat16())).chunk(2, 1)[0].float()
+                held = anchor.quant_conv(anchor.encoder(pixels.to(fit.precision))).chunk(2, 1)[0].float()
         fit.rate = rate_at(fit.images, images)
         loss = autoencoder_loss(
             fit.network,
-            pixels.bfloat16(),
+            pixels.to(fit.precision),
             weight,
             generator,
             smooth=not fine and fit.step % 2 == 0,

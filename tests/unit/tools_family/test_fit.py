@@ -31,7 +31,7 @@ def test_three_dimensional_convolutions_are_computed_in_full_on_a_processor(
     torch.manual_seed(0)
     layer = Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0))
     network = Sequential(layer, Linear(5, 2))
-    fitted = fit.Fit(network, tmp_path, rate=1e-3)
+    fitted = fit.Fit(network, tmp_path, rate=1e-3, precision=torch.bfloat16)
     assert capsys.readouterr().out == '{"computed in float32": "0"}\n'
     x = random(1, 4, 6, 5, 5)
     full = Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0)).requires_grad_()
@@ -50,7 +50,7 @@ def spoiled(grad: Tensor) -> Tensor:
 
 
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(fit: ModuleType, tmp_path: Path) -> None:
-    fitted = fit.Fit(Linear(3, 2), tmp_path, rate=1e-2)
+    fitted = fit.Fit(Linear(3, 2), tmp_path, rate=1e-2, precision=torch.bfloat16)
     before = {name: value.clone() for name, value in fitted.masters.items()}
 
     def step(*, whole: bool) -> None:
@@ -75,7 +75,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(fit: ModuleType,
 def test_a_loss_that_is_no_number_ends_the_training_before_the_weights(
     fit: ModuleType, tmp_path: Path
 ) -> None:
-    fitted = fit.Fit(Linear(3, 2), tmp_path, rate=1e-2)
+    fitted = fit.Fit(Linear(3, 2), tmp_path, rate=1e-2, precision=torch.bfloat16)
     before = fitted.masters["weight"].clone()
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         fitted.descend(fitted.network(random(4, 3)).float().sum() * float("nan"), 4)
