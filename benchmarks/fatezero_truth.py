@@ -24,7 +24,7 @@ from PIL import Image
 
 from retouch.compute import Compute
 from retouch.diffusion.resize import Resize
-from retouch.media.compare import sheet
+from retouch.media.compare import draw_sheet
 from retouch.methods.fatezero.edit import edit as fatezero
 from retouch.methods.fatezero.spec import SPEC as FATEZERO
 from retouch.methods.fatezero.spec import FateZeroParams
@@ -107,7 +107,7 @@ def draw(path: Path) -> None:
     heads = [
         head for name in ("source", "true edit", "fatezero", "frame_by_frame") for head in (name, "last")
     ]
-    Image.fromarray(sheet(rows, heads, titles, height=HIGH)).save(path, quality=QUALITY)
+    Image.fromarray(draw_sheet(rows, heads, titles, height=HIGH)).save(path, quality=QUALITY)
 
 
 def clips(count: int) -> Iterator[Clip]:

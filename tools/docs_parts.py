@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from retouch.apps.cli_fields import table
+from retouch.apps.cli_fields import option_table
 from retouch.registry import method
 
 
@@ -19,7 +19,7 @@ def help_of(*words: str) -> str:
 def parameters(name: str) -> str:
     """A method's parameters as a table."""
     rows = ["| option | default, range | meaning |", "|---|---|---|"]
-    for flag, facts, text in table(method(name)):
+    for flag, facts, text in option_table(method(name)):
         rows.append(f"| `{flag}` | {facts.replace('|', '/')} | {text} |")
     return "\n".join(rows)
 

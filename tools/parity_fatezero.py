@@ -30,7 +30,7 @@ from retouch.diffusion.inflate import Temporal, inflated, transformer_blocks
 from retouch.diffusion.inversion import Trajectory, invert
 from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import (
-    Tokens,
+    PromptTokens,
     refine_mapper,
     released_replace_matrix,
     same_word_count,
@@ -125,8 +125,8 @@ def _try(group: str, folder: Path, facts: _Filtered, work: Callable[[Path], None
 # ------------------------------------------------------------------------------------------------ words
 
 
-def _tokens(prompt: str, ids: Sequence[int], pieces: Sequence[str]) -> Tokens:
-    return Tokens(prompt, tuple(ids), tuple(pieces[1:-1]))
+def _tokens(prompt: str, ids: Sequence[int], pieces: Sequence[str]) -> PromptTokens:
+    return PromptTokens(prompt, tuple(ids), tuple(pieces[1:-1]))
 
 
 def _check_words(name: str, entry: Fixture, facts: _Filtered) -> None:
@@ -220,7 +220,7 @@ class Bench:
         """Rows and columns of the latents."""
         return (self.clean.shape[2], self.clean.shape[3])
 
-    def tokens(self, name: str) -> Tokens:
+    def tokens(self, name: str) -> PromptTokens:
         """A prompt of the fixture."""
         entry = self.fixture["tokens"][name]
         return _tokens(entry["prompt"], entry["ids"], entry["pieces"])

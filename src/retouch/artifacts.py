@@ -2,7 +2,7 @@
 
 An artefact is a folder with `manifest.json` and `tensors.safetensors`. It is written as a draft and
 renamed, so it is there whole or not at all; its bytes are checked whenever it is read, and a damaged one is
-remade. Long fits save checkpoints into a `Draft`, from which the next attempt goes on.
+remade. Long fits save checkpoints into a `DraftFile`, from which the next attempt goes on.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ R = TypeVar("R")
 
 
 @typing.runtime_checkable
-class Keeper(typing.Protocol):
+class ArtifactContext(typing.Protocol):
     """What `@artifact` needs of a run: a store, a listener, and a copy of itself with a draft inside."""
 
     @property
@@ -54,7 +54,7 @@ class Keeper(typing.Protocol):
 
     def emit(self, event: Event) -> None: ...  # noqa: D102
 
-    def inside(self, draft: "Draft", *, seed: int) -> "Keeper": ...  # noqa: D102
+    def inside(self, draft: "DraftFile", *, seed: int) -> "ArtifactContext": ...  # noqa: D102
 
 
 def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -77,10 +77,10 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             run = bound.arguments.pop("run")
-            assert isinstance(run, Keeper)
+            assert isinstance(run, ArtifactContext)
             hint = typing.get_type_hints(function)["return"]
             key = identity((kind, version, run.arithmetic, dict(bound.arguments)))
-            kept = _find(run, kind, key, hint)
+            kept = _find_kept(run, kind, key, hint)
             if kept is not None:
                 run.emit(Reused(kind, key))
                 return cast("R", kept)
@@ -90,8 +90,8 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
             draft = run.store.draft(kind, key)
             inside = run.inside(draft, seed=int(key[:15], 16))
             made = function(*args, **{**kwargs, "run": inside})  # type: ignore[arg-type]
-            tree, tensors = pack(made)
-            value = unpack(hint, tree, tensors)
+            tree, tensors = pack_value(made)
+            value = unpack_value(hint, tree, tensors)
             run.store.keep(kind, key, tree, tensors, version=version)
             draft.drop()
             run.emit(Kept(kind, key))
@@ -102,11 +102,11 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
     return wrap
 
 
-def _find(run: Keeper, kind: str, key: str, hint: object) -> object | None:
+def _find_kept(run: ArtifactContext, kind: str, key: str, hint: object) -> object | None:
     """The kept value, or nothing; a damaged one is thrown away with a notice."""
     try:
         parts = run.store.find(kind, key)
-        return None if parts is None else unpack(hint, *parts)
+        return None if parts is None else unpack_value(hint, *parts)
     except ArtifactError as error:
         run.emit(Notice(f"a kept {kind} is damaged and will be made again ({error})"))
         run.store.forget(kind, key)
@@ -115,7 +115,7 @@ def _find(run: Keeper, kind: str, key: str, hint: object) -> object | None:
 
 @final
 @dataclass(frozen=True)
-class Entry:
+class StoreEntry:
     """One kept artefact, or a piece of one that is being made, as `retouch cache list` shows it."""
 
     kind: str
@@ -140,12 +140,12 @@ class ArtifactStore:
             ArtifactError: it is there, but damaged or of another program.
         """
         folder = self._place(kind, key)
-        while (lies := _state(folder)) is not None:
+        while (lies := _folder_state(folder)) is not None:
             try:
                 manifest = self.check(folder)
                 tensors = _read_tensors(folder / _TENSORS)
             except ArtifactError:
-                if _state(folder) == lies:
+                if _folder_state(folder) == lies:
                     raise
                 continue  # another process removed or replaced it just now
             with contextlib.suppress(OSError):  # a store that may only be read serves as well
@@ -231,7 +231,7 @@ class ArtifactStore:
         """Removes an artefact, if it is there."""
         remove(self._place(kind, key))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[StoreEntry]:
         """Every kept artefact, the longest unused first."""
         found = []
         for folder in self.folder.glob("*/*/"):
@@ -242,10 +242,10 @@ class ArtifactStore:
                 files = [file.stat() for file in folder.iterdir()]
                 made = min((file.st_mtime for file in files), default=used)
                 size = sum(file.st_size for file in files)
-                found.append(Entry(folder.parent.name, folder.name, folder, size, made, used))
+                found.append(StoreEntry(folder.parent.name, folder.name, folder, size, made, used))
         yield from sorted(found, key=lambda entry: (entry.used, entry.key))
 
-    def prune(self, *, keep_bytes: int = 0, older_than: float = 0.0) -> list[Entry]:
+    def prune(self, *, keep_bytes: int = 0, older_than: float = 0.0) -> list[StoreEntry]:
         """Removes the longest unused artefacts until `keep_bytes` are left, and what unfinished work left.
 
         Args:
@@ -267,7 +267,7 @@ class ArtifactStore:
                 removed.append(draft)
         return removed
 
-    def unfinished(self) -> list[Entry]:
+    def unfinished(self) -> list[StoreEntry]:
         """Checkpoints, what lies beside them, and half-written artefacts: work going on, or stopped.
 
         Whether it goes on cannot be told, so that `prune` lets them live for an hour after their last step.
@@ -278,12 +278,12 @@ class ArtifactStore:
                 files = [file.stat() for file in (path, *path.glob("*"))]
                 used = max(file.st_mtime for file in files)
                 size = sum(file.st_size for file in files[path.is_dir() :])
-                found.append(Entry(path.parent.name, path.name, path, size, used, used))
+                found.append(StoreEntry(path.parent.name, path.name, path, size, used, used))
         return found
 
-    def draft(self, kind: str, key: str) -> "Draft":
+    def draft(self, kind: str, key: str) -> "DraftFile":
         """The checkpoints of an artefact that is being made."""
-        return Draft(self.folder / kind / f".{key}.checkpoint.safetensors")
+        return DraftFile(self.folder / kind / f".{key}.checkpoint.safetensors")
 
     def _place(self, kind: str, key: str) -> Path:
         assert kind.replace("_", "").isalnum(), kind
@@ -297,7 +297,7 @@ _DRAFT_LIFETIME = 3600.0
 
 @final
 @dataclass(frozen=True)
-class Draft:
+class DraftFile:
     """Checkpoints of long work: the last one saved is there whole, whatever happened since."""
 
     path: Path
@@ -318,7 +318,7 @@ class Draft:
         Raises:
             ResourceError: the disk is full; the last checkpoint is still there.
         """
-        plain = _plain(tensors)
+        plain = _plain_tensors(tensors)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -347,14 +347,14 @@ class Draft:
                 path.unlink(missing_ok=True)
 
 
-def pack(value: object) -> tuple[object, dict[str, Tensor]]:
+def pack_value(value: object) -> tuple[object, dict[str, Tensor]]:
     """A value as a JSON tree and the tensors that it refers to."""
     tensors: dict[str, Tensor] = {}
-    tree = _pack(value, "value", tensors)
-    return tree, _plain(tensors)
+    tree = _pack_tree(value, "value", tensors)
+    return tree, _plain_tensors(tensors)
 
 
-def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:
+def _pack_tree(value: object, name: str, tensors: dict[str, Tensor]) -> object:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, (Tensor, np.ndarray)):
@@ -368,35 +368,37 @@ def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:
     if isinstance(value, Path):
         return {"$path": str(value)}
     if isinstance(value, (tuple, list)):
-        return [_pack(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]
+        return [_pack_tree(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]
     if isinstance(value, Mapping):
-        return {"$map": {str(key): _pack(inner, f"{name}.{key}", tensors) for key, inner in value.items()}}
+        return {
+            "$map": {str(key): _pack_tree(inner, f"{name}.{key}", tensors) for key, inner in value.items()}
+        }
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        parts = {f.name: _pack(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields}
+        parts = {f.name: _pack_tree(getattr(value, f.name), f"{name}.{f.name}", tensors) for f in fields}
         return {"$fields": [type(value).__name__, parts]}
     raise TypeError(f"a {type(value).__name__} cannot be kept")
 
 
-def unpack(hint: object, tree: object, tensors: Mapping[str, Tensor]) -> object:
-    """The value that `pack` took apart; classes come from the type hints, never from the file.
+def unpack_value(hint: object, tree: object, tensors: Mapping[str, Tensor]) -> object:
+    """The value that `pack_value` took apart; classes come from the type hints, never from the file.
 
     Raises:
         ArtifactError: the parts do not fit the type.
     """
     try:
-        return _unpack(hint, tree, tensors)
+        return _unpack_tree(hint, tree, tensors)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"its parts do not fit {hint} ({type(error).__name__}: {error})") from None
 
 
-def _unpack(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> object:
+def _unpack_tree(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> object:
     if isinstance(tree, list):
         hint = _one_of(hint, lambda part: get_origin(part) in (list, tuple, Sequence))
         inner = get_args(hint) or (object,)
         alike = get_origin(hint) is not tuple or inner[1:] == (...,)
         each = [inner[0]] * len(tree) if alike else inner
-        values = [_unpack(part, branch, tensors) for part, branch in zip(each, tree, strict=True)]
+        values = [_unpack_tree(part, branch, tensors) for part, branch in zip(each, tree, strict=True)]
         return values if list in (hint, get_origin(hint)) else tuple(values)
     if not isinstance(tree, dict):
         return tree
@@ -413,7 +415,7 @@ def _unpack(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> object:
         case "$map":
             hint = _one_of(hint, lambda part: get_origin(part) in (dict, Mapping))
             inner_hint = (get_args(hint) or (str, object))[1]
-            return {key: _unpack(inner_hint, branch, tensors) for key, branch in content.items()}
+            return {key: _unpack_tree(inner_hint, branch, tensors) for key, branch in content.items()}
     if mark != "$fields":
         raise TypeError(f"{mark} where {hint} is expected")
     name, parts = content
@@ -421,7 +423,7 @@ def _unpack(hint: Any, tree: Any, tensors: Mapping[str, Tensor]) -> object:
         hint, lambda part: dataclasses.is_dataclass(part) and getattr(part, "__name__", "") == name
     )
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _unpack(hints[key], branch, tensors) for key, branch in parts.items()})
+    return kind(**{key: _unpack_tree(hints[key], branch, tensors) for key, branch in parts.items()})
 
 
 def _one_of(hint: Any, fits: Callable[[Any], bool]) -> Any:
@@ -441,7 +443,7 @@ def _as_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(ordered if ordered.flags.writeable else ordered.copy())
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors in main memory that share nothing, as safetensors wants them."""
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -478,7 +480,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, *, seal: str = "")
         raise OSError(code, os.strerror(code), str(path)) from None
 
 
-def _state(folder: Path) -> tuple[int, int] | None:
+def _folder_state(folder: Path) -> tuple[int, int] | None:
     """Which folder lies there and since which change, or nothing."""
     try:
         about = folder.stat()

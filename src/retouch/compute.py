@@ -182,11 +182,11 @@ def free_memory() -> int:
     bound = Path("/sys/fs/cgroup/memory.max")
     used = Path("/sys/fs/cgroup/memory.current")
     if bound.exists() and used.exists() and (limit := bound.read_text().strip()) != "max":
-        free = min(free, max(0, int(limit) - int(used.read_text()) + _reclaimable()))
+        free = min(free, max(0, int(limit) - int(used.read_text()) + _reclaimable_bytes()))
     return free
 
 
-def _reclaimable() -> int:
+def _reclaimable_bytes() -> int:
     """Bytes that a container counts as used and gives up on demand: files it has read before."""
     facts = Path("/sys/fs/cgroup/memory.stat")
     lines = facts.read_text().splitlines() if facts.exists() else []

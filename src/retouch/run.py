@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retouch.artifacts import ArtifactStore, Draft
+from retouch.artifacts import ArtifactStore, DraftFile
 from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged, ModelMismatch, RetouchError
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started, ignore
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @runtime_checkable
-class Loadable(Protocol):
+class LoadableModel(Protocol):
     """A model class that a run can load by reference; its models say their `identity`."""
 
     @classmethod
@@ -35,7 +35,7 @@ class Loadable(Protocol):
         ...
 
 
-M = TypeVar("M", bound=Loadable)
+M = TypeVar("M", bound=LoadableModel)
 SetProgress: TypeAlias = Callable[[int], None]
 OnStep: TypeAlias = Callable[["Step[object]", Tensor], Tensor]
 
@@ -85,7 +85,7 @@ class Run:
     seed: int
     compute: Compute
     store: ArtifactStore
-    draft: Draft
+    draft: DraftFile
     listen: Listener = ignore
     stopped: Callable[[], bool] = field(default=lambda: False)
     on_step: OnStep | None = None
@@ -104,12 +104,12 @@ class Run:
     ) -> Self:
         """Return a run in a folder, where its store lies too unless `store` is another place."""
         kept = ArtifactStore(store or folder / "store")
-        draft = Draft(folder / "checkpoint.safetensors")
+        draft = DraftFile(folder / "checkpoint.safetensors")
         return cls(folder, seed, compute or Compute(), kept, draft, listen, stopped, on_step)
 
     def load(self, ref: str, kind: type[M]) -> M:
         """The model of a kind that lies under a reference, loaded once a process."""
-        return cast("M", _load(kind, ref, self.compute))
+        return cast("M", _load_once(kind, ref, self.compute))
 
     def steps(self, stage: str, items: Sequence[T]) -> Iterator[Step[T]]:
         """The items one by one, with progress told before and after each.
@@ -222,7 +222,7 @@ class Run:
         path.unlink(missing_ok=True)  # an array of that name from before keeps its own bytes
         try:
             with path.open("wb") as stream:  # taken now: a disk that fills up later would kill the process
-                _reserve(stream.fileno(), math.prod(shape) * np.dtype(dtype).itemsize)
+                _reserve_space(stream.fileno(), math.prod(shape) * np.dtype(dtype).itemsize)
         except OSError as error:
             path.unlink()
             raise system_error(error, path) from None
@@ -242,7 +242,7 @@ class Run:
         device, dtype = self.compute.torch_device().type, self.compute.torch_dtype()
         return f"{device} {dtype} {torch.get_num_threads()} threads"
 
-    def inside(self, draft: Draft, *, seed: int) -> "Run":
+    def inside(self, draft: DraftFile, *, seed: int) -> "Run":
         """The same run while it makes one artefact, with that artefact's checkpoints and seed."""
         return dataclasses.replace(self, draft=draft, seed=seed)
 
@@ -261,7 +261,7 @@ class Edited:
     """What else is worth keeping: clips, pictures (uint8 h w 3 or 4), texts, by file name without suffix."""
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def _reserve_space(descriptor: int, size: int) -> None:
     """Gives a new file its size, with room on the disk for it where the system can promise that."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
@@ -270,7 +270,7 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(kind: type[Loadable], ref: str, compute: Compute) -> Loadable:
+def _load_once(kind: type[LoadableModel], ref: str, compute: Compute) -> LoadableModel:
     """Models are never changed by those who use them, so one copy a process serves all."""
     with loading(ref):
         return kind.from_pretrained(ref, compute)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from retouch.apps.commands.compare import MEASURED, compare
 from retouch.errors import InputError, VideoError
-from retouch.media.compare import layout
+from retouch.media.compare import lay_out_clips
 from retouch.media.io import read, write
 from retouch.video import Video
 
@@ -74,7 +74,7 @@ def test_compare_writes_video_and_sheet_and_tells_figures(clips: list[Path], tmp
     assert flicker["flickering"] is None or flicker["flickering"] > 5
     made = read(side)
     assert (len(made), made.fps) == (6, RATE)
-    assert (made.height, made.width) == layout([read(path) for path in clips[:2]]).size
+    assert (made.height, made.width) == lay_out_clips([read(path) for path in clips[:2]]).size
     assert sheet.stat().st_size > 1000
 
 

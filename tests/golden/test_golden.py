@@ -18,7 +18,7 @@ from retouch_tint.spec import TintParams
 
 import retouch
 from retouch import registry
-from retouch.apps.cli import COMMANDS, Lazy
+from retouch.apps.cli import COMMANDS, LazyGroup
 from retouch.compute import Compute
 from retouch.events import Event, Kept
 from retouch.identity import identity
@@ -55,7 +55,7 @@ def test_help_is_as_before_and_answers_at_once_without_torch(golden: Any) -> Non
 
 
 def test_every_command_within_a_command_keeps_its_name(golden: Any) -> None:
-    groups = {name: Lazy().get_command(click.Context(Lazy()), name) for name in COMMANDS}
+    groups = {name: LazyGroup().get_command(click.Context(LazyGroup()), name) for name in COMMANDS}
     within = {
         name: sorted(group.commands) for name, group in groups.items() if isinstance(group, click.Group)
     }

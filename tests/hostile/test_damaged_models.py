@@ -11,7 +11,7 @@ from command_line import Shell
 from safetensors.torch import load_file, save_file
 
 from retouch.errors import ModelMismatch
-from retouch.models.check import inspect
+from retouch.models.check import inspect_model
 from retouch.models.image import StableDiffusion
 from retouch.models.refs import read_index, resolve
 from retouch.run import loading
@@ -67,13 +67,13 @@ def test_a_damaged_part_is_refused_by_the_check_and_by_the_loader(name: str, mod
     for which, damage in DAMAGES:
         if which == name:
             damage(model / name)
-            assert inspect(model).faults
+            assert inspect_model(model).faults
             with pytest.raises(ModelMismatch) as caught, loading(str(model)):
                 StableDiffusion.from_pretrained(str(model))
             assert caught.value.exit_code == 3
             assert caught.value.hint
             (model / name).write_bytes(sound)
-    assert inspect(model).faults == ()
+    assert inspect_model(model).faults == ()
 
 
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
@@ -87,7 +87,7 @@ def test_weights_that_are_missing_are_not_made_up(part: str, model: Path) -> Non
 
 def test_every_embedded_model_passes_the_check() -> None:
     for ref in ("tiny:sd", "tiny:svd", "tiny:clip", "tiny:sd-canny", "tiny:ip"):
-        assert inspect(resolve(ref)).faults == ()
+        assert inspect_model(resolve(ref)).faults == ()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_weights_are_read_from_the_folder_alone(shard: str | None, model: Path) 
     index = {"weight_map": {"a": shard}} if shard else {"weight_map": None}
     (model / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     shutil.copy(model / "unet" / "diffusion_pytorch_model.safetensors", model / "unet.safetensors")
-    assert "lacks" in "".join(inspect(model).faults)
+    assert "lacks" in "".join(inspect_model(model).faults)
     with pytest.raises(ModelMismatch, match="lacks"):
         StableDiffusion.from_pretrained(str(model))
 

@@ -18,7 +18,7 @@ from retouch.apps.cli import run
 from retouch.artifacts import ArtifactStore
 from retouch.media.io import read_frame, write, write_picture
 from retouch.places import home
-from retouch.run import _load
+from retouch.run import _load_once
 from retouch.testing import Bouncing
 from retouch.video import Video
 
@@ -102,7 +102,7 @@ def test_an_edit_killed_at_random_moments_ends_with_the_same_bytes(
     monkeypatch.chdir(files)
     assert run(list(edit)) == 0  # in this process, which so imports for its children all that they would
     whole = (files / "out.mp4").read_bytes()
-    _load.cache_clear()  # but each of them loads the models itself
+    _load_once.cache_clear()  # but each of them loads the models itself
     lasting = time_alone(shell, edit, tmp_path, monkeypatch)
     kills, draw = 0, random.Random(method)
     for number in range(KILLS * 50):

@@ -27,7 +27,7 @@ from retouch.media.probe import probe
 from retouch.testing import Bouncing
 from retouch.video import Video
 
-ODD = (
+ODD: tuple[object, ...] = (
     None,
     True,
     -1,

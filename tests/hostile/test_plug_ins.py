@@ -112,6 +112,6 @@ def test_a_broken_metric_breaks_no_other(strangers: Path) -> None:
     try:
         assert "psnr" in metrics.metrics()
         with pytest.raises(PluginError, match="BaseException: no"):
-            metrics.find("worse")
+            metrics.find_metric("worse")
     finally:
         metrics.loaded.cache_clear()

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retouch.artifacts import ArtifactStore, Draft, artifact, pack, unpack
+from retouch.artifacts import ArtifactStore, DraftFile, artifact, pack_value, unpack_value
 from retouch.errors import ArtifactError
 from retouch.events import Event, Kept, Notice, Reused
 from retouch.run import Run
@@ -94,10 +94,10 @@ def assert_equal(one: object, other: object) -> None:
 
 def test_everything_comes_back_from_the_store_as_it_was(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    store.keep("tree", KEY, *pack(tree()), version=1)
+    store.keep("tree", KEY, *pack_value(tree()), version=1)
     found = store.find("tree", KEY)
     assert found is not None
-    assert_equal(unpack(Tree, *found), tree())
+    assert_equal(unpack_value(Tree, *found), tree())
 
 
 @settings(max_examples=40)
@@ -110,7 +110,7 @@ def test_names_never_mix_tensors_up(names: list[str], depth: int, data: st.DataO
         }
         for name in names
     }
-    assert_equal(unpack(Mapping[str, Mapping[str, Tensor]], *pack(values)), values)
+    assert_equal(unpack_value(Mapping[str, Mapping[str, Tensor]], *pack_value(values)), values)
 
 
 def test_parts_of_one_tensor_and_arrays_that_may_not_be_written_are_kept() -> None:
@@ -118,18 +118,18 @@ def test_parts_of_one_tensor_and_arrays_that_may_not_be_written_are_kept() -> No
     fixed = np.arange(4)
     fixed.flags.writeable = False
     value = (whole[:5], whole[2:], whole, fixed)
-    assert_equal(unpack(tuple[Tensor, Tensor, Tensor, np.ndarray], *pack(value)), value)
+    assert_equal(unpack_value(tuple[Tensor, Tensor, Tensor, np.ndarray], *pack_value(value)), value)
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", (1, len)], ids=repr)
 def test_what_would_come_back_as_something_else_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be kept"):
-        pack(value)
+        pack_value(value)
 
 
 def test_parts_that_do_not_fit_the_type_are_an_artifact_error() -> None:
     with pytest.raises(ArtifactError, match="do not fit"):
-        unpack(Twig, *pack(Leaf(np.zeros(2))))
+        unpack_value(Twig, *pack_value(Leaf(np.zeros(2))))
 
 
 @final
@@ -218,7 +218,7 @@ def test_a_missing_or_cut_file_is_found_and_the_result_made_again(name: str, tmp
 
 def test_an_artefact_moved_to_another_key_is_foreign(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    folder = store.keep("tree", KEY, *pack(tree()), version=1)
+    folder = store.keep("tree", KEY, *pack_value(tree()), version=1)
     folder.rename(folder.with_name("1" * 64))
     with pytest.raises(ArtifactError, match="was made as tree/000"):
         store.find("tree", "1" * 64)
@@ -226,19 +226,19 @@ def test_an_artefact_moved_to_another_key_is_foreign(tmp_path: Path) -> None:
 
 def test_what_is_sound_stays_when_it_is_kept_again(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    first = store.keep("tree", KEY, *pack(tree()), version=1)
+    first = store.keep("tree", KEY, *pack_value(tree()), version=1)
     node = (first / "manifest.json").stat().st_ino
-    store.keep("tree", KEY, *pack(tree()), version=1)
+    store.keep("tree", KEY, *pack_value(tree()), version=1)
     assert (first / "manifest.json").stat().st_ino == node
     (first / "manifest.json").write_text("{}")
-    store.keep("tree", KEY, *pack(tree()), version=1)
+    store.keep("tree", KEY, *pack_value(tree()), version=1)
     assert store.find("tree", KEY) is not None
 
 
 def keep_often(folder: Path, number: int) -> None:
     store = ArtifactStore(folder)
     for attempt in range(25):
-        store.keep("tree", KEY, *pack(Twig(3)), version=1)
+        store.keep("tree", KEY, *pack_value(Twig(3)), version=1)
         if (number + attempt) % 4 == 0 and attempt < 24:  # the last to act leaves it there
             store.forget("tree", KEY)
         store.find("tree", KEY)
@@ -254,7 +254,7 @@ def test_processes_that_keep_find_and_forget_one_key_do_not_disturb_each_other(t
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     found = ArtifactStore(tmp_path).find("tree", KEY)
     assert found is not None
-    assert unpack(Twig, *found) == Twig(3)
+    assert unpack_value(Twig, *found) == Twig(3)
     assert [path.name for path in (tmp_path / "tree").iterdir()] == [KEY]
 
 
@@ -295,7 +295,7 @@ def test_work_that_was_stopped_goes_on_from_its_draft_and_leaves_none(tmp_path: 
 
 @pytest.mark.parametrize("place", [0, 9, 60, -1])
 def test_a_damaged_draft_counts_as_none(place: int, tmp_path: Path) -> None:
-    draft = Draft(tmp_path / "folder" / "draft")
+    draft = DraftFile(tmp_path / "folder" / "draft")
     assert draft.load() is None
     draft.save({"a": torch.arange(30.0)})
     draft.save({"a": torch.arange(30.0), "b": torch.tensor(2)})
@@ -312,7 +312,7 @@ def test_a_damaged_draft_counts_as_none(place: int, tmp_path: Path) -> None:
 def aged(store: ArtifactStore) -> None:
     """Four artefacts, of which number 0 was not used for longest."""
     for number in range(4):
-        folder = store.keep("tree", str(number) * 64, *pack(Leaf(np.zeros(1000))), version=1)
+        folder = store.keep("tree", str(number) * 64, *pack_value(Leaf(np.zeros(1000))), version=1)
         os.utime(folder, (time.time() - OLD + number,) * 2)
 
 

@@ -17,7 +17,7 @@ import torch  # noqa: E402 - the path comes first
 from safetensors.torch import save_file  # noqa: E402
 
 from retouch.errors import InputError, ModelMismatch, RetouchError  # noqa: E402
-from retouch.models.flow_raft import Raft, Widths  # noqa: E402
+from retouch.models.flow_raft import LayerWidths, RaftNetwork  # noqa: E402
 
 
 def convert(checkpoint: Path, folder: Path, *, force: bool = False) -> Path:
@@ -34,7 +34,7 @@ def convert(checkpoint: Path, folder: Path, *, force: bool = False) -> Path:
         # The authors ship pickles; of these only tensors are taken, and nothing in them is run.
         read = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights = {name.removeprefix("module."): value.contiguous().clone() for name, value in read.items()}
-        Raft(Widths.of(weights)).load_state_dict(weights)
+        RaftNetwork(LayerWidths.of(weights)).load_state_dict(weights)
     except FileNotFoundError:
         raise InputError(f"there is no {checkpoint}", hint="name a file such as raft-things.pth") from None
     except (pickle.UnpicklingError, KeyError, RuntimeError, AttributeError, EOFError) as problem:

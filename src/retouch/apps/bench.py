@@ -21,9 +21,9 @@ from retouch.events import Listener, Notice, ignore
 from retouch.fields import near
 from retouch.files import write_whole
 from retouch.identity import identity
-from retouch.media.compare import sheet
+from retouch.media.compare import draw_sheet
 from retouch.media.io import read_picture, write_picture
-from retouch.metrics import Case, find, measure
+from retouch.metrics import Case, find_metric, measure
 from retouch.metrics.alignment import ImageTextEncoder
 from retouch.metrics.fidelity import Mask, changed_pixels
 from retouch.metrics.uncertainty import MeanInterval, bootstrap_interval, paired_interval
@@ -74,7 +74,7 @@ PRESETS: Mapping[str, str] = {
 
 @final
 @dataclass(frozen=True, eq=False)
-class Trial:
+class BenchTrial:
     """One change of one clip, with its truth."""
 
     number: int
@@ -99,12 +99,12 @@ class Trial:
         return changed_pixels(self.clip.video.frames, self.target.video.frames)
 
 
-Give: TypeAlias = Callable[[Trial, Path], object]
+Give: TypeAlias = Callable[[BenchTrial, Path], object]
 
 
 @final
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """What one contender got on one trial; `figures` is empty where it failed, and `error` says how.
 
     `told` is what the method itself measured, such as how well its inversion brings the source back.
@@ -120,7 +120,7 @@ class Row:
 
 @final
 @dataclass(frozen=True)
-class Bench:
+class BenchPlan:
     """What to measure, on what, and with which encoder."""
 
     methods: tuple[str, ...]
@@ -149,19 +149,19 @@ class Bench:
             )
 
 
-def trials(bench: Bench) -> Iterator[Trial]:
+def make_trials(bench: BenchPlan) -> Iterator[BenchTrial]:
     """The trials: every clip with a change of every kind; the words follow from the seed of the clip."""
     variety = Variety(pair=0.0, styles=("none",), patterns=PATTERNS)
     for number in range(bench.clips):
         seed = HELD_OUT + number
         clip = Clip.of(Scene.sample(seed, variety), bench.frames, bench.size)
         for kind in bench.kinds:
-            word = _word(clip.scene, kind, seed)
+            word = _pick_word(clip.scene, kind, seed)
             change = Change.parse(f"{kind}={word}")
-            yield Trial(number, kind, word, clip, edited_clip(clip, change))
+            yield BenchTrial(number, kind, word, clip, edited_clip(clip, change))
 
 
-def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[Row]:
+def run_bench(bench: BenchPlan, folder: Path, *, listen: Listener = ignore) -> list[BenchRow]:
     """Measures every contender on every trial that has no row in `folder` yet, and gives all rows.
 
     A method that fails on a trial gets a row that says so, and the others go on.
@@ -174,27 +174,27 @@ def run_bench(bench: Bench, folder: Path, *, listen: Listener = ignore) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not (folder / "settings.json").is_file():
         raise InputError(f"{folder} holds other things than a bench", hint="choose another folder with --out")
-    rows = _kept(bench, folder)
+    rows = _kept_row(bench, folder)
     done = {(row.trial, row.contender) for row in rows}
     clip, made = -1, dict[str, Edited]()
-    for trial in trials(bench):
+    for trial in make_trials(bench):
         if trial.number != clip:
             clip = trial.number
             made.clear()
             shutil.rmtree(folder / "work", ignore_errors=True)  # what the runs of one clip shared
-        missing = [name for name in contenders(bench) if (trial.name, name) not in done]
+        missing = [name for name in list_contenders(bench) if (trial.name, name) not in done]
         if missing:
             listen(Notice(f"{trial.name}: {trial.clip.caption} -> {trial.target.caption}"))
         for name in missing:
-            row = _contend(bench, trial, name, folder, made, listen)
+            row = _run_contender(bench, trial, name, folder, made, listen)
             rows.append(row)
             with (folder / "rows.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(row)) + "\n")
     shutil.rmtree(folder / "work", ignore_errors=True)
-    return [row for row in rows if row.contender in contenders(bench) and row.kind in bench.kinds]
+    return [row for row in rows if row.contender in list_contenders(bench) and row.kind in bench.kinds]
 
 
-def _check_settings(bench: Bench) -> None:
+def _check_settings(bench: BenchPlan) -> None:
     for name, values in bench.settings.items():
         if name not in bench.methods:
             raise InputError(f"--set names {name!r}, which is not measured", hint=near(name, bench.methods))
@@ -203,7 +203,7 @@ def _check_settings(bench: Bench) -> None:
             raise InputError(f"{name} has no parameter {unknown[0]!r}", hint=near(unknown[0], known))
 
 
-def contenders(bench: Bench) -> list[str]:
+def list_contenders(bench: BenchPlan) -> list[str]:
     """All rows of a table: doing nothing, each method's null edit, the methods, the truth."""
     nulls = [NULL + name for name in bench.methods if TOLD & set(method(name).params.model_fields)]
     return [SOURCE, *nulls, *bench.methods, TRUTH]
@@ -215,7 +215,7 @@ def with_baseline(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(method(name).name for name in names), *known]))
 
 
-def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[str, object]:
+def params_for(spec: MethodSpec, trial: BenchTrial, folder: Path, bench: BenchPlan) -> dict[str, object]:
     """The parameters with which a method is told of the change, by the names of its fields.
 
     Raises:
@@ -246,13 +246,13 @@ def given(spec: MethodSpec, trial: Trial, folder: Path, bench: Bench) -> dict[st
     return values
 
 
-def _keyframe(trial: Trial, folder: Path) -> tuple[str, ...]:
+def _edited_keyframe(trial: BenchTrial, folder: Path) -> tuple[str, ...]:
     """The true edit of the middle frame, as FRAME=PICTURE."""
     middle = len(trial.target.video) // 2
-    return (f"{middle}={_drawn(trial, middle, folder)}",)
+    return (f"{middle}={_draw_trial(trial, middle, folder)}",)
 
 
-def _box(trial: Trial, _: Path) -> tuple[str, ...]:
+def _object_box(trial: BenchTrial, _: Path) -> tuple[str, ...]:
     """A box around the object in the middle frame, as FRAME:x,y x,y, where it is in the picture."""
     middle = len(trial.clip.video) // 2
     rows, columns = np.nonzero(trial.clip.masks[0, middle, 0])
@@ -261,12 +261,12 @@ def _box(trial: Trial, _: Path) -> tuple[str, ...]:
     return (f"{middle}:{columns.min()},{rows.min()} {columns.max()},{rows.max()}",)
 
 
-def _drawn(trial: Trial, frame: int, folder: Path) -> Path:
+def _draw_trial(trial: BenchTrial, frame: int, folder: Path) -> Path:
     picture = np.ascontiguousarray(trial.target.video.frames[frame].transpose(1, 2, 0))
     return write_picture(picture, folder / f"frame-{frame}.png", force=True)
 
 
-def _words(trial: Trial, _: Path) -> tuple[str, ...] | None:
+def _object_words(trial: BenchTrial, _: Path) -> tuple[str, ...] | None:
     """The object's word where the prompts are the same, so that no word can be found by what differs."""
     same = trial.clip.caption == trial.target.caption
     return (trial.clip.scene.actors[0].object,) if same else None
@@ -275,11 +275,11 @@ def _words(trial: Trial, _: Path) -> tuple[str, ...] | None:
 GIVES: Mapping[str, Give] = {
     "prompt": lambda trial, _: trial.target.caption,
     "source_prompt": lambda trial, _: trial.clip.caption,
-    "first": lambda trial, folder: _drawn(trial, 0, folder),
-    "keyframe": _keyframe,
-    "box": _box,
-    "object_words": _words,
-    "new_words": _words,
+    "first": lambda trial, folder: _draw_trial(trial, 0, folder),
+    "keyframe": _edited_keyframe,
+    "box": _object_box,
+    "object_words": _object_words,
+    "new_words": _object_words,
 }
 """How the change is given, by the name of the parameter that takes it; None leaves it at its default."""
 
@@ -288,26 +288,26 @@ TOLD = {"prompt", "first", "keyframe"}
 """Parameters that say what the clip should become; a method with one of them has a null edit."""
 
 
-def _contend(
-    bench: Bench, trial: Trial, name: str, folder: Path, made: dict[str, Edited], listen: Listener
-) -> Row:
+def _run_contender(
+    bench: BenchPlan, trial: BenchTrial, name: str, folder: Path, made: dict[str, Edited], listen: Listener
+) -> BenchRow:
     try:
-        outcome = _outcome(bench, trial, name, folder, made, listen)
-        figures = _figures(bench, trial, name, outcome)
+        outcome = _contender_result(bench, trial, name, folder, made, listen)
+        figures = _measure_result(bench, trial, name, outcome)
     except Cancelled:
         raise
     except RetouchError as error:
-        return Row(trial.name, trial.kind, name, {}, f"{type(error).__name__}: {error}")
+        return BenchRow(trial.name, trial.kind, name, {}, f"{type(error).__name__}: {error}")
     # The last frame is the farthest from any that a method was given ready.
     frame = outcome.video.frames[-1].transpose(1, 2, 0)
     place = folder / "frames" / trial.name
     place.mkdir(parents=True, exist_ok=True)
-    write_picture(np.ascontiguousarray(frame), place / f"{_file(name)}.png", force=True)
-    return Row(trial.name, trial.kind, name, figures, told=dict(outcome.figures))
+    write_picture(np.ascontiguousarray(frame), place / f"{_row_file(name)}.png", force=True)
+    return BenchRow(trial.name, trial.kind, name, figures, told=dict(outcome.figures))
 
 
-def _outcome(
-    bench: Bench, trial: Trial, name: str, folder: Path, made: dict[str, Edited], listen: Listener
+def _contender_result(
+    bench: BenchPlan, trial: BenchTrial, name: str, folder: Path, made: dict[str, Edited], listen: Listener
 ) -> Edited:
     """What a contender makes of a trial.
 
@@ -323,7 +323,7 @@ def _outcome(
         name, told = name.removeprefix(NULL), replace(trial, target=trial.clip)
     spec = method(name)
     with tempfile.TemporaryDirectory(prefix="retouch-bench-") as scratch:
-        params = spec.fill(given(spec, told, Path(scratch), bench))
+        params = spec.fill(params_for(spec, told, Path(scratch), bench))
         asked = identity((spec.name, params))
         if asked in made:
             return made[asked]
@@ -336,7 +336,7 @@ def _outcome(
         return made[asked]
 
 
-def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str, float]:
+def _measure_result(bench: BenchPlan, trial: BenchTrial, name: str, outcome: Edited) -> dict[str, float]:
     case = Case(
         outcome.video.frames,
         trial.clip.video.frames,
@@ -352,26 +352,28 @@ def _figures(bench: Bench, trial: Trial, name: str, outcome: Edited) -> dict[str
     )
     # Likeness to the source is a virtue of an edit that should change nothing, and of no other.
     wanted = (*COLUMNS, "psnr-source") if name == SOURCE or name.startswith(NULL) else COLUMNS
-    return measure(case, tuple(metric for metric in wanted if find(metric).fits(case)))
+    return measure(case, tuple(metric for metric in wanted if find_metric(metric).fits(case)))
 
 
-def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, MeanInterval]]]:
+def summarise_rows(rows: Sequence[BenchRow]) -> dict[str, dict[str, dict[str, MeanInterval]]]:
     """Means with intervals by kind of change, contender and figure, over the trials that did not fail."""
     found: dict[str, dict[str, dict[str, MeanInterval]]] = {}
-    for kind, name, key in _cells(rows):
-        values = [row.figures[key] for row in _of(rows, kind, name) if key in row.figures]
+    for kind, name, key in _table_cells(rows):
+        values = [row.figures[key] for row in _rows_of(rows, kind, name) if key in row.figures]
         found.setdefault(kind, {}).setdefault(name, {})[key] = bootstrap_interval(values)
     return found
 
 
-def differences(
-    rows: Sequence[Row], baseline: str = BASELINE
+def paired_differences(
+    rows: Sequence[BenchRow], baseline: str = BASELINE
 ) -> dict[str, dict[str, dict[str, MeanInterval]]]:
     """Means of contender minus baseline with their intervals, over the trials on which neither failed."""
     found: dict[str, dict[str, dict[str, MeanInterval]]] = {}
-    for kind, name, key in _cells(rows):
-        base = {row.trial: row.figures for row in _of(rows, kind, baseline)}
-        both = [row for row in _of(rows, kind, name) if key in row.figures and key in base.get(row.trial, {})]
+    for kind, name, key in _table_cells(rows):
+        base = {row.trial: row.figures for row in _rows_of(rows, kind, baseline)}
+        both = [
+            row for row in _rows_of(rows, kind, name) if key in row.figures and key in base.get(row.trial, {})
+        ]
         if name != baseline and both:
             ours = [row.figures[key] for row in both]
             theirs = [base[row.trial][key] for row in both]
@@ -379,61 +381,73 @@ def differences(
     return found
 
 
-def conclude(bench: Bench, rows: Sequence[Row], folder: Path) -> tuple[str, dict[str, object]]:
+def write_results(bench: BenchPlan, rows: Sequence[BenchRow], folder: Path) -> tuple[str, dict[str, object]]:
     """Writes figures, table and contact sheet into the folder; gives the table and the figures."""
-    told, found = table(bench, rows), as_json(bench, rows)
+    told, found = markdown_table(bench, rows), as_json(bench, rows)
     write_whole(folder / "table.md", told)
     write_whole(folder / "figures.json", json.dumps(found, indent=2) + "\n")
     write_picture(contact_sheet(bench, folder), folder / "sheet.png", force=True)
     return told, found
 
 
-def as_json(bench: Bench, rows: Sequence[Row]) -> dict[str, object]:
+def as_json(bench: BenchPlan, rows: Sequence[BenchRow]) -> dict[str, object]:
     """Everything that a machine may want to read of a bench."""
     return {
         "settings": settings_of(bench),
-        "means": _plain(summary(rows)),
-        "differences": {"from": BASELINE, "by_kind": _plain(differences(rows))},
+        "means": _plain_values(summarise_rows(rows)),
+        "differences": {"from": BASELINE, "by_kind": _plain_values(paired_differences(rows))},
         "failed": [asdict(row) for row in rows if row.error],
     }
 
 
-def table(bench: Bench, rows: Sequence[Row]) -> str:
+def markdown_table(bench: BenchPlan, rows: Sequence[BenchRow]) -> str:
     """The bench in Markdown: a table a kind of change, then the paired differences from the baseline."""
-    means, apart = summary(rows), differences(rows)
+    means, apart = summarise_rows(rows), paired_differences(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row.figures))
-    lines = ["# Edits against the truth", "", *_introduction(bench, rows, keys), ""]
+    lines = ["# Edits against the truth", "", *_table_introduction(bench, rows, keys), ""]
     for kind, by_name in means.items():
         cells = {
-            name: [_said(figures[key]) if key in figures else "-" for key in keys]
+            name: [_interval_text(figures[key]) if key in figures else "-" for key in keys]
             for name, figures in by_name.items()
         }
-        lines += [f"## {kind}", "", *_table(keys, cells), ""]
+        lines += [f"## {kind}", "", *_render_table(keys, cells), ""]
         if kind in apart:
             both = [key for key in keys if any(key in row for row in apart[kind].values())]
-            judged = {name: _judged(row, both) for name, row in apart[kind].items() if name in bench.methods}
-            lines += [f"Paired difference from {BASELINE}:", "", *_table(both, judged), ""] if judged else []
+            judged = {
+                name: _judged_differences(row, both)
+                for name, row in apart[kind].items()
+                if name in bench.methods
+            }
+            lines += (
+                [f"Paired difference from {BASELINE}:", "", *_render_table(both, judged), ""]
+                if judged
+                else []
+            )
     failed = [row for row in rows if row.error]
     if failed:
         lines += ["## Failed", "", *(f"- {row.contender} on {row.trial}: {row.error}" for row in failed), ""]
     return "\n".join(lines)
 
 
-def contact_sheet(bench: Bench, folder: Path, *, edits: int = 10) -> np.ndarray:
+def contact_sheet(bench: BenchPlan, folder: Path, *, edits: int = 10) -> np.ndarray:
     """Draws the last frames of evenly chosen edits: source, true edit, then each method."""
     names = [SOURCE, TRUTH, *bench.methods]
-    tried = [trial for trial in trials(bench) if (folder / "frames" / trial.name).is_dir()]
+    tried = [trial for trial in make_trials(bench) if (folder / "frames" / trial.name).is_dir()]
     kinds = len(bench.kinds)
     # A step that is no multiple of the number of kinds, so that every kind comes up.
     step = max(1, len(tried) // edits)
     step += step % kinds == 0 and kinds > 1
     chosen = tried[::step][:edits]
-    places = [[folder / "frames" / trial.name / f"{_file(name)}.png" for name in names] for trial in chosen]
+    places = [
+        [folder / "frames" / trial.name / f"{_row_file(name)}.png" for name in names] for trial in chosen
+    ]
     rows = [[read_picture(path)[..., :3] if path.exists() else None for path in row] for row in places]
-    return sheet(rows, ["source", "true edit", *bench.methods], [f"{t.kind}: {t.change}" for t in chosen])
+    return draw_sheet(
+        rows, ["source", "true edit", *bench.methods], [f"{t.kind}: {t.change}" for t in chosen]
+    )
 
 
-def settings_of(bench: Bench) -> dict[str, object]:
+def settings_of(bench: BenchPlan) -> dict[str, object]:
     """What must be equal for rows to stand in one table."""
     prompted = any({"model", "prompt"} <= set(method(name).params.model_fields) for name in bench.methods)
     return {
@@ -447,11 +461,11 @@ def settings_of(bench: Bench) -> dict[str, object]:
         "crop": bench.crop,
         "settings": {name: dict(values) for name, values in bench.settings.items()},
         "weights": folder_identity(resolve(bench.model)) if prompted else "",
-        "methods": {name: _defaults(method(name)) for name in bench.methods},
+        "methods": {name: _default_params(method(name)) for name in bench.methods},
     }
 
 
-def _defaults(spec: MethodSpec) -> str:
+def _default_params(spec: MethodSpec) -> str:
     """What a method does when it is told nothing; rows from before a default changed are other rows."""
     fields = spec.params.model_fields.items()
     plain = {name: repr(info.get_default(call_default_factory=True)) for name, info in fields}
@@ -459,7 +473,7 @@ def _defaults(spec: MethodSpec) -> str:
     return identity((plain, presets))
 
 
-def _kept(bench: Bench, folder: Path) -> list[Row]:
+def _kept_row(bench: BenchPlan, folder: Path) -> list[BenchRow]:
     path, lines = folder / "settings.json", folder / "rows.jsonl"
     settings = json.loads(json.dumps(settings_of(bench), default=str))
     now = settings["methods"]
@@ -480,10 +494,10 @@ def _kept(bench: Bench, folder: Path) -> list[Row]:
         return []
     whole = [line for line in lines.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
     write_whole(lines, "".join(whole))  # a line that a kill cut short is measured again
-    return [row for row in (Row(**json.loads(line)) for line in whole) if not row.error]
+    return [row for row in (BenchRow(**json.loads(line)) for line in whole) if not row.error]
 
 
-def _word(scene: Scene, kind: str, seed: int) -> str:
+def _pick_word(scene: Scene, kind: str, seed: int) -> str:
     """A word of the kind that the scene does not show yet, the same for the same seed."""
     actor = scene.actors[0]
     shown = {"colour": actor.colour, "pattern": actor.pattern, "object": actor.object}
@@ -492,17 +506,17 @@ def _word(scene: Scene, kind: str, seed: int) -> str:
     return words[seed % len(words)]
 
 
-def _cells(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+def _table_cells(rows: Sequence[BenchRow]) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys((row.kind, row.contender, key) for row in rows for key in row.figures))
 
 
-def _of(rows: Sequence[Row], kind: str, name: str) -> list[Row]:
+def _rows_of(rows: Sequence[BenchRow], kind: str, name: str) -> list[BenchRow]:
     return [row for row in rows if row.kind == kind and row.contender == name]
 
 
-def _introduction(bench: Bench, rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+def _table_introduction(bench: BenchPlan, rows: Sequence[BenchRow], keys: Sequence[str]) -> list[str]:
     clips = len({row.trial.partition("-")[0] for row in rows})
-    idle = [_name(key) for key in keys if find(_name(key)).rewards_doing_nothing]
+    idle = [_figure_name(key) for key in keys if find_metric(_figure_name(key)).rewards_doing_nothing]
     return [
         f"{clips} held-out clips of {bench.frames} frames at {bench.size} px, world seeds from {HELD_OUT}.",
         f"Model `{bench.model}`, {bench.steps} steps, seed {bench.seed}.",
@@ -513,41 +527,41 @@ def _introduction(bench: Bench, rows: Sequence[Row], keys: Sequence[str]) -> lis
     ]
 
 
-def _table(keys: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    metrics = [find(_name(key)) for key in keys]
+def _render_table(keys: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    metrics = [find_metric(_figure_name(key)) for key in keys]
     units = [f" ({metric.unit})" if metric.unit else "" for metric in metrics]
     heads = [f"{m.name}{unit}, {m.better} is better" for m, unit in zip(metrics, units, strict=True)]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(keys)]
     return lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
 
 
-def _judged(figures: Mapping[str, MeanInterval], keys: Sequence[str]) -> list[str]:
+def _judged_differences(figures: Mapping[str, MeanInterval], keys: Sequence[str]) -> list[str]:
     """Differences with a word: better or worse where the interval leaves zero out, else undecided."""
     cells = []
     for key in keys:
         if key not in figures:
             cells.append("-")
             continue
-        sign = figures[key].sign * (1 if find(_name(key)).better == "higher" else -1)
-        cells.append(f"{_said(figures[key], signed=True)} {('undecided', 'better', 'worse')[sign]}")
+        sign = figures[key].sign * (1 if find_metric(_figure_name(key)).better == "higher" else -1)
+        cells.append(f"{_interval_text(figures[key], signed=True)} {('undecided', 'better', 'worse')[sign]}")
     return cells
 
 
-def _said(found: MeanInterval, *, signed: bool = False) -> str:
+def _interval_text(found: MeanInterval, *, signed: bool = False) -> str:
     digits = 2 if max(abs(found.low), abs(found.high)) >= 1 else 4
     plus = "+" if signed else ""
     return f"{found.mean:{plus}.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def _name(key: str) -> str:
+def _figure_name(key: str) -> str:
     return key.partition("@")[0]
 
 
-def _file(name: str) -> str:
+def _row_file(name: str) -> str:
     return name.replace(":", "").replace(" ", "-")
 
 
-def _plain(found: Mapping[str, Mapping[str, Mapping[str, MeanInterval]]]) -> dict[str, object]:
+def _plain_values(found: Mapping[str, Mapping[str, Mapping[str, MeanInterval]]]) -> dict[str, object]:
     return {
         kind: {name: {key: asdict(value) for key, value in row.items()} for name, row in by_name.items()}
         for kind, by_name in found.items()

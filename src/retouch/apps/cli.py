@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 @final
-class Lazy(click.Group):
+class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, and that knows a near name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -76,7 +76,9 @@ class Lazy(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, message="retouch %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
@@ -103,17 +105,17 @@ def run(arguments: list[str]) -> int:
     try:
         code = _called(arguments)
     except RetouchError as error:
-        _say(str(error), error.hint, error.exit_code, as_json=as_json)
+        _say_error(str(error), error.hint, error.exit_code, as_json=as_json)
         if "--debug" in arguments:
             raise
         return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"see: {context.command_path} --help" if context else "see: retouch --help"
-        _say(error.format_message(), hint, 2, as_json=as_json)
+        _say_error(error.format_message(), hint, 2, as_json=as_json)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        _say("stopped", "", Cancelled.exit_code, as_json=as_json)
+        _say_error("stopped", "", Cancelled.exit_code, as_json=as_json)
         return Cancelled.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -121,7 +123,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        _say(
+        _say_error(
             f"unexpected {type(error).__name__}: {error}",
             "run it again with --debug for details",
             1,
@@ -145,7 +147,7 @@ def _called(arguments: list[str]) -> object:
     return code
 
 
-def _say(message: str, hint: str, code: int, *, as_json: bool) -> None:
+def _say_error(message: str, hint: str, code: int, *, as_json: bool) -> None:
     """An error as two lines for people or one object for machines, on the error stream."""
     if as_json:
         click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}), err=True)

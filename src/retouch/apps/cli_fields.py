@@ -39,7 +39,7 @@ def options_of(params: type[BaseModel]) -> list[click.Option]:
         for option in options
         for name in option.former
     ]
-    return [*map(_option, options), *(_option(option, hidden=True) for option in former)]
+    return [*map(_click_option, options), *(_click_option(option, hidden=True) for option in former)]
 
 
 def request_options() -> list[click.Option]:
@@ -53,14 +53,14 @@ def request_options() -> list[click.Option]:
         click.Option(["--range", "part"], metavar="FIRST-LAST", help=RANGE),
         click.Option(["--anyway"], is_flag=True, help="Go on with words that the model does not know."),
     ]
-    return fixed + [_option(option) for option in (*describe(Compute), *describe(Output))]
+    return fixed + [_click_option(option) for option in (*describe(Compute), *describe(Output))]
 
 
-def given(values: Mapping[str, object], names: type[BaseModel]) -> dict[str, object]:
+def given_values(values: Mapping[str, object], names: type[BaseModel]) -> dict[str, object]:
     """Those of the values that were given and belong to a class, paths made absolute."""
     known = {name for option in describe(names) for name in (option.name, *option.former)}
     return {
-        name: _absolute(value)
+        name: _absolute_path(value)
         for name, value in values.items()
         if name in known and value is not None and value != ()
     }
@@ -70,27 +70,27 @@ def command_line(request: EditRequest) -> str:
     """A command that makes this request; what equals a default is left out."""
     spec = method(request.method)
     words = ["retouch", "edit", request.method, str(request.video)]
-    words += _words(spec.params, request.params)
+    words += _option_words(spec.params, request.params)
     words += ["--seed", str(request.seed)] if request.seed else []
     words += ["--range", request.range] if request.range else []
     words += ["--anyway"] if request.anyway else []
-    words += _words(Compute, request.compute.model_dump(mode="json"))
-    words += _words(Output, request.output.model_dump(mode="json"))
+    words += _option_words(Compute, request.compute.model_dump(mode="json"))
+    words += _option_words(Output, request.output.model_dump(mode="json"))
     words += ["--out", str(request.out)] if request.out else []
     return shlex.join(words)
 
 
-def table(spec: MethodSpec) -> list[tuple[str, str, str]]:
+def option_table(spec: MethodSpec) -> list[tuple[str, str, str]]:
     """Each parameter as flag, default or range, and description; help and docs print it."""
     rows = []
     for option in describe(spec.params):
-        facts = [", ".join(option.choices), option.bounds, _default(option)]
+        facts = [", ".join(option.choices), option.bounds, _default_text(option)]
         rows.append((option.flag, "; ".join(fact for fact in facts if fact), option.description))
     return rows
 
 
-def _option(option: Option, *, hidden: bool = False) -> click.Option:
-    facts = "; ".join(fact for fact in (option.bounds, _default(option)) if fact)
+def _click_option(option: Option, *, hidden: bool = False) -> click.Option:
+    facts = "; ".join(fact for fact in (option.bounds, _default_text(option)) if fact)
     text = f"{option.description}  [{facts}]" if facts else option.description
     if option.kind == "flag":
         names = [f"{option.flag}/--no-{option.flag[2:]}"]
@@ -101,7 +101,7 @@ def _option(option: Option, *, hidden: bool = False) -> click.Option:
     return click.Option([option.flag], type=choice, default=None, multiple=several, help=text, hidden=hidden)
 
 
-def _default(option: Option) -> str:
+def _default_text(option: Option) -> str:
     if option.required:
         return "required"
     if option.default is None or option.default in ((), ""):
@@ -113,13 +113,13 @@ def _default(option: Option) -> str:
     return f"default {option.default}"
 
 
-def _absolute(value: object) -> object:
+def _absolute_path(value: object) -> object:
     if isinstance(value, Path):
         return value.expanduser().absolute()
-    return tuple(_absolute(inner) for inner in value) if isinstance(value, tuple) else value
+    return tuple(_absolute_path(inner) for inner in value) if isinstance(value, tuple) else value
 
 
-def _words(model: type[BaseModel], values: Mapping[str, object]) -> list[str]:
+def _option_words(model: type[BaseModel], values: Mapping[str, object]) -> list[str]:
     words: list[str] = []
     for option in describe(model):
         value = values.get(option.name, option.default)

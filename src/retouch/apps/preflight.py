@@ -9,11 +9,11 @@ from pathlib import Path
 from retouch.errors import ParamsError
 from retouch.events import Listener
 from retouch.files import check_free
-from retouch.media.encoding import Encoding, check_source, recipe
+from retouch.media.encoding import Encoding, check_source, choose_settings
 from retouch.media.masks import check_fits
 from retouch.media.opening import pictures_at
-from retouch.media.pictures import check_suffix, header, is_picture, read_picture
-from retouch.media.probe import Facts, probe
+from retouch.media.pictures import check_suffix, is_picture, read_header, read_picture
+from retouch.media.probe import ClipFacts, probe
 from retouch.models.refs import resolve
 from retouch.models.vocabulary import check_words, declared_words
 from retouch.params import Params, Role, given_as
@@ -27,7 +27,7 @@ def check_clip_output(
     encoding: Encoding = Encoding(),  # noqa: B008 - frozen
     *,
     force: bool,
-    clip: Facts | None = None,
+    clip: ClipFacts | None = None,
 ) -> None:
     """Refuse a place for a clip that is taken, cannot be written to, or cannot hold what is asked for.
 
@@ -36,7 +36,7 @@ def check_clip_output(
         ParamsError: the codec cannot do what `encoding` asks.
     """
     width, height = (clip.video.width, clip.video.height) if clip else (64, 64)
-    planned = recipe(path, encoding, width=width, height=height, alpha=False)
+    planned = choose_settings(path, encoding, width=width, height=height, alpha=False)
     check_free(path, force=force, folder=not planned.container)
     if clip is not None:
         sounds = [sound.codec for sound in clip.sounds] if encoding.sound else []
@@ -66,7 +66,7 @@ def check_prompts(params: Params, *, anyway: bool, tell: Listener) -> None:
         check_words(prompts, declared_words(resolve(ref)), model=ref, anyway=anyway, tell=tell)
 
 
-def check_given(params: Params, clip: Facts, part: range | None = None) -> None:
+def check_given(params: Params, clip: ClipFacts, part: range | None = None) -> None:
     """Refuse the pictures and masks in a method's parameters that do not fit a clip or cannot be read.
 
     Raises:
@@ -81,7 +81,7 @@ def check_given(params: Params, clip: Facts, part: range | None = None) -> None:
         read_picture(value if isinstance(value, Path) else value.partition("=")[2])
 
 
-def _check_keyframe(name: str, value: Path | str, clip: Facts) -> None:
+def _check_keyframe(name: str, value: Path | str, clip: ClipFacts) -> None:
     """Refuse a picture, a path for the first frame or FRAME=PICTURE, that is none of the clip's."""
     at, equals, path = ("0", "=", str(value)) if isinstance(value, Path) else value.partition("=")
     if not (at and equals and path):
@@ -97,7 +97,7 @@ def _check_keyframe(name: str, value: Path | str, clip: Facts) -> None:
         )
 
 
-def check_masks(path: Path, clip: Facts, part: range | None = None) -> None:
+def check_masks(path: Path, clip: ClipFacts, part: range | None = None) -> None:
     """Refuse masks that do not fit a clip, or the part of it that is worked on, by what their headers say.
 
     Raises:
@@ -110,7 +110,7 @@ def check_masks(path: Path, clip: Facts, part: range | None = None) -> None:
         video = probe(path).video
         sizes = [(video.frames, video.height, video.width)]
     else:
-        headers = [header(picture) for picture in listed]
+        headers = [read_header(picture) for picture in listed]
         sizes = [(len(listed), found.height, found.width) for found in headers]
     for name, size in zip(listed or [path], sizes, strict=True):
         frames = len(part) if part and size[0] == len(part) else clip.video.frames

@@ -16,7 +16,7 @@ EVERY: Final = 10.0
 
 
 @contextlib.contextmanager
-def shown(*, quiet: bool = False) -> Iterator[Listener]:
+def show_progress(*, quiet: bool = False) -> Iterator[Listener]:
     """Give a listener that shows events on the error stream while the block runs, each notice once."""
     console = Console(stderr=True, highlight=False)
     if quiet:
@@ -65,12 +65,14 @@ def in_lines(
             start, before = begun.setdefault(event.stage, (now, event.done)) if event.done else (now, 0)
             if now - said >= EVERY:
                 said = now
-                write(f"{event.stage}: {event.done} of {event.total}{_left(event, now - start, before)}\n")
+                write(
+                    f"{event.stage}: {event.done} of {event.total}{_time_left(event, now - start, before)}\n"
+                )
 
     return tell
 
 
-def _left(event: Advanced, spent: float, before: int) -> str:
+def _time_left(event: Advanced, spent: float, before: int) -> str:
     """The time that is left, by the steps seen so far; nothing before there are any."""
     steps = event.done - before
     return f", about {spent / steps * (event.total - event.done):.0f} s left" if steps > 0 else ""

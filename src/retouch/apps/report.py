@@ -28,7 +28,7 @@ from retouch.errors import RequestError, RetouchError
 from retouch.files import replace_whole
 from retouch.media.compare import difference_sheet
 from retouch.media.io import Writer, read
-from retouch.media.probe import Facts, probe
+from retouch.media.probe import ClipFacts, probe
 from retouch.params import frame_range
 from retouch.registry import method
 from retouch.spec import MethodSpec
@@ -47,7 +47,7 @@ SHEET_UP_TO = 2**31
 
 @final
 @dataclass(frozen=True)
-class Shown:
+class PageMedia:
     """A clip, picture or text as the page shows it; `url` is empty where there is nothing to play."""
 
     title: str
@@ -59,7 +59,7 @@ class Shown:
 
 @final
 @dataclass(frozen=True)
-class Page:
+class RunPage:
     """What a run folder says of itself; whatever is not there stays empty."""
 
     folder: Path
@@ -68,8 +68,8 @@ class Page:
     error: Mapping[str, object] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     stages: tuple[tuple[str, float], ...] = ()
-    clips: tuple[Shown, ...] = ()
-    extras: tuple[Shown, ...] = ()
+    clips: tuple[PageMedia, ...] = ()
+    extras: tuple[PageMedia, ...] = ()
     sheet: str = ""
 
 
@@ -84,43 +84,44 @@ def write_report(
     """
     target = out or folder / "report.html"
     with replace_whole(target, force=force or out is None) as draft:
-        page = collect(folder, target.absolute().parent, embed_up_to=embed_up_to)
-        draft.write_text(html(page), encoding="utf-8")
+        page = collect_page(folder, target.absolute().parent, embed_up_to=embed_up_to)
+        draft.write_text(render_html(page), encoding="utf-8")
     return target
 
 
-def collect(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) -> Page:
+def collect_page(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) -> RunPage:
     """Reads a run folder; links are relative to `beside`, where the page will lie."""
-    request = _json(folder / "request.json")
+    request = _read_json(folder / "request.json")
     if not request:
         raise RequestError(f"{folder} holds no request.json", hint="name a run folder; see: retouch runs")
-    report = _json(folder / "report.json")
+    report = _read_json(folder / "report.json")
     source = Path(str(request.get("video", "")))
     result = folder / str(report["result"]) if report.get("result") else None
     part = frame_range(str(request.get("range", "")))
-    clips = [_clip("Source", source, beside, embed_up_to, part)]
+    clips = [_playable_clip("Source", source, beside, embed_up_to, part)]
     if result:
-        clips.append(_clip("Result", result, beside, embed_up_to))
+        clips.append(_playable_clip("Result", result, beside, embed_up_to))
     extras = sorted((folder / "extras").iterdir()) if (folder / "extras").is_dir() else []
-    return Page(
+    return RunPage(
         folder=folder,
         request=request,
         report=report,
         error=error_of(folder),
-        notices=_lines(folder / "notices.txt"),
-        stages=_stages(_lines(folder / "events.jsonl")),
+        notices=_read_lines(folder / "notices.txt"),
+        stages=_stage_seconds(_read_lines(folder / "events.jsonl")),
         clips=tuple(clips),
-        extras=tuple(_extra(path, beside, embed_up_to) for path in extras),
-        sheet=_sheet(source, result, part) if result else "",
+        extras=tuple(_extra_media(path, beside, embed_up_to) for path in extras),
+        sheet=_difference_sheet(source, result, part) if result else "",
     )
 
 
-def html(page: Page) -> str:
+def render_html(page: RunPage) -> str:
     """The page as text."""
-    title, style, script = _title(page), _asset("report.css"), _asset("report.js")
+    title, style, script = _page_title(page), _read_asset("report.css"), _read_asset("report.js")
     policy = (
         "default-src 'none'; img-src data: 'self' file:; media-src data: 'self' file:; "
-        f"style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+        f"style-src '{_content_hash(style)}'; script-src '{_content_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
     return "\n".join(
         [
@@ -135,19 +136,19 @@ def html(page: Page) -> str:
             f"<style>{style}</style>",
             "</head>",
             "<body>",
-            _head(page, title),
+            _page_head(page, title),
             "<main>",
-            _failure(page),
-            _players(page),
-            _facts(page),
-            _figures(page),
-            _notices(page),
+            _failure_section(page),
+            _player_section(page),
+            _fact_section(page),
+            _figure_section(page),
+            _notice_section(page),
             _sheet_section(page),
             _extras_section(page),
             _request_section(page),
             _stage_section(page),
             "</main>",
-            _foot(page),
+            _page_foot(page),
             f"<script>{script}</script>",
             "</body>",
             "</html>",
@@ -156,13 +157,13 @@ def html(page: Page) -> str:
     )
 
 
-def _head(page: Page, title: str) -> str:
+def _page_head(page: RunPage, title: str) -> str:
     spec = _spec(page.request)
     summary = f"<p>{escape(spec.summary)}</p>" if spec else ""
     return f"<header><h1>{escape(title)}</h1>{summary}</header>"
 
 
-def _foot(page: Page) -> str:
+def _page_foot(page: RunPage) -> str:
     version, name = escape(str(page.report.get("retouch_version", ""))), escape(page.folder.name)
     said = f"Made by retouch {version} from <code>{name}</code>. This page loads nothing from the network."
     return f"<footer><p>{said}</p></footer>"
@@ -176,13 +177,13 @@ def _spec(request: Mapping[str, object]) -> MethodSpec | None:
         return None
 
 
-def _title(page: Page) -> str:
+def _page_title(page: RunPage) -> str:
     name, spec = str(page.request.get("method", "a run")), _spec(page.request)
     video = Path(str(page.request.get("video", ""))).name
     return f"{spec.title if spec else name}: {video}"
 
 
-def _failure(page: Page) -> str:
+def _failure_section(page: RunPage) -> str:
     """Says loudly that the run did not end, and why."""
     if page.report:
         return ""
@@ -192,8 +193,8 @@ def _failure(page: Page) -> str:
     return f'<section class="failure" role="alert"><h2>No result</h2><p>{escape(message)}</p>{more}</section>'
 
 
-def _players(page: Page) -> str:
-    figures = "".join(_figure(shown) for shown in page.clips)
+def _player_section(page: RunPage) -> str:
+    figures = "".join(_figure_element(shown) for shown in page.clips)
     playing = sum(shown.kind == "video" for shown in page.clips)
     buttons = (
         '<p class="controls" hidden><button type="button" id="together">Play both</button>'
@@ -203,10 +204,10 @@ def _players(page: Page) -> str:
     )
     rate = escape(str(page.report.get("fps", "25")))
     controls = buttons if playing == 2 else ""
-    return _section("Clips", f'{controls}<div class="clips" data-rate="{rate}">{figures}</div>')
+    return _html_section("Clips", f'{controls}<div class="clips" data-rate="{rate}">{figures}</div>')
 
 
-def _figure(shown: Shown) -> str:
+def _figure_element(shown: PageMedia) -> str:
     title, note = escape(shown.title), escape(shown.note)
     caption = f"<figcaption><strong>{title}</strong>{' ' + note if note else ''}</figcaption>"
     if shown.kind == "video":
@@ -223,7 +224,7 @@ def _figure(shown: Shown) -> str:
     return f"<figure>{body}{caption}</figure>"
 
 
-def _facts(page: Page) -> str:
+def _fact_section(page: RunPage) -> str:
     report = page.report
     if not report:
         return ""
@@ -233,7 +234,7 @@ def _facts(page: Page) -> str:
         ("Frames", str(report.get("frames", ""))),
         ("Size", " x ".join(str(side) for side in size)),
         ("Rate", f"{report.get('fps', '')} fps"),
-        ("Time", f"{_number(report.get('seconds', 0))} s"),
+        ("Time", f"{_format_number(report.get('seconds', 0))} s"),
     ]
     if untouched:
         exact = untouched.get("bit_exact") is True
@@ -244,50 +245,50 @@ def _facts(page: Page) -> str:
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards)
     sentence = str(untouched.get("sentence", ""))
     said = f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" if sentence else ""
-    return _section("At a glance", f"<dl>{items}</dl>{said}")
+    return _html_section("At a glance", f"<dl>{items}</dl>{said}")
 
 
-def _figures(page: Page) -> str:
+def _figure_section(page: RunPage) -> str:
     figures = cast("Mapping[str, object]", page.report.get("figures") or {})
-    rows = [(name, _number(value)) for name, value in figures.items()]
-    return _table("Figures", ("Figure", "Value"), rows)
+    rows = [(name, _format_number(value)) for name, value in figures.items()]
+    return _html_table("Figures", ("Figure", "Value"), rows)
 
 
-def _notices(page: Page) -> str:
+def _notice_section(page: RunPage) -> str:
     if not page.notices:
         return ""
     items = "".join(f"<li>{escape(line)}</li>" for line in page.notices)
-    return _section("Notices", f"<ul>{items}</ul>")
+    return _html_section("Notices", f"<ul>{items}</ul>")
 
 
-def _sheet_section(page: Page) -> str:
+def _sheet_section(page: RunPage) -> str:
     if not page.sheet:
         return ""
     words = "Absolute difference of source and result, times four"
     picture = f'<img class="sheet" alt="Frames of both. {words}." src="{escape(page.sheet)}">'
     figure = f"<figure>{picture}<figcaption>{words}.</figcaption></figure>"
-    return _section("Frames and differences", figure)
+    return _html_section("Frames and differences", figure)
 
 
-def _extras_section(page: Page) -> str:
+def _extras_section(page: RunPage) -> str:
     if not page.extras:
         return ""
-    figures = "".join(_figure(shown) for shown in page.extras)
-    return _section("More from this run", f'<div class="clips">{figures}</div>')
+    figures = "".join(_figure_element(shown) for shown in page.extras)
+    return _html_section("More from this run", f'<div class="clips">{figures}</div>')
 
 
-def _request_section(page: Page) -> str:
+def _request_section(page: RunPage) -> str:
     """The command, the parameters that are not at their defaults, and the whole request to unfold."""
-    rows = [(name, _plain(value)) for name, value in _chosen(page.request).items()]
-    rows += [(name, _plain(page.request[name])) for name in ("seed", "video") if name in page.request]
+    rows = [(name, _plain_number(value)) for name, value in _chosen_params(page.request).items()]
+    rows += [(name, _plain_number(page.request[name])) for name in ("seed", "video") if name in page.request]
     command = str(page.report.get("command", ""))
     said = f'<pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
     whole = escape(json.dumps(page.request, indent=2, ensure_ascii=False))
     asked = f'<details><summary>All of request.json</summary><pre tabindex="0">{whole}</pre></details>'
-    return _table("Request", ("Parameter", "Value"), rows, before=said, after=asked)
+    return _html_table("Request", ("Parameter", "Value"), rows, before=said, after=asked)
 
 
-def _chosen(request: Mapping[str, object]) -> dict[str, object]:
+def _chosen_params(request: Mapping[str, object]) -> dict[str, object]:
     """The parameters that differ from the method's defaults; all where the method is not known here."""
     params = cast("Mapping[str, object]", request.get("params") or {})
     spec = _spec(request)
@@ -303,13 +304,13 @@ def _chosen(request: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in params.items() if name not in usual or usual[name] != value}
 
 
-def _stage_section(page: Page) -> str:
-    return _table(
-        "Where the time went", ("Stage", "Seconds"), [(name, _number(s)) for name, s in page.stages]
+def _stage_section(page: RunPage) -> str:
+    return _html_table(
+        "Where the time went", ("Stage", "Seconds"), [(name, _format_number(s)) for name, s in page.stages]
     )
 
 
-def _table(
+def _html_table(
     title: str, head: tuple[str, str], rows: Sequence[tuple[str, str]], *, before: str = "", after: str = ""
 ) -> str:
     if not rows and not before + after:
@@ -317,43 +318,45 @@ def _table(
     body = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>' for a, b in rows)
     heads = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
-    return _section(title, before + table + after)
+    return _html_section(title, before + table + after)
 
 
-def _section(title: str, body: str) -> str:
+def _html_section(title: str, body: str) -> str:
     name = title.lower().replace(" ", "-")
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{body}</section>'
 
 
-def _clip(title: str, path: Path, beside: Path, limit: int, part: range | None = None) -> Shown:
+def _playable_clip(title: str, path: Path, beside: Path, limit: int, part: range | None = None) -> PageMedia:
     """A clip as a browser can play it: embedded, linked where it is large, or re-encoded where it must be."""
     try:
         facts = probe(path)
     except RetouchError as error:
-        return Shown(title, "missing", note=f"{error}.")
+        return PageMedia(title, "missing", note=f"{error}.")
     frames = f"frames {part[0]} to {part[-1]}" if part else f"{facts.video.frames} frames"
     told = f"{path.name}, {facts.video.width}x{facts.video.height}, {frames}"
     if path.is_file() and path.suffix.lower() in PICTURES:
-        return Shown(title, "picture", _url(path, PICTURES[path.suffix.lower()], beside, limit), note=told)
-    if not part and _plays(path, facts):
-        url = _url(path, CONTAINERS[path.suffix.lower()], beside, limit)
-        return Shown(title, "video", url, note=told)
+        return PageMedia(
+            title, "picture", _media_url(path, PICTURES[path.suffix.lower()], beside, limit), note=told
+        )
+    if not part and _can_play(path, facts):
+        url = _media_url(path, CONTAINERS[path.suffix.lower()], beside, limit)
+        return PageMedia(title, "video", url, note=told)
     with tempfile.TemporaryDirectory(prefix="retouch-") as folder:
-        preview = _preview(path, Path(folder), part)
+        preview = _write_preview(path, Path(folder), part)
         embedded = preview.stat().st_size <= limit
-        url = _embedded(preview.read_bytes(), "video/mp4") if embedded else ""
+        url = _data_url(preview.read_bytes(), "video/mp4") if embedded else ""
     if not url:
-        return Shown(title, "missing", note=f"{told}; browsers do not play {facts.video.codec}.")
-    return Shown(title, "video", url, note=f"{told}; shown as a smaller H.264 copy.")
+        return PageMedia(title, "missing", note=f"{told}; browsers do not play {facts.video.codec}.")
+    return PageMedia(title, "video", url, note=f"{told}; shown as a smaller H.264 copy.")
 
 
-def _plays(path: Path, facts: Facts) -> bool:
+def _can_play(path: Path, facts: ClipFacts) -> bool:
     video = facts.video
     known = path.is_file() and path.suffix.lower() in CONTAINERS and video.codec in PLAYABLE
     return known and video.pixel_format in {"yuv420p", "yuvj420p"}
 
 
-def _preview(path: Path, folder: Path, part: range | None) -> Path:
+def _write_preview(path: Path, folder: Path, part: range | None) -> Path:
     """A small H.264 copy without sound, frame by frame."""
     video = read(path, part=part)
     height = min(video.height, PREVIEW_HEIGHT) // 2 * 2
@@ -368,29 +371,29 @@ def _preview(path: Path, folder: Path, part: range | None) -> Path:
     return folder / "preview.mp4"
 
 
-def _extra(path: Path, beside: Path, limit: int) -> Shown:
+def _extra_media(path: Path, beside: Path, limit: int) -> PageMedia:
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return Shown(path.stem, "text", text=path.read_text(encoding="utf-8", errors="replace")[:20_000])
+        return PageMedia(path.stem, "text", text=path.read_text(encoding="utf-8", errors="replace")[:20_000])
     if suffix in PICTURES and path.is_file():
-        return Shown(path.stem, "picture", _url(path, PICTURES[suffix], beside, limit))
+        return PageMedia(path.stem, "picture", _media_url(path, PICTURES[suffix], beside, limit))
     if suffix in CONTAINERS or suffix in {".mkv", ".avi"} or path.is_dir():
-        return _clip(path.stem, path, beside, limit)
-    return Shown(path.stem, "missing", note=f"{path.name} lies in {path.parent.name}/.")
+        return _playable_clip(path.stem, path, beside, limit)
+    return PageMedia(path.stem, "missing", note=f"{path.name} lies in {path.parent.name}/.")
 
 
-def _url(path: Path, kind: str, beside: Path, limit: int) -> str:
+def _media_url(path: Path, kind: str, beside: Path, limit: int) -> str:
     """The file itself where it is small enough, else the way to it from the page."""
     if path.stat().st_size <= limit:
-        return _embedded(path.read_bytes(), kind)
+        return _data_url(path.read_bytes(), kind)
     return quote(os.path.relpath(path.absolute(), beside).replace(os.sep, "/"))
 
 
-def _embedded(content: bytes, kind: str) -> str:
+def _data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _sheet(source: Path, result: Path, part: range | None) -> str:
+def _difference_sheet(source: Path, result: Path, part: range | None) -> str:
     """Frames of both with their difference, embedded; nothing where one is gone or both are huge."""
     try:
         videos = [probe(path).video for path in (source, result)]
@@ -402,10 +405,10 @@ def _sheet(source: Path, result: Path, part: range | None) -> str:
         return ""
     drawn = BytesIO()
     Image.fromarray(picture).save(drawn, "WEBP", quality=90)
-    return _embedded(drawn.getvalue(), "image/webp")
+    return _data_url(drawn.getvalue(), "image/webp")
 
 
-def _stages(lines: Sequence[str]) -> tuple[tuple[str, float], ...]:
+def _stage_seconds(lines: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """Seconds a stage, summed over its turns, in the order in which the stages began."""
     began: dict[str, float] = {}
     spent: dict[str, float] = {}
@@ -423,7 +426,7 @@ def _stages(lines: Sequence[str]) -> tuple[tuple[str, float], ...]:
     return tuple(spent.items())
 
 
-def _json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
@@ -433,21 +436,21 @@ def _json(path: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _read_lines(path: Path) -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
 
 
-def _plain(value: object) -> str:
+def _plain_number(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _number(value: object) -> str:
+def _format_number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return files("retouch.apps").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def _content_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -25,7 +25,7 @@ from retouch.files import in_our_words, replace_whole, system_error, write_whole
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
 from retouch.media.opening import check_part
-from retouch.media.probe import Pictures, probe
+from retouch.media.probe import PictureStream, probe
 from retouch.models.estimate import Estimate
 from retouch.params import frame_range, of_part
 from retouch.places import home
@@ -102,7 +102,7 @@ def run_edit(
     check_clip_output(output, encoding, force=replaces)
     folder = folder or new_folder(request.method)
     request = request.model_copy(update={"compute": request.compute.here()})
-    with _locked(folder), _recorded(folder, listen) as tell, request.compute.repeatable():
+    with _lock_folder(folder), _record_run(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
         (folder / QUEUED).unlink(missing_ok=True)
         write_whole(folder / "request.json", request.as_json())
@@ -118,7 +118,7 @@ def run_edit(
         if spec.preflight:
             spec.load(spec.preflight)(clip, params, tell)
         shown = replace(clip.video, frames=len(part)) if part else clip.video
-        _plan(spec, shown, request).require(request.compute)
+        _estimate_run(spec, shown, request).require(request.compute)
         params = of_part(params, part)
         source = read(request.video, part=part, scratch=folder / "scratch", listen=tell)
         run = Run.alone(
@@ -130,7 +130,7 @@ def run_edit(
             stopped=stopped,
             on_step=on_step,
         )
-        edited = _call(spec, source, params, run)
+        edited = _call_method(spec, source, params, run)
         goal = folder / _result_name(request)
         result = write(edited.video, goal, encoding=encoding, force=True, listen=tell)
         _keep_extras(edited, folder / "extras")
@@ -145,7 +145,7 @@ def run_edit(
             "source_digest": source.digest,
             "result_digest": edited.video.digest,
             "figures": {name: float(value) for name, value in edited.figures.items()},
-            "untouched": untouched(source, edited),
+            "untouched": count_untouched(source, edited),
             "result": result.name,
             "command": command_line(request),
         }
@@ -157,7 +157,7 @@ def run_edit(
     return Result(folder, request.out or result, report)
 
 
-def untouched(source: Video, edited: Edited) -> dict[str, object]:
+def count_untouched(source: Video, edited: Edited) -> dict[str, object]:
     """What the edit left alone, counted before encoding: the share of pixels, and if they are bit-exact."""
     result = edited.video
     if result.frames.shape != source.frames.shape:
@@ -183,7 +183,7 @@ def untouched(source: Video, edited: Edited) -> dict[str, object]:
     return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
 
 
-def _plan(spec: MethodSpec, video: Pictures, request: EditRequest) -> Estimate:
+def _estimate_run(spec: MethodSpec, video: PictureStream, request: EditRequest) -> Estimate:
     """What the method says it will need; a method that says nothing needs nothing."""
     if not spec.plan:
         return Estimate(0)
@@ -191,7 +191,7 @@ def _plan(spec: MethodSpec, video: Pictures, request: EditRequest) -> Estimate:
     return plan(video.frames, video.height, video.width, spec.fill(request.params), request.compute)
 
 
-def _call(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
+def _call_method(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:
     """The method's edit, held to what every method promises."""
     edited = spec.load(spec.edit)(video, params, run)
     if not isinstance(edited, Edited):
@@ -261,7 +261,7 @@ def _hand_over(result: Path, out: Path, *, force: bool) -> RetouchError | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_folder(folder: Path) -> Iterator[None]:
     """Holds the folder, so that two processes never work in one; the lock dies with the process."""
     check_ours(folder)
     with open_own(folder / "lock", "wb") as handle:
@@ -273,7 +273,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recorded(folder: Path, listen: Listener) -> Iterator[Listener]:
+def _record_run(folder: Path, listen: Listener) -> Iterator[Listener]:
     """Writes events and notices, each once, into the folder, and the error if the run ends in one."""
     notices = folder / "notices.txt"
 

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from retouch.artifacts import artifact, pack, unpack
+from retouch.artifacts import artifact, pack_value, unpack_value
 from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte
 from retouch.atlas.mapping import Mapping, PixelWindow
 from retouch.atlas.motion import follow_layer, pair_matrices, plan_charts
@@ -185,7 +185,7 @@ def _check_mattes(video: Video, mattes: tuple[Mattes, ...], names: tuple[str, ..
 
 
 def _save_checkpoint(run: Run, atlas: Atlas) -> None:
-    tree, tensors = pack(atlas)
+    tree, tensors = pack_value(atlas)
     text = np.frombuffer(json.dumps(tree).encode(), np.uint8).copy()
     run.draft.save({**tensors, "tree": torch.from_numpy(text)})
 
@@ -196,7 +196,7 @@ def _resume_checkpoint(run: Run, pyramid: ClipPyramid) -> Atlas | None:
     if not tensors or "tree" not in tensors:
         return None
     try:
-        atlas = unpack(Atlas, json.loads(bytes(tensors["tree"].numpy())), tensors)
+        atlas = unpack_value(Atlas, json.loads(bytes(tensors["tree"].numpy())), tensors)
     except (ArtifactError, ValueError):
         return None
     if not isinstance(atlas, Atlas) or atlas.source != pyramid.video.digest or atlas.stage not in STAGES:

@@ -104,7 +104,9 @@ def fit_field(
     for _ in range(rounds):
         matrix = normal_matrix(rows, columns, weight)[:, 0] + hold + keep
         side = rhs(rows, columns, weight * residual) + before @ keep
-        controls = solve_each(matrix, side.transpose(1, 2)).transpose(1, 2).unflatten(2, (gh, gw))
+        controls = (
+            solve_each(matrix, side.transpose(1, 2)).transpose(1, 2).reshape(before.shape[0], -1, gh, gw)
+        )
         bent = rows[:, None] @ controls @ columns[:, None].transpose(-1, -2)
         off = (residual - bent).square().sum(1, keepdim=True)
         weight = weights * geman_mcclure(off / unit**2, 1.0)
@@ -182,7 +184,7 @@ def gauss_newton(
     )
     controls = mapping.controls.flatten(2)
     side = rhs(rows, columns, pull) - controls @ hold
-    step = solve_each(matrix, side.flatten(1)[..., None])[..., 0].unflatten(1, (2, gh, gw))
+    step = solve_each(matrix, side.flatten(1)[..., None]).view(-1, 2, gh, gw)
     largest = step.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
     step = step * (STEP_LIMIT / largest).clamp(max=1)
     return without_folds(mapping, window, weights, step)

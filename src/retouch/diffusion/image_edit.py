@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retouch.models.image import Residuals
+from retouch.models.image import ControlResiduals
 from retouch.models.noise_path import Level, Schedule, Timestep, guided, step
 
 Descent: TypeAlias = tuple[Level, Level]
@@ -28,7 +28,7 @@ class Denoiser(Protocol):
         t: Timestep,
         text: Float[Tensor, "*f n d"],
         *,
-        residuals: Residuals | None = None,
+        residuals: ControlResiduals | None = None,
         seen: Float[Tensor, " e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
         """The network's output."""
@@ -60,7 +60,7 @@ def denoised(
     goal: Goal,
     model: Denoiser,
     *,
-    residuals: Residuals | None = None,
+    residuals: ControlResiduals | None = None,
 ) -> Float[Tensor, "f 4 y x"]:
     """One step down towards the goal; at guidance 1 the network is asked once."""
     hi, lo = down

@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate, pad
 from retouch.media.masks import HALF
 from retouch.models.estimate import DECODED_TOGETHER
 from retouch.models.image import StableDiffusion
-from retouch.models.image_to_video import Traits
+from retouch.models.image_to_video import VideoTraits
 from retouch.run import Run
 from retouch.video import Video, chunks
 
@@ -66,7 +66,7 @@ class Resize:
         return cls((height, width), (height, width), _fit((height, width), model.multiple), model.factor)
 
     @classmethod
-    def to_area(cls, height: int, width: int, traits: Traits, short_side: int | None = None) -> Self:
+    def to_area(cls, height: int, width: int, traits: VideoTraits, short_side: int | None = None) -> Self:
         """Work at about the area that the model was trained at, or with a short side of that length."""
         scale = math.sqrt(traits.native_pixels / (height * width))
         many = traits.size_multiple

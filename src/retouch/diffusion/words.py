@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
 @final
 @dataclass(frozen=True)
-class Tokens:
+class PromptTokens:
     """A prompt as the text encoder sees it."""
 
     prompt: str
@@ -87,11 +87,11 @@ class Tokens:
         return tuple((word, tuple(found)) for word, found in zip(words, numbers, strict=True))
 
 
-Finder: TypeAlias = Callable[[Tokens, str], tuple[int, ...]]
+Finder: TypeAlias = Callable[[PromptTokens, str], tuple[int, ...]]
 """The numbers of the tokens that a word has in a prompt; none if it is not there."""
 
 
-def read_prompt(tokenizer: Tokenizer, prompt: str) -> Tokens:
+def read_prompt(tokenizer: Tokenizer, prompt: str) -> PromptTokens:
     """A prompt's tokens, with runs of spaces made single.
 
     Raises:
@@ -105,10 +105,10 @@ def read_prompt(tokenizer: Tokenizer, prompt: str) -> Tokens:
             f" the text encoder reads {tokenizer.model_max_length}",
             hint="say it in fewer words",
         )
-    return Tokens(prompt, ids, tuple(tokenizer.decode([token]).strip() for token in ids[1:-1]))
+    return PromptTokens(prompt, ids, tuple(tokenizer.decode([token]).strip() for token in ids[1:-1]))
 
 
-def exact_word(tokens: Tokens, word: str) -> tuple[int, ...]:
+def exact_word(tokens: PromptTokens, word: str) -> tuple[int, ...]:
     """Finds what stands between single spaces, letter for letter, wherever it occurs."""
     return tuple(number for other, numbers in tokens.words if other == word for number in numbers)
 
@@ -116,7 +116,7 @@ def exact_word(tokens: Tokens, word: str) -> tuple[int, ...]:
 def phrase_finder(tokenizer: Tokenizer) -> Finder:
     """Finds words and phrases by their tokens: punctuation beside them and capitals do not matter."""
 
-    def find(tokens: Tokens, phrase: str) -> tuple[int, ...]:
+    def find(tokens: PromptTokens, phrase: str) -> tuple[int, ...]:
         wanted = tuple(tokenizer(phrase).input_ids)[1:-1]
         starts = range(1, len(tokens.ids) - len(wanted)) if wanted else ()
         found = [at for at in starts if tokens.ids[at : at + len(wanted)] == wanted]
@@ -125,7 +125,7 @@ def phrase_finder(tokenizer: Tokenizer) -> Finder:
     return find
 
 
-def required(tokens: Tokens, words: Sequence[str], find: Finder) -> tuple[int, ...]:
+def required(tokens: PromptTokens, words: Sequence[str], find: Finder) -> tuple[int, ...]:
     """The tokens of all these words.
 
     Raises:
@@ -141,7 +141,7 @@ def required(tokens: Tokens, words: Sequence[str], find: Finder) -> tuple[int, .
     return tuple(sorted({number for word in words for number in find(tokens, word)}))
 
 
-def changed_things(source: Tokens, target: Tokens) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def changed_things(source: PromptTokens, target: PromptTokens) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What changes, as the source's prompt names it and as the target's does.
 
     English puts the name of a thing last: from a word that the other prompt lacks, what it belongs to is
@@ -182,7 +182,7 @@ def replaced(matrix: Float[Tensor, "words words"]) -> Alignment:
     return Alignment(matrix, torch.zeros(matrix.shape[1]))
 
 
-def refine_mapper(source: Tokens, target: Tokens, length: int) -> tuple[int, ...]:
+def refine_mapper(source: PromptTokens, target: PromptTokens, length: int) -> tuple[int, ...]:
     """The source token that each of `length` target tokens is, or `NEW`: Needleman-Wunsch on token ids.
 
     A match scores 1, a mismatch -1, a gap 0, so different tokens are never paired. Among equally good
@@ -208,7 +208,7 @@ def refine_mapper(source: Tokens, target: Tokens, length: int) -> tuple[int, ...
     return (*mapper, *range(len(b), length))[:length]
 
 
-def replace_matrix(source: Tokens, target: Tokens, length: int) -> Float[Tensor, "words words"]:
+def replace_matrix(source: PromptTokens, target: PromptTokens, length: int) -> Float[Tensor, "words words"]:
     """Carries a prompt over to one with as many words: word by word, in order.
 
     A word of equally many tokens goes token by token; else its attention is spread evenly over the new
@@ -227,7 +227,9 @@ def replace_matrix(source: Tokens, target: Tokens, length: int) -> Float[Tensor,
     return matrix
 
 
-def released_replace_matrix(source: Tokens, target: Tokens, length: int) -> Float[Tensor, "words words"]:
+def released_replace_matrix(
+    source: PromptTokens, target: PromptTokens, length: int
+) -> Float[Tensor, "words words"]:
     """As `replace_matrix`, with two faults of the code that Prompt-to-Prompt and FateZero released.
 
     After the last word that differs, tokens map to their own numbers even where the prompts have shifted
@@ -252,7 +254,7 @@ def released_replace_matrix(source: Tokens, target: Tokens, length: int) -> Floa
     return matrix
 
 
-def same_word_count(source: Tokens, target: Tokens) -> bool:
+def same_word_count(source: PromptTokens, target: PromptTokens) -> bool:
     """Whether the prompts can be carried over word by word."""
     return len(source.words) == len(target.words)
 
@@ -317,12 +319,12 @@ def step_range(window: tuple[float, float], steps: int) -> range:
     return range(start, end)
 
 
-def _plain(tokens: Tokens) -> list[str]:
+def _plain(tokens: PromptTokens) -> list[str]:
     """The words without what is written beside them."""
     return [word.strip(",.;:!?").lower() for word, _ in tokens.words]
 
 
-def _heads(one: Tokens, other: Tokens) -> tuple[str, ...]:
+def _heads(one: PromptTokens, other: PromptTokens) -> tuple[str, ...]:
     """The names of the things that words belong to which the other prompt lacks."""
     words, known = _plain(one), {*_plain(other), *PHRASE_ENDS}
     found = []
@@ -332,7 +334,7 @@ def _heads(one: Tokens, other: Tokens) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _end_of_phrase(at: int, tokens: Tokens, words: Sequence[str]) -> int:
+def _end_of_phrase(at: int, tokens: PromptTokens, words: Sequence[str]) -> int:
     """The last word before one that begins another phrase, or at which something is written to close it."""
     while (
         at + 1 < len(words) and words[at + 1] not in PHRASE_ENDS and tokens.words[at][0].lower() == words[at]
@@ -346,7 +348,7 @@ def _rows(window: tuple[float, float], steps: int) -> slice:
     return slice(rows.start, max(rows.start, rows.stop))
 
 
-def _word_pairs(source: Tokens, target: Tokens) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _word_pairs(source: PromptTokens, target: PromptTokens) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     if not same_word_count(source, target):
         raise ParamsError(
             f"{source.prompt!r} has {len(source.words)} words and {target.prompt!r} has {len(target.words)}",

@@ -111,7 +111,7 @@ _PLANAR = re.compile(
 OPAQUE = 255
 
 
-def converts(matrix: str) -> bool:
+def can_convert(matrix: str) -> bool:
     """Whether pictures with this matrix can be brought to RGB; an empty name is one to guess, and can."""
     return matrix in _WEIGHTS or matrix in ("", "rgb")
 
@@ -126,32 +126,34 @@ def to_rgb(
 ) -> tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"] | None]:
     """Gives a decoded picture as RGB bytes, and its alpha where its pixel format has one.
 
-    Deeper samples are rounded to 8 bits, not cut, so that the tone stays. `matrix` is one that `converts`.
+    Deeper samples are rounded to 8 bits, not cut, so that the tone stays. `matrix` is one that `can_convert`.
     """
-    frame, kind = _planar(frame)
+    frame, kind = _to_planar(frame)
     bits = int(kind["bits"] or 8)
-    planes = [_plane(plane, bits) for plane in frame.planes]
+    planes = [_read_plane(plane, bits) for plane in frame.planes]
     top = float((1 << bits) - 1)
     alpha = (
-        _rounded(planes.pop().astype(np.float32) * (255 / top))[None]
+        _round_to_depth(planes.pop().astype(np.float32) * (255 / top))[None]
         if kind["alpha"] or kind["rgba"]
         else None
     )
     if kind["rgb"]:
         return _from_gbr(planes, top), alpha
     height, width = planes[0].shape
-    low, span, chroma = _levels(bits, full=full_range)
+    low, span, chroma = _depth_levels(bits, full=full_range)
     y = (planes[0].astype(np.float32) - low) * (255 / span)
     if kind["gray"]:
-        return np.broadcast_to(_rounded(y), (3, height, width)).copy(), alpha
+        return np.broadcast_to(_round_to_depth(y), (3, height, width)).copy(), alpha
     scale, middle = 255 / chroma, float(1 << (bits - 1))
-    cb, cr = ((_raised(plane.astype(np.float32), height, width) - middle) * scale for plane in planes[1:3])
+    cb, cr = (
+        (_double_chroma(plane.astype(np.float32), height, width) - middle) * scale for plane in planes[1:3]
+    )
     red, blue = _WEIGHTS[matrix]
     green = 1 - red - blue
     rgb = np.empty((3, height, width), np.uint8)
-    rgb[0] = _rounded(y + (2 - 2 * red) * cr)
-    rgb[1] = _rounded(y - ((2 - 2 * red) * red / green) * cr - ((2 - 2 * blue) * blue / green) * cb)
-    rgb[2] = _rounded(y + (2 - 2 * blue) * cb)
+    rgb[0] = _round_to_depth(y + (2 - 2 * red) * cr)
+    rgb[1] = _round_to_depth(y - ((2 - 2 * red) * red / green) * cr - ((2 - 2 * blue) * blue / green) * cb)
+    rgb[2] = _round_to_depth(y + (2 - 2 * blue) * cb)
     return rgb, alpha
 
 
@@ -172,12 +174,12 @@ def to_frame(
     kind = _PLANAR.fullmatch(pixel_format)
     if kind is None or kind["rgb"]:
         with_alpha = "a" in pixel_format.removeprefix("gb")
-        planar = _filled(
+        planar = _fill_plane(
             "gbrap" if with_alpha else "gbrp", [rgb[1], rgb[2], rgb[0], *([opaque] if with_alpha else [])]
         )
         return planar if planar.format.name == pixel_format else planar.reformat(format=pixel_format)
     bits = int(kind["bits"] or 8)
-    low, span, chroma = _levels(bits, full=full_range)
+    low, span, chroma = _depth_levels(bits, full=full_range)
     red, blue = _WEIGHTS[matrix]
     r, g, b = rgb.astype(np.float32) / 255
     y = red * r + (1 - red - blue) * g + blue * b
@@ -185,14 +187,14 @@ def to_frame(
     small = (empty.planes[1].height, empty.planes[1].width)
     middle, top = float(1 << (bits - 1)), float((1 << bits) - 1)
     differences = ((b - y) / (2 - 2 * blue), (r - y) / (2 - 2 * red))
-    planes = [_rounded(y * span + low, top)]
-    planes += [_rounded(_lowered(part * chroma, *small) + middle, top) for part in differences]
+    planes = [_round_to_depth(y * span + low, top)]
+    planes += [_round_to_depth(_halve_chroma(part * chroma, *small) + middle, top) for part in differences]
     if kind["alpha"]:
-        planes.append(_rounded(opaque * np.float32(top / 255), top))
-    return _filled(pixel_format, planes)
+        planes.append(_round_to_depth(opaque * np.float32(top / 255), top))
+    return _fill_plane(pixel_format, planes)
 
 
-def _planar(frame: av.VideoFrame) -> tuple[av.VideoFrame, re.Match[str]]:
+def _to_planar(frame: av.VideoFrame) -> tuple[av.VideoFrame, re.Match[str]]:
     """The picture in a planar format of the same depth, and that format's name taken apart."""
     form = frame.format
     name = form.name.removesuffix("be") + "le" if form.name.endswith("be") else form.name
@@ -207,7 +209,7 @@ def _planar(frame: av.VideoFrame) -> tuple[av.VideoFrame, re.Match[str]]:
     return (frame if name == form.name else frame.reformat(format=name)), kind
 
 
-def _plane(plane: av.video.plane.VideoPlane, bits: int) -> np.ndarray:
+def _read_plane(plane: av.video.plane.VideoPlane, bits: int) -> np.ndarray:
     kind = np.dtype("<u2" if bits > 8 else "u1")
     rows = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
     picture: np.ndarray = rows[: plane.height, : plane.width]
@@ -218,10 +220,10 @@ def _from_gbr(planes: list[np.ndarray], top: float) -> UInt8[np.ndarray, "3 h w"
     ordered = (planes[2], planes[0], planes[1])
     if top == 255:
         return np.stack(ordered)
-    return np.stack([_rounded(plane.astype(np.float32) * (255 / top)) for plane in ordered])
+    return np.stack([_round_to_depth(plane.astype(np.float32) * (255 / top)) for plane in ordered])
 
 
-def _filled(pixel_format: str, planes: list[np.ndarray]) -> av.VideoFrame:
+def _fill_plane(pixel_format: str, planes: list[np.ndarray]) -> av.VideoFrame:
     height, width = planes[0].shape
     frame = av.VideoFrame(width, height, pixel_format)
     for plane, values in zip(frame.planes, planes, strict=True):
@@ -233,7 +235,7 @@ def _filled(pixel_format: str, planes: list[np.ndarray]) -> av.VideoFrame:
     return frame
 
 
-def _levels(bits: int, *, full: bool) -> tuple[float, float, float]:
+def _depth_levels(bits: int, *, full: bool) -> tuple[float, float, float]:
     """Black, the span of luma, and the span of chroma, in steps of this depth."""
     if full:
         return 0.0, float((1 << bits) - 1), float((1 << bits) - 1)
@@ -241,13 +243,13 @@ def _levels(bits: int, *, full: bool) -> tuple[float, float, float]:
     return 16.0 * step, 219.0 * step, 224.0 * step
 
 
-def _rounded(values: np.ndarray, top: float = 255.0) -> np.ndarray:
+def _round_to_depth(values: np.ndarray, top: float = 255.0) -> np.ndarray:
     kind = np.dtype("u1" if top <= 255 else "<u2")
     steps: np.ndarray = np.clip(np.rint(values), 0, top).astype(kind)
     return steps
 
 
-def _raised(plane: Float32[np.ndarray, "y x"], height: int, width: int) -> Float32[np.ndarray, "h w"]:
+def _double_chroma(plane: Float32[np.ndarray, "y x"], height: int, width: int) -> Float32[np.ndarray, "h w"]:
     """Chroma at the size of luma, by doubling as often as it takes."""
     while plane.shape[1] < width:
         after = np.concatenate([plane[:, 1:], plane[:, -1:]], axis=1)
@@ -260,8 +262,8 @@ def _raised(plane: Float32[np.ndarray, "y x"], height: int, width: int) -> Float
     return plane[:height, :width]
 
 
-def _lowered(plane: Float32[np.ndarray, "h w"], height: int, width: int) -> Float32[np.ndarray, "y x"]:
-    """The inverse of `_raised` that takes nothing from a picture but what chroma of that size can show."""
+def _halve_chroma(plane: Float32[np.ndarray, "h w"], height: int, width: int) -> Float32[np.ndarray, "y x"]:
+    """Undo `_double_chroma`, taking from a picture only what chroma of that size can show."""
     while len(plane) > height:
         near = np.pad(plane, ((1, 1 + len(plane) % 2 + 1), (0, 0)), mode="edge")
         half = (len(plane) + 1) // 2

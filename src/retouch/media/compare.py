@@ -37,7 +37,7 @@ LARGEST = 320
 
 @final
 @dataclass(frozen=True)
-class Layout:
+class SheetLayout:
     """Where each clip lies in a side-by-side picture: row by row, a label above each."""
 
     height: int
@@ -60,7 +60,7 @@ class Layout:
         return top, GAP * (column + 1) + sum(self.widths[:column])
 
 
-def layout(clips: Sequence[Video]) -> Layout:
+def lay_out_clips(clips: Sequence[Video]) -> SheetLayout:
     """Lays clips out at the height of the tallest, up to four in a row, squarely beyond."""
     height = max(clip.height for clip in clips)
     height *= max(1, math.ceil(SMALLEST / height))
@@ -68,7 +68,7 @@ def layout(clips: Sequence[Video]) -> Layout:
     together = columns * max(_width_at(clip, height) for clip in clips)
     height = min(height, math.floor(height * WIDEST / together))
     widths = [max(_width_at(clip, height) for clip in clips[x::columns]) for x in range(columns)]
-    return Layout(height, tuple(widths), math.ceil(len(clips) / columns))
+    return SheetLayout(height, tuple(widths), math.ceil(len(clips) / columns))
 
 
 def common_length(lengths: Sequence[int], *, shortest: bool = False) -> int:
@@ -112,14 +112,14 @@ def side_by_side(clips: Sequence[Video], labels: Sequence[str]) -> Iterator[Pict
     number.
     """
     _one_label_each(clips, labels)
-    plan = layout(clips)
-    canvas = _labelled(plan, labels)
+    plan = lay_out_clips(clips)
+    canvas = _add_label(plan, labels)
     for t in range(min(len(clip) for clip in clips)):
         for index, clip in enumerate(clips):
             top, left = plan.corner(index)
             width = _width_at(clip, plan.height)
             tile = canvas[top : top + plan.height, left : left + width]
-            tile[:] = _resized(_upright(clip, t), plan.height, width)
+            tile[:] = _resize_picture(_turn_upright(clip, t), plan.height, width)
         yield canvas.copy()
         if t % FRAMES_AT_ONCE == FRAMES_AT_ONCE - 1:
             for clip in clips:
@@ -137,23 +137,23 @@ def difference_sheet(
     _one_label_each(clips, labels)
     first, others = clips[0], list(zip(clips[1:], labels[1:], strict=True))
     length = min(len(clip) for clip in clips)
-    chosen = evenly(length, frames)
+    chosen = evenly_spaced(length, frames)
     columns = [labels[0]]
     for clip, label in others:
         scaled = "" if (clip.height, clip.width) == (first.height, first.width) else ", scaled"
         columns += [f"{label}{scaled}", f"difference x{gain:g}"]
     rows = []
     for t in chosen:
-        here = _upright(first, t)
+        here = _turn_upright(first, t)
         row = [here]
         for clip, _ in others:
-            there = _resized(_upright(clip, t), here.shape[0], here.shape[1])
-            row += [there, amplified(here, there, gain)]
+            there = _resize_picture(_turn_upright(clip, t), here.shape[0], here.shape[1])
+            row += [there, amplified_difference(here, there, gain)]
         rows.append(row)
-    return sheet(rows, columns, [f"frame {t}" for t in chosen])
+    return draw_sheet(rows, columns, [f"frame {t}" for t in chosen])
 
 
-def sheet(
+def draw_sheet(
     rows: Sequence[Sequence[Picture | None]],
     columns: Sequence[str],
     titles: Sequence[str],
@@ -170,8 +170,8 @@ def sheet(
     tallest = max(picture.shape[0] for picture in there)
     height = height or min(LARGEST, tallest * max(1, math.ceil(SMALLEST / tallest)))
     width = max(round(picture.shape[1] * height / picture.shape[0]) for picture in there)
-    titles = [_drawable(title) for title in titles]
-    margin = max((_length(title) for title in titles), default=0) + 2 * GAP
+    titles = [_drawable_text(title) for title in titles]
+    margin = max((_text_length(title) for title in titles), default=0) + 2 * GAP
     canvas = np.full(
         (LINE + len(rows) * (height + GAP) + GAP, margin + len(columns) * (width + GAP), 3),
         GROUND,
@@ -181,21 +181,21 @@ def sheet(
         for x, picture in enumerate(row):
             if picture is None:
                 continue
-            drawn = _resized(picture, height, round(picture.shape[1] * height / picture.shape[0]))
+            drawn = _resize_picture(picture, height, round(picture.shape[1] * height / picture.shape[0]))
             top, left = LINE + y * (height + GAP), margin + x * (width + GAP)
             canvas[top : top + height, left : left + drawn.shape[1]] = drawn
-    lines = [(margin + x * (width + GAP), 4, _clipped(label, width)) for x, label in enumerate(columns)]
+    lines = [(margin + x * (width + GAP), 4, _clip_text(label, width)) for x, label in enumerate(columns)]
     lines += [(GAP, LINE + y * (height + GAP) + height // 2 - 10, title) for y, title in enumerate(titles)]
-    return _written(canvas, lines)
+    return _draw_text(canvas, lines)
 
 
-def amplified(one: Picture, other: Picture, gain: float) -> Picture:
+def amplified_difference(one: Picture, other: Picture, gain: float) -> Picture:
     """Gives the absolute difference of two pictures times `gain`, cut at white."""
     difference = np.abs(one.astype(np.int16) - other)
     return np.asarray(np.minimum(difference * gain, 255), dtype=np.uint8)
 
 
-def evenly(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Picks at most `count` frames from the first to the last, evenly spaced, each once."""
     if count <= 1 or length == 1:
         return [0]
@@ -210,24 +210,24 @@ def _one_label_each(clips: Sequence[Video], labels: Sequence[str]) -> None:
         )
 
 
-def _labelled(plan: Layout, labels: Sequence[str]) -> Picture:
+def _add_label(plan: SheetLayout, labels: Sequence[str]) -> Picture:
     canvas = np.full((*plan.size, 3), GROUND, dtype=np.uint8)
     lines = []
     for index, label in enumerate(labels):
         top, left = plan.corner(index)
-        lines.append((left, top - LINE + 4, _clipped(label, plan.widths[index % len(plan.widths)])))
-    return _written(canvas, lines)
+        lines.append((left, top - LINE + 4, _clip_text(label, plan.widths[index % len(plan.widths)])))
+    return _draw_text(canvas, lines)
 
 
 def _width_at(clip: Video, height: int) -> int:
     return max(1, round(clip.width * clip.origin.sample_aspect * Fraction(height, clip.height)))
 
 
-def _upright(clip: Video, t: int) -> Picture:
+def _turn_upright(clip: Video, t: int) -> Picture:
     return np.ascontiguousarray(clip.frames[t].transpose(1, 2, 0))
 
 
-def _resized(picture: Picture, height: int, width: int) -> Picture:
+def _resize_picture(picture: Picture, height: int, width: int) -> Picture:
     """A picture in another size: averaged when it shrinks, exact when it grows by a whole factor."""
     h, w = picture.shape[:2]
     if (h, w) == (height, width):
@@ -238,34 +238,34 @@ def _resized(picture: Picture, height: int, width: int) -> Picture:
     return np.asarray(cv2.resize(picture, (width, height), interpolation=how))
 
 
-def _written(canvas: Picture, lines: Sequence[tuple[int, int, str]]) -> Picture:
+def _draw_text(canvas: Picture, lines: Sequence[tuple[int, int, str]]) -> Picture:
     image = Image.fromarray(canvas)
     pen = ImageDraw.Draw(image)
     for x, y, text in lines:
-        pen.text((x, y), text, fill=TEXT, font=_font())
+        pen.text((x, y), text, fill=TEXT, font=_label_font())
     return np.array(image)
 
 
-def _clipped(text: str, width: int) -> str:
+def _clip_text(text: str, width: int) -> str:
     """As much of a text as fits, with dots where some is left out."""
-    text = _drawable(text)
-    if _length(text) <= width:
+    text = _drawable_text(text)
+    if _text_length(text) <= width:
         return text
-    while text and _length(text + "...") > width:
+    while text and _text_length(text + "...") > width:
         text = text[:-1]
     return text + "..."
 
 
-def _drawable(text: str) -> str:
+def _drawable_text(text: str) -> str:
     """A text in the letters that the built-in font has: without accents, `?` for what is still unknown."""
     plain = unicodedata.normalize("NFKD", text)
     bare = "".join(letter for letter in plain if not unicodedata.combining(letter))
     return bare.encode("ascii", "replace").decode("ascii")
 
 
-def _length(text: str) -> int:
-    return math.ceil(_font().getlength(text))
+def _text_length(text: str) -> int:
+    return math.ceil(_label_font().getlength(text))
 
 
-def _font() -> Font:
+def _label_font() -> Font:
     return ImageFont.load_default(FONT_SIZE)

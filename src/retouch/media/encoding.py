@@ -37,7 +37,7 @@ class Encoding:
 
 @final
 @dataclass(frozen=True)
-class Recipe:
+class EncoderSettings:
     """A decided encoding: what FFmpeg is asked for. `container` is "" for a folder of PNG files."""
 
     codec: str
@@ -81,7 +81,9 @@ _SAME_BYTES = {"x264-params": "asm=avx2"} if _ON_X86 else {}
 _LEAST_HEVC_WIDTH = 64
 
 
-def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bool) -> Recipe:
+def choose_settings(
+    path: Path, encoding: Encoding, *, width: int, height: int, alpha: bool
+) -> EncoderSettings:
     """Decides how to write pictures of a size to `path`.
 
     Raises:
@@ -117,8 +119,10 @@ def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bo
             f"{codec} has no alpha here and it is left out; .mov with prores and .mkv with ffv1 keep it",
         )
     if container == "":
-        return Recipe(codec, container, remarks=remarks)
-    encoder, pixel_format, options = _encoder(codec, encoding, odd=bool(width % 2 or height % 2), alpha=alpha)
+        return EncoderSettings(codec, container, remarks=remarks)
+    encoder, pixel_format, options = _choose_encoder(
+        codec, encoding, odd=bool(width % 2 or height % 2), alpha=alpha
+    )
     if pixel_format.startswith("yuv444") and codec in ("h264", "hevc"):
         remarks = (
             *remarks,
@@ -127,11 +131,11 @@ def recipe(path: Path, encoding: Encoding, *, width: int, height: int, alpha: bo
     if container == "avi" and codec == "h264":
         options["bf"] = "0"  # AVI has no timestamps to bring frames back into order with
     tag = "hvc1" if codec == "hevc" and container in ("mp4", "mov") else ""
-    return Recipe(codec, container, encoder, pixel_format, MappingProxyType(options), tag, remarks)
+    return EncoderSettings(codec, container, encoder, pixel_format, MappingProxyType(options), tag, remarks)
 
 
 def check_source(
-    planned: Recipe, path: Path, *, fps: Fraction, variable_rate: bool, sounds: Iterable[str]
+    planned: EncoderSettings, path: Path, *, fps: Fraction, variable_rate: bool, sounds: Iterable[str]
 ) -> None:
     """Refuse a container that cannot show frames when they are to be shown, or does not take the audio.
 
@@ -181,7 +185,9 @@ def _check_wishes(codec: str, encoding: Encoding) -> None:
             raise ParamsError(f"crf is {encoding.crf}; {codec} takes 0 to {largest}", hint="Lower is better.")
 
 
-def _encoder(codec: str, encoding: Encoding, *, odd: bool, alpha: bool) -> tuple[str, str, dict[str, str]]:
+def _choose_encoder(
+    codec: str, encoding: Encoding, *, odd: bool, alpha: bool
+) -> tuple[str, str, dict[str, str]]:
     """The encoder, its pixel format and its options."""
     crf = str(_USUAL_CRF.get(codec, 0) if encoding.crf is None else encoding.crf)
     deep = "10le" if encoding.bits == 10 else ""

@@ -24,10 +24,10 @@ def write_exr(path: Path, channels: Mapping[str, Float32[np.ndarray, "h w"]]) ->
     names = sorted(channels)  # the format wants them in this order
     planes = np.stack([channels[name] for name in names], 1).astype("<f4")  # h channels w
     height, _, width = planes.shape
-    head = _header(names, height, width)
+    head = _write_header(names, height, width)
     blocks = []
     for y in range(0, height, _LINES):
-        packed = _packed(planes[y : y + _LINES].tobytes())
+        packed = _pack_block(planes[y : y + _LINES].tobytes())
         blocks.append(struct.pack("<ii", y, len(packed)) + packed)
     first = len(head) + 8 * len(blocks)
     offsets = first + np.cumsum([0, *(len(block) for block in blocks[:-1])])
@@ -35,7 +35,7 @@ def write_exr(path: Path, channels: Mapping[str, Float32[np.ndarray, "h w"]]) ->
     return path
 
 
-def _header(names: list[str], height: int, width: int) -> bytes:
+def _write_header(names: list[str], height: int, width: int) -> bytes:
     listed = b"".join(name.encode() + b"\0" + struct.pack("<iB3xii", _FLOAT, 0, 1, 1) for name in names)
     window = struct.pack("<4i", 0, 0, width - 1, height - 1)
     attributes = (
@@ -55,7 +55,7 @@ def _header(names: list[str], height: int, width: int) -> bytes:
     return struct.pack("<ii", _MAGIC, _VERSION) + b"".join(rows) + b"\0"
 
 
-def _packed(raw: bytes) -> bytes:
+def _pack_block(raw: bytes) -> bytes:
     """A block as the format packs it: every other byte first, then differences, then deflate."""
     flat = np.frombuffer(raw, np.uint8)
     apart = np.concatenate([flat[::2], flat[1::2]])

@@ -5,4 +5,13 @@ from retouch.media.pictures import read_picture, write_picture
 from retouch.media.reading import read, read_frame
 from retouch.media.writing import Writer, write
 
-__all__ = ["Codec", "Encoding", "Writer", "read", "read_frame", "read_picture", "write", "write_picture"]
+__all__ = [
+    "Codec",
+    "Encoding",
+    "Writer",
+    "read",
+    "read_frame",
+    "read_picture",
+    "write",
+    "write_picture",
+]

@@ -29,8 +29,8 @@ def read_masks(path: Path | str, like: Video) -> UInt8[np.ndarray, "f 1 h w"]:
     """
     path = Path(path)
     if _is_single(path):
-        return np.broadcast_to(_single(path, like)[None], (len(like), 1, like.height, like.width))
-    video = _masks(path, like)
+        return np.broadcast_to(_single_mask(path, like)[None], (len(like), 1, like.height, like.width))
+    video = _read_clip(path, like)
     masks = np.stack(list(_each_selected(video)))
     return masks if len(masks) == len(like) else np.broadcast_to(masks, (len(like), *masks.shape[1:]))
 
@@ -45,9 +45,9 @@ def each_mask(
     """
     path = Path(path)
     if _is_single(path):
-        yield from itertools.repeat(_single(path, like), len(like))
+        yield from itertools.repeat(_single_mask(path, like), len(like))
         return
-    video = _masks(path, like, scratch)
+    video = _read_clip(path, like, scratch)
     for _ in range(len(like) // len(video)):
         yield from _each_selected(video)
 
@@ -56,13 +56,13 @@ def _is_single(path: Path) -> bool:
     return not pictures_at(path) and is_picture(path)
 
 
-def _single(path: Path, like: Video) -> UInt8[np.ndarray, "1 h w"]:
+def _single_mask(path: Path, like: Video) -> UInt8[np.ndarray, "1 h w"]:
     picture = read_picture(path)
     check_fits(path, (1, picture.shape[0], picture.shape[1]), (len(like), like.height, like.width))
-    return _selected(*_planes(picture))
+    return _read_selected(*_read_planes(picture))
 
 
-def _masks(path: Path, like: Video, scratch: Path | None = None) -> Video:
+def _read_clip(path: Path, like: Video, scratch: Path | None = None) -> Video:
     """A clip of masks, one for each frame or a single one."""
     video = read(path, scratch=scratch)
     first, frames = like.origin.first, like.origin.frames
@@ -74,23 +74,23 @@ def _masks(path: Path, like: Video, scratch: Path | None = None) -> Video:
 
 def _each_selected(video: Video) -> Iterator[UInt8[np.ndarray, "1 h w"]]:
     for i in range(len(video)):
-        yield _selected(video.frames[i], None if video.alpha is None else video.alpha[i])
+        yield _read_selected(video.frames[i], None if video.alpha is None else video.alpha[i])
         if i % FRAMES_AT_ONCE == 0:
             release_pages(video.frames)
 
 
-def grow(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+def grow_mask(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
     """Lets masks reach `pixels` further on all sides, in a circle; below 0 they shrink."""
     if pixels < 0:
-        return shrink(masks, -pixels)
-    return _each(masks, lambda mask: cv2.dilate(mask, _disc(pixels))) if pixels else masks
+        return shrink_mask(masks, -pixels)
+    return _each_mask(masks, lambda mask: cv2.dilate(mask, _disc_kernel(pixels))) if pixels else masks
 
 
-def shrink(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+def shrink_mask(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
     """Draws masks back by `pixels` on all sides; what lies behind the frame's border counts as selected."""
     if pixels < 0:
-        return grow(masks, -pixels)
-    return _each(masks, lambda mask: cv2.erode(mask, _disc(pixels))) if pixels else masks
+        return grow_mask(masks, -pixels)
+    return _each_mask(masks, lambda mask: cv2.erode(mask, _disc_kernel(pixels))) if pixels else masks
 
 
 def feather(masks: UInt8[np.ndarray, "f 1 h w"], pixels: float) -> UInt8[np.ndarray, "f 1 h w"]:
@@ -137,12 +137,12 @@ def check_fits(path: Path, masks: tuple[int, int, int], clip: tuple[int, int, in
         )
 
 
-def _planes(picture: UInt8[np.ndarray, "h w channels"]) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_planes(picture: UInt8[np.ndarray, "h w channels"]) -> tuple[np.ndarray, np.ndarray | None]:
     planes = np.moveaxis(picture, -1, 0)
     return planes[:3], (planes[3:] if len(planes) == 4 else None)
 
 
-def _selected(
+def _read_selected(
     rgb: UInt8[np.ndarray, "3 h w"], alpha: UInt8[np.ndarray, "1 h w"] | None
 ) -> UInt8[np.ndarray, "1 h w"]:
     if alpha is not None and alpha.min() < alpha.max():
@@ -155,13 +155,13 @@ def _selected(
     return mask
 
 
-def _disc(pixels: int) -> np.ndarray:
+def _disc_kernel(pixels: int) -> np.ndarray:
     offsets = np.arange(-pixels, pixels + 1)
     disc: np.ndarray = (offsets[:, None] ** 2 + offsets[None] ** 2 <= (pixels + 0.5) ** 2).astype(np.uint8)
     return disc
 
 
-def _each(masks: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _each_mask(masks: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     changed = np.empty(masks.shape, np.uint8)
     for i in range(len(masks)):
         changed[i, 0] = change(np.ascontiguousarray(masks[i, 0]))

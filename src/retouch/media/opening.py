@@ -59,12 +59,12 @@ def pictures_at(path: Path) -> list[Path]:
         else:
             return []
     except OSError as error:
-        raise complaint(error, path) from error
+        raise file_error(error, path) from error
     found = [inner for inner in inside if inner.suffix.lower() in PICTURE_SUFFIXES]
     found = [inner for inner in found if not inner.name.startswith(".")]
     if not found:
         raise VideoError(wrong, hint=hint)
-    return sorted(found, key=_natural)
+    return sorted(found, key=_natural_order)
 
 
 def check_file(path: Path) -> None:
@@ -78,7 +78,7 @@ def check_file(path: Path) -> None:
             if not file.read(1):
                 raise VideoError(f"{path} is empty (0 bytes)", hint="Copy it again from where it came from.")
     except OSError as error:
-        raise complaint(error, path) from error
+        raise file_error(error, path) from error
 
 
 def check_part(path: Path, part: range | None, frames: int) -> None:
@@ -140,7 +140,7 @@ def check_length(path: Path, frames: int, width: int, height: int, folder: Path 
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
+def open_by_content(path: Path) -> Iterator[InputContainer]:
     """Gives the file at `path` opened by what it holds, whatever its suffix says.
 
     Errors of FFmpeg in the block become `VideoError`.
@@ -164,7 +164,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
     except RetouchError:
         raise
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
-        raise complaint(error, path) from error
+        raise file_error(error, path) from error
 
 
 def the_video(container: InputContainer, path: Path) -> av.VideoStream:
@@ -192,16 +192,16 @@ def frames_said(path: Path, stream: av.VideoStream) -> int:
     """Give how many frames a stream says that it has; the packets are counted where it says nothing."""
     if stream.frames:
         return stream.frames
-    with opened(path) as container:
+    with open_by_content(path) as container:
         return sum(packet.size > 0 for packet in container.demux(the_video(container, path)))
 
 
-def complaint(error: Exception, path: Path, *, done: str = "read as video") -> RetouchError:
+def file_error(error: Exception, path: Path, *, done: str = "read as video") -> RetouchError:
     """Our error for one of FFmpeg, Pillow or the system about `path`, which could not be `done`."""
     if isinstance(error, UnfitFile):
         return VideoError(f"{path}: {error}", hint="Give a video file, or a folder of pictures.")
     if isinstance(error, FileNotFoundError):
-        return VideoError(f"{path} does not exist", hint=_near(path))
+        return VideoError(f"{path} does not exist", hint=_near_names(path))
     hint = "The file is damaged or of another kind; copy it again from where it came from."
     return system_error(error, path, done=done, hint=hint)
 
@@ -209,13 +209,13 @@ def complaint(error: Exception, path: Path, *, done: str = "read as video") -> R
 _CONVERT = "Convert it, for example: ffmpeg -i FILE -c:v libx264 -crf 14 -c:a copy OUT.mp4"
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
+def _natural_order(path: Path) -> list[tuple[int, int, str]]:
     """Orders `shot2` before `shot10`."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _near(path: Path) -> str:
+def _near_names(path: Path) -> str:
     try:
         names = [inner.name for inner in path.parent.iterdir()]
     except OSError:

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from retouch.errors import RetouchError, VideoError
 from retouch.files import replace_whole
 from retouch.media.colour import to_rgb
-from retouch.media.opening import check_file, check_size, complaint, opened, the_video
+from retouch.media.opening import check_file, check_size, file_error, open_by_content, the_video
 from retouch.media.png import check_rows
 from retouch.regular import open_regular
 
@@ -52,7 +52,7 @@ _BITS_A_SAMPLE = 258
 
 @final
 @dataclass(frozen=True)
-class Header:
+class PictureHeader:
     """What a picture says before it is decoded; the size is the upright one."""
 
     codec: str
@@ -66,7 +66,7 @@ class Header:
 
 def is_picture(path: Path) -> bool:
     """Whether a file holds one still picture, by its first bytes."""
-    start = _start(path)
+    start = _file_start(path)
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return b"acTL" not in start.split(b"IDAT")[0]
     return start.startswith((b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")) or (
@@ -76,28 +76,28 @@ def is_picture(path: Path) -> bool:
 
 def is_animation(path: Path) -> bool:
     """Whether a file is an animated WebP."""
-    start = _start(path)
+    start = _file_start(path)
     return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and bool(start[20] & 2)
 
 
-def header(path: Path) -> Header:
+def read_header(path: Path) -> PictureHeader:
     """Gives what a picture says about itself, without decoding it.
 
     Raises:
         VideoError: if it is no picture, or of absurd size.
     """
-    with _picture(path) as picture:
+    with _decode_picture(path) as picture:
         width, height = picture.size
         if picture.getexif().get(_ORIENTATION) in _TURNING:
             width, height = height, width
-        return Header(
+        return PictureHeader(
             codec=(picture.format or "").lower(),
             mode=picture.mode,
-            bits=_bits(path, picture),
+            bits=_bit_depth(path, picture),
             alpha=picture.has_transparency_data,
             width=width,
             height=height,
-            fps=_rate(picture),
+            fps=_frame_rate(picture),
         )
 
 
@@ -112,16 +112,16 @@ def read_picture(path: Path | str) -> UInt8[np.ndarray, "h w channels"]:
     """
     path = Path(path)
     check_file(path)
-    with _picture(path) as picture:
+    with _decode_picture(path) as picture:
         if picture.mode == "F":
             raise _in_floats(path)
         if picture.format == "PNG":
             with open_regular(path) as file:
                 check_rows(file)
-        if _bits(path, picture) > 8:
-            return _turned(_deep(path), picture.getexif().get(_ORIENTATION, 1))
+        if _bit_depth(path, picture) > 8:
+            return _turn_upright(_read_deep(path), picture.getexif().get(_ORIENTATION, 1))
         upright = ImageOps.exif_transpose(picture)
-        return np.asarray(_coloured(upright))
+        return np.asarray(_to_rgb(upright))
 
 
 def write_picture(
@@ -138,11 +138,11 @@ def write_picture(
     """
     path = Path(path)
     with replace_whole(path, force=force) as draft:
-        draft.write_bytes(encoded(array, path.suffix))
+        draft.write_bytes(encode_picture(array, path.suffix))
     return path
 
 
-def encoded(
+def encode_picture(
     array: UInt8[np.ndarray, "h w channels"] | UInt8[np.ndarray, "h w"],
     suffix: str,
     *,
@@ -193,7 +193,7 @@ def check_suffix(suffix: str) -> str:
     return kinds[suffix.lower()]
 
 
-def moments(path: Path) -> tuple[tuple[int, ...], int]:
+def animation_times(path: Path) -> tuple[tuple[int, ...], int]:
     """The milliseconds at which the pictures of an animated WebP appear, and at which the last one ends.
 
     Raises:
@@ -214,20 +214,20 @@ def moments(path: Path) -> tuple[tuple[int, ...], int]:
     return tuple(starts), now
 
 
-def animation(path: Path) -> Iterator[UInt8[np.ndarray, "h w channels"]]:
+def read_animation(path: Path) -> Iterator[UInt8[np.ndarray, "h w channels"]]:
     """Gives the pictures of an animated WebP one after the other.
 
     Raises:
         VideoError: if the file is damaged.
     """
-    with _picture(path) as picture:
+    with _decode_picture(path) as picture:
         for i in range(getattr(picture, "n_frames", 1)):
             picture.seek(i)
             yield np.asarray(picture if picture.mode == "RGBA" else picture.convert("RGB"))
 
 
 @contextmanager
-def _picture(path: Path) -> Iterator[Image.Image]:
+def _decode_picture(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             # Damaged tags are none of our concern; sizes are checked below, with our own bound.
@@ -239,19 +239,19 @@ def _picture(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:
         # Pillow's readers meet damaged files with whatever exception comes up in them.
-        raise complaint(error, path, done="read as a picture") from error
+        raise file_error(error, path, done="read as a picture") from error
 
 
-def _start(path: Path) -> bytes:
+def _file_start(path: Path) -> bytes:
     check_file(path)
     try:
         with open_regular(path) as file:
             return file.read(1 << 16)
     except OSError as error:
-        raise complaint(error, path) from error
+        raise file_error(error, path) from error
 
 
-def _bits(path: Path, picture: Image.Image) -> int:
+def _bit_depth(path: Path, picture: Image.Image) -> int:
     if picture.format == "PNG":
         with open_regular(path) as file:
             return file.read(25)[-1]
@@ -261,7 +261,7 @@ def _bits(path: Path, picture: Image.Image) -> int:
     return _RGB_MODES.get(picture.mode, 16)
 
 
-def _rate(picture: Image.Image) -> Fraction | None:
+def _frame_rate(picture: Image.Image) -> Fraction | None:
     try:
         rate = Fraction(str(picture.info.get(_RATE, "0")))
     except (ValueError, ZeroDivisionError):
@@ -269,9 +269,9 @@ def _rate(picture: Image.Image) -> Fraction | None:
     return rate if rate > 0 else None
 
 
-def _deep(path: Path) -> UInt8[np.ndarray, "h w channels"]:
+def _read_deep(path: Path) -> UInt8[np.ndarray, "h w channels"]:
     """A picture of more than 8 bits a channel, by FFmpeg."""
-    with opened(path) as container:
+    with open_by_content(path) as container:
         stream = the_video(container, path)
         stream.codec_context.options = {"err_detect": "explode"}  # rows that are missing are no picture
         frame = next(iter(container.decode(stream)), None)
@@ -287,7 +287,9 @@ def _in_floats(path: Path) -> VideoError:
     return VideoError(f"{path} holds floating-point numbers", hint="Save it with 8 or 16 bits a channel.")
 
 
-def _turned(array: UInt8[np.ndarray, "h w channels"], orientation: int) -> UInt8[np.ndarray, "y x channels"]:
+def _turn_upright(
+    array: UInt8[np.ndarray, "h w channels"], orientation: int
+) -> UInt8[np.ndarray, "y x channels"]:
     """Brings a picture upright; the eight cases are those of Exif."""
     if orientation in _TURNING:
         array = array.swapaxes(0, 1)
@@ -298,7 +300,7 @@ def _turned(array: UInt8[np.ndarray, "h w channels"], orientation: int) -> UInt8
     return array.copy()
 
 
-def _coloured(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGB", "RGBA"):
         return picture
     profile = picture.info.get("icc_profile")

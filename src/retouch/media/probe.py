@@ -25,11 +25,11 @@ from retouch.media.opening import (
     check_length,
     check_part,
     frames_said,
-    opened,
+    open_by_content,
     pictures_at,
     the_video,
 )
-from retouch.media.pictures import header, is_animation, is_picture, moments
+from retouch.media.pictures import animation_times, is_animation, is_picture, read_header
 
 # Fields that say how the pictures are stored, not what they are: another codec may change them.
 CODEC_FIELDS = frozenset({"codec", "profile", "pixel format", "bits"})
@@ -41,7 +41,7 @@ _LUMA = re.compile(r"yuv|nv|p[024]1|y2|uyvy|yvyu|gray|ya")
 
 @final
 @dataclass(frozen=True)
-class Turn:
+class UprightTurn:
     """How stored pictures are brought upright: swap rows and columns first, then mirror."""
 
     swap: bool = False
@@ -68,7 +68,7 @@ class Turn:
 
 @final
 @dataclass(frozen=True)
-class Pictures:
+class PictureStream:
     """The video in a file. `width` and `height` are those of the upright picture, as is `sample_aspect`."""
 
     codec: str
@@ -96,7 +96,7 @@ class Pictures:
 
 @final
 @dataclass(frozen=True)
-class Heard:
+class SoundStream:
     """An audio stream. `digest` is over its packets' bytes, so a copied stream has the same one."""
 
     codec: str
@@ -112,19 +112,19 @@ class Heard:
 
 @final
 @dataclass(frozen=True)
-class Facts:
+class ClipFacts:
     """All that `probe` finds out about a file or a folder of pictures."""
 
     path: Path
     container: str
     size: int
     duration: Fraction
-    video: Pictures
-    sounds: tuple[Heard, ...] = ()
+    video: PictureStream
+    sounds: tuple[SoundStream, ...] = ()
     others: tuple[str, ...] = ()
 
 
-def probe(path: Path | str) -> Facts:
+def probe(path: Path | str) -> ClipFacts:
     """Finds out what is in a video file, a picture, or a folder of pictures.
 
     Raises:
@@ -136,11 +136,11 @@ def probe(path: Path | str) -> Facts:
         return _facts_of_pictures(path, listed)
     if is_animation(path) or is_picture(path):
         return _facts_of_pictures(path, [path])
-    with opened(path) as container:
+    with open_by_content(path) as container:
         return _facts_of_container(path, container)
 
 
-def facts_of_part(facts: Facts, part: range) -> Facts:
+def facts_of_part(facts: ClipFacts, part: range) -> ClipFacts:
     """Return what is said of a clip's pictures, for a part of its frames; the sound is told of as a whole.
 
     Raises:
@@ -153,13 +153,13 @@ def facts_of_part(facts: Facts, part: range) -> Facts:
     return replace(facts, video=shown, duration=(times[-1] - times[0]) * video.time_base)
 
 
-def differences(left: Facts, right: Facts) -> list[str]:
+def fact_differences(left: ClipFacts, right: ClipFacts) -> list[str]:
     """Says field by field what differs, as `field: left -> right`; nothing for files that agree.
 
     Names, sizes in bytes and containers are not compared. Times agree when they are as near as the coarser of
     the two clocks can tell.
     """
-    ours, theirs = dict(_compared(left)), dict(_compared(right))
+    ours, theirs = dict(_compared_fields(left)), dict(_compared_fields(right))
     ours["timestamps"], theirs["timestamps"] = _told_apart(left.video, right.video)
     names = list(dict.fromkeys([*ours, *theirs]))
     lines = [
@@ -177,17 +177,17 @@ def differences(left: Facts, right: Facts) -> list[str]:
     return lines
 
 
-def turn_of(frame: av.VideoFrame) -> Turn:
+def turn_of(frame: av.VideoFrame) -> UprightTurn:
     """The turn that a decoded frame asks for; one by other than quarter turns is left alone."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, Buffer):
-        return Turn()
+        return UprightTurn()
     a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
     if a == 0 and d == 0 and b and c:
-        return Turn(swap=True, mirror_x=c < 0, mirror_y=b < 0)
+        return UprightTurn(swap=True, mirror_x=c < 0, mirror_y=b < 0)
     if b == 0 and c == 0 and a and d:
-        return Turn(mirror_x=a < 0, mirror_y=d < 0)
-    return Turn()
+        return UprightTurn(mirror_x=a < 0, mirror_y=d < 0)
+    return UprightTurn()
 
 
 def is_steady(timestamps: tuple[int, ...], fps: Fraction, time_base: Fraction) -> bool:
@@ -229,7 +229,7 @@ def from_start(
     return tuple(time - begin for time in timestamps) if begin else timestamps
 
 
-def audible(container: InputContainer) -> list[av.AudioStream]:
+def audible_streams(container: InputContainer) -> list[av.AudioStream]:
     """The audio streams whose codec is known; the others cannot be told about, nor copied."""
     return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
@@ -258,10 +258,10 @@ def shows_through(frame: av.VideoFrame, stream: av.VideoStream) -> bool:
     return alpha is not None and int(alpha.min()) < OPAQUE
 
 
-def _facts_of_container(path: Path, container: InputContainer) -> Facts:
+def _facts_of_container(path: Path, container: InputContainer) -> ClipFacts:
     stream = the_video(container, path)
     check_length(path, frames_said(path, stream), stream.width, stream.height, None)
-    sounds = {sound.index: _Listening(sound) for sound in audible(container)}
+    sounds = {sound.index: _PacketDigest(sound) for sound in audible_streams(container)}
     shown: list[tuple[int, int]] = []
     first: av.VideoFrame | None = None
     for packet in container.demux():
@@ -282,7 +282,7 @@ def _facts_of_container(path: Path, container: InputContainer) -> Facts:
     upright = (first.height, first.width) if turn.swap else (first.width, first.height)
     aspect = stream.sample_aspect_ratio or Fraction(1)
     name = first.format.name
-    video = Pictures(
+    video = PictureStream(
         codec=stream.codec.canonical_name,
         profile=stream.profile or "",
         pixel_format=name,
@@ -303,7 +303,7 @@ def _facts_of_container(path: Path, container: InputContainer) -> Facts:
         matrix=MATRICES.get(int(first.colorspace), ""),
         full_range=full_range_of(first),
     )
-    return Facts(
+    return ClipFacts(
         path,
         container.format.name.split(",")[0],
         path.stat().st_size,
@@ -322,7 +322,7 @@ def full_range_of(frame: av.VideoFrame) -> bool | None:
 
 
 @final
-class _Listening:
+class _PacketDigest:
     """An audio stream while its packets go by."""
 
     def __init__(self, stream: av.AudioStream) -> None:
@@ -339,9 +339,9 @@ class _Listening:
         if self.start is None:
             self.start = packet.pts
 
-    def heard(self, zero: Fraction) -> Heard:
+    def heard(self, zero: Fraction) -> SoundStream:
         context, tick = self.stream.codec_context, self.stream.time_base or Fraction(1, 1000)
-        return Heard(
+        return SoundStream(
             codec=context.name,
             rate=context.sample_rate,
             channels=context.layout.nb_channels,
@@ -354,15 +354,15 @@ class _Listening:
         )
 
 
-def _facts_of_pictures(path: Path, listed: list[Path]) -> Facts:
-    first = header(listed[0])
+def _facts_of_pictures(path: Path, listed: list[Path]) -> ClipFacts:
+    first = read_header(listed[0])
     fps = first.fps or PICTURES_A_SECOND
     time_base, starts, end = 1 / fps, tuple(range(len(listed))), len(listed)
     if is_animation(listed[0]):
-        starts, end = moments(path)
+        starts, end = animation_times(path)
         time_base = Fraction(1, 1000)
         fps = len(starts) / (end * time_base)
-    video = Pictures(
+    video = PictureStream(
         codec=first.codec,
         profile="",
         pixel_format=first.mode.lower(),
@@ -384,11 +384,11 @@ def _facts_of_pictures(path: Path, listed: list[Path]) -> Facts:
         full_range=None,
     )
     size = sum(picture.stat().st_size for picture in listed)
-    return Facts(path, "webp" if is_animation(listed[0]) else "pictures", size, end * time_base, video)
+    return ClipFacts(path, "webp" if is_animation(listed[0]) else "pictures", size, end * time_base, video)
 
 
-def _compared(facts: Facts) -> Iterator[tuple[str, str]]:
-    """The fields that `differences` holds against each other, in words."""
+def _compared_fields(facts: ClipFacts) -> Iterator[tuple[str, str]]:
+    """The fields that `fact_differences` holds against each other, in words."""
     video = facts.video
     yield "codec", video.codec
     yield "profile", video.profile
@@ -413,7 +413,7 @@ def _compared(facts: Facts) -> Iterator[tuple[str, str]]:
         yield f"audio {i} packets", f"{sound.packets} ({sound.digest})"
 
 
-def _told_apart(left: Pictures, right: Pictures) -> tuple[str, str]:
+def _told_apart(left: PictureStream, right: PictureStream) -> tuple[str, str]:
     """The first timestamps in which two clips differ by more than a clock's tick, or two empty texts."""
     clock = max(left.time_base, right.time_base)
     for i, (one, other) in enumerate(zip(left.timestamps, right.timestamps, strict=False)):

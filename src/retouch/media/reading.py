@@ -19,19 +19,34 @@ from retouch.errors import VideoError
 from retouch.events import Listener, Notice, ignore
 from retouch.files import system_error
 from retouch.identity import file_digest
-from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, converts, guessed_matrix, to_rgb
+from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, can_convert, guessed_matrix, to_rgb
 from retouch.media.opening import (
     PICTURES_A_SECOND,
     check_file,
     check_length,
     check_part,
     frames_said,
-    opened,
+    open_by_content,
     pictures_at,
     the_video,
 )
-from retouch.media.pictures import animation, header, is_animation, is_picture, moments, read_picture
-from retouch.media.probe import audible, from_start, full_range_of, has_alpha, rate_of, shows_through, turn_of
+from retouch.media.pictures import (
+    animation_times,
+    is_animation,
+    is_picture,
+    read_animation,
+    read_header,
+    read_picture,
+)
+from retouch.media.probe import (
+    audible_streams,
+    from_start,
+    full_range_of,
+    has_alpha,
+    rate_of,
+    shows_through,
+    turn_of,
+)
 from retouch.media.truncated import check_whole
 from retouch.video import Origin, Sound, Video
 
@@ -57,7 +72,7 @@ def read(
         ResourceError: if memory or disk run out.
     """
     path = Path(path)
-    with _Reel(scratch, part) as reel:
+    with _FrameSpool(scratch, part) as reel:
         listed = pictures_at(path)
         if listed:
             origin, fps = _from_pictures(path, listed, reel)
@@ -84,7 +99,7 @@ def read_frame(path: Path | str, index: int) -> UInt8[np.ndarray, "h w channels"
     """
     path = Path(path)
     count = 0
-    for rgb, alpha in _shown(path):
+    for rgb, alpha in _shown_frames(path):
         if count == index:
             return np.moveaxis(rgb if alpha is None else np.concatenate([rgb, alpha]), 0, -1).copy()
         count += 1
@@ -94,22 +109,22 @@ def read_frame(path: Path | str, index: int) -> UInt8[np.ndarray, "h w channels"
     )
 
 
-def _shown(path: Path) -> "Iterator[_Shot]":
+def _shown_frames(path: Path) -> "Iterator[_Shot]":
     listed = pictures_at(path) or ([path] if is_picture(path) else [])
     if listed:
-        yield from (_apart(read_picture(picture)) for picture in listed)
+        yield from (_split_alpha(read_picture(picture)) for picture in listed)
     elif is_animation(path):
-        yield from map(_apart, animation(path))
+        yield from map(_split_alpha, read_animation(path))
     else:
-        with opened(path) as container:
-            for frame in _decoded(container, the_video(container, path), path):
-                yield _upright(frame, _Colour(path, frame))
+        with open_by_content(path) as container:
+            for frame in _decode_frames(container, the_video(container, path), path):
+                yield _turn_upright(frame, _FrameConverter(path, frame))
 
 
 _Shot = tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"] | None]
 
 
-def _apart(picture: UInt8[np.ndarray, "h w channels"]) -> _Shot:
+def _split_alpha(picture: UInt8[np.ndarray, "h w channels"]) -> _Shot:
     planes = np.moveaxis(picture, -1, 0)
     return planes[:3], (planes[3:] if len(planes) > 3 else None)
 
@@ -117,12 +132,12 @@ def _apart(picture: UInt8[np.ndarray, "h w channels"]) -> _Shot:
 # --- folders, patterns, pictures, animated WebP
 
 
-def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origin, Fraction]:
-    first = header(listed[0])
+def _from_pictures(path: Path, listed: list[Path], reel: "_FrameSpool") -> tuple[Origin, Fraction]:
+    first = read_header(listed[0])
     reel.expect(len(listed), first.width, first.height, path)
     for picture in listed:
         if reel.wants_next():
-            reel.add(*_apart(read_picture(picture)), picture)
+            reel.add(*_split_alpha(read_picture(picture)), picture)
     fps = first.fps or PICTURES_A_SECOND
     remarks = (
         () if first.fps else (f"{path} does not say how fast it runs; {fps} pictures a second are taken",)
@@ -143,12 +158,12 @@ def _from_pictures(path: Path, listed: list[Path], reel: "_Reel") -> tuple[Origi
     return origin, fps
 
 
-def _from_animation(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
-    (starts, end), first = moments(path), header(path)
+def _from_animation(path: Path, reel: "_FrameSpool") -> tuple[Origin, Fraction]:
+    (starts, end), first = animation_times(path), read_header(path)
     reel.expect(len(starts), first.width, first.height, path)
-    for picture in animation(path):
+    for picture in read_animation(path):
         if reel.wants_next():
-            reel.add(*_apart(picture), path)
+            reel.add(*_split_alpha(picture), path)
     time_base = Fraction(1, 1000)
     steps = {after - before for before, after in zip(starts, (*starts[1:], end), strict=True)}
     fps = len(starts) / (end * time_base)
@@ -170,20 +185,20 @@ def _from_animation(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
 # --- what FFmpeg opens
 
 
-def _from_container(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
+def _from_container(path: Path, reel: "_FrameSpool") -> tuple[Origin, Fraction]:
     check_file(path)
     check_whole(path)
     times: list[tuple[int | None, int]] = []
-    with opened(path) as container:
+    with open_by_content(path) as container:
         stream = the_video(container, path)
         reel.expect(frames_said(path, stream), stream.width, stream.height, path)
-        colour: _Colour | None = None
-        for frame in _decoded(container, stream, path):
-            colour = colour or _Colour(path, frame)
+        colour: _FrameConverter | None = None
+        for frame in _decode_frames(container, stream, path):
+            colour = colour or _FrameConverter(path, frame)
             times.append((frame.pts if frame.pts is not None else frame.dts, frame.duration or 0))
             if not reel.wants_next():
                 continue
-            rgb, alpha = _upright(frame, colour)
+            rgb, alpha = _turn_upright(frame, colour)
             if alpha is not None and not reel.has_alpha and not shows_through(frame, stream):
                 alpha = None
             reel.add(rgb, alpha, path)
@@ -191,14 +206,14 @@ def _from_container(path: Path, reel: "_Reel") -> tuple[Origin, Fraction]:
             raise VideoError(
                 f"{path} holds no frame that can be decoded", hint="The file is damaged; copy it again."
             )
-        return _told(path, container, stream, colour, times)
+        return _origin_of(path, container, stream, colour, times)
 
 
-def _told(
+def _origin_of(
     path: Path,
     container: InputContainer,
     stream: av.VideoStream,
-    colour: "_Colour",
+    colour: "_FrameConverter",
     times: list[tuple[int | None, int]],
 ) -> tuple[Origin, Fraction]:
     """The origin of a clip whose frames have all been decoded, and its rate."""
@@ -223,7 +238,7 @@ def _told(
             layout=sound.codec_context.layout.name,
             language=sound.language or "",
         )
-        for sound in audible(container)
+        for sound in audible_streams(container)
     )
     if len(sounds) < len(container.streams.audio):
         remarks.append(f"{path} has audio in a codec that is not known here; it will not be copied")
@@ -253,9 +268,9 @@ def _told(
     return origin, fps
 
 
-def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.VideoFrame]:
+def _decode_frames(container: InputContainer, stream: av.VideoStream, path: Path) -> Iterator[av.VideoFrame]:
     """Gives the frames one by one; a stream that is damaged in the middle is an error that says where."""
-    decoder = _decoder(stream)
+    decoder = _alpha_decoder(stream)
     count, size = 0, None
     stored: list[int] = []
     shown: set[int] = set()
@@ -268,9 +283,9 @@ def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> I
             for frame in frames:
                 assert isinstance(frame, av.VideoFrame)
                 if frame.is_corrupt:
-                    raise _damaged(path, count, "its data do not fit together")
+                    raise _damaged_error(path, count, "its data do not fit together")
                 if size not in (None, (frame.width, frame.height)):
-                    raise _damaged(path, count, f"its size changes to {frame.width}x{frame.height}")
+                    raise _damaged_error(path, count, f"its size changes to {frame.width}x{frame.height}")
                 size = (frame.width, frame.height)
                 count += 1
                 shown.add(frame.pts if frame.pts is not None else -1)
@@ -279,19 +294,19 @@ def _decoded(container: InputContainer, stream: av.VideoStream, path: Path) -> I
             # Pictures before the first that can be decoded belong to what was cut away in front of them.
             lost = sorted(time for time in stored if time > min(shown) and time not in shown)
             if lost:
-                raise _damaged(path, sum(time < lost[0] for time in shown), "it cannot be decoded")
+                raise _damaged_error(path, sum(time < lost[0] for time in shown), "it cannot be decoded")
     except av.FFmpegError as error:
-        raise _damaged(path, count, error.strerror or str(error)) from error
+        raise _damaged_error(path, count, error.strerror or str(error)) from error
 
 
-def _damaged(path: Path, frame: int, why: str) -> VideoError:
+def _damaged_error(path: Path, frame: int, why: str) -> VideoError:
     return VideoError(
         f"{path} is damaged at frame {frame}: {why}",
         hint=f"Copy it again, or cut away what is broken: ffmpeg -i FILE -frames:v {frame} -c copy OUT",
     )
 
 
-def _decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
+def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
     """A decoder that sees the alpha of VP8 and VP9, as FFmpeg's own do not; None where those will do."""
     names = {"vp9": "libvpx-vp9", "vp8": "libvpx"}
     name = names.get(stream.codec.canonical_name)
@@ -304,7 +319,7 @@ def _decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
 
 
 @final
-class _Colour:
+class _FrameConverter:
     """How the frames of a stream become upright RGB, decided by its first frame."""
 
     def __init__(self, path: Path, frame: av.VideoFrame) -> None:
@@ -315,7 +330,7 @@ class _Colour:
         self.transfer = TRANSFERS.get(int(frame.color_trc), "")
         self.matrix = MATRICES.get(int(frame.colorspace), "")
         self.tagged_range = full_range_of(frame)
-        if not converts(self.matrix):
+        if not can_convert(self.matrix):
             raise VideoError(
                 f"{path} keeps its colours by the matrix {self.matrix}, which is not read here",
                 hint="Convert it, for example: ffmpeg -i FILE -vf colorspace=bt709 OUT",
@@ -328,7 +343,7 @@ class _Colour:
         self.used_range = not is_yuv if self.tagged_range is None else self.tagged_range
 
 
-def _upright(frame: av.VideoFrame, colour: _Colour) -> _Shot:
+def _turn_upright(frame: av.VideoFrame, colour: _FrameConverter) -> _Shot:
     rgb, alpha = to_rgb(frame, matrix=colour.used_matrix, full_range=colour.used_range)
     return colour.turn.applied(rgb), (None if alpha is None else colour.turn.applied(alpha))
 
@@ -338,7 +353,7 @@ def _upright(frame: av.VideoFrame, colour: _Colour) -> _Shot:
 
 @final
 @dataclass
-class _Roll:
+class _PictureSpool:
     """The pictures of one kind, in memory until there are too many of them, then in a file without a name."""
 
     kept: list[np.ndarray]
@@ -348,7 +363,7 @@ class _Roll:
 
 
 @final
-class _Reel:
+class _FrameSpool:
     """Gathers frames without knowing how many will come, and none of them in memory for long."""
 
     def __init__(self, scratch: Path | None, part: range | None = None, in_memory: int = IN_MEMORY) -> None:
@@ -356,10 +371,10 @@ class _Reel:
         self._part = part
         self._passed = 0
         self._in_memory = in_memory
-        self._colours, self._alphas = _Roll([]), _Roll([])
+        self._colours, self._alphas = _PictureSpool([]), _PictureSpool([])
         self._names: list[Path] = []
 
-    def __enter__(self) -> "_Reel":
+    def __enter__(self) -> "_FrameSpool":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -407,7 +422,7 @@ class _Reel:
         """The frames and their alpha as arrays."""
         return self._array(self._colours), (self._array(self._alphas) if self.has_alpha else None)
 
-    def _put(self, roll: _Roll, picture: np.ndarray) -> None:
+    def _put(self, roll: _PictureSpool, picture: np.ndarray) -> None:
         roll.shape = picture.shape
         roll.count += 1
         if roll.file is None and self._scratch is None and roll.count * picture.nbytes <= self._in_memory:
@@ -425,7 +440,7 @@ class _Reel:
         except OSError as error:
             raise system_error(error, (self._scratch or Path(tempfile.gettempdir())) / "frames") from error
 
-    def _array(self, roll: _Roll) -> np.ndarray:
+    def _array(self, roll: _PictureSpool) -> np.ndarray:
         if roll.file is None:
             return np.stack(roll.kept)
         roll.file.flush()

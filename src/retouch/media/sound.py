@@ -10,7 +10,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 
 from retouch.identity import file_digest
-from retouch.media.opening import opened
+from retouch.media.opening import open_by_content
 from retouch.media.probe import clock_start
 from retouch.video import Origin
 
@@ -35,7 +35,7 @@ class Soundtrack:
     def __init__(self, origin: Origin, output: OutputContainer) -> None:
         assert origin.path is not None
         self._open = ExitStack()
-        source = self._open.enter_context(opened(origin.path))
+        source = self._open.enter_context(open_by_content(origin.path))
         known = {sound.index for sound in origin.sounds}
         streams = [stream for stream in source.streams.audio if stream.index in known]
         self._copies: dict[int, AudioStream] = {}

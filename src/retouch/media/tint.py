@@ -20,7 +20,7 @@ COLOURS: Final[tuple[Colour, ...]] = (
 STRENGTH: Final = 0.45
 
 
-def tint(
+def tint_objects(
     picture: UInt8[np.ndarray, "h w 3"],
     masks: Mapping[str, UInt8[np.ndarray, "h w"]],
     colours: Mapping[str, Colour],
@@ -37,11 +37,11 @@ def tint(
 
 def colour_against(pixels: UInt8[np.ndarray, "n 3"], taken: Iterable[Colour] = ()) -> Colour:
     """Return the colour that is furthest from an object's own pixels, and from colours that are taken."""
-    palette = _lab(COLOURS)
-    away = _distances(_lab(pixels), palette)
+    palette = _to_lab(COLOURS)
+    away = _colour_distances(_to_lab(pixels), palette)
     score = np.percentile(away, 10, axis=0) if len(pixels) else np.full(len(COLOURS), np.inf)
     for other in taken:
-        score = np.minimum(score, _distances(_lab([other]), palette)[0])
+        score = np.minimum(score, _colour_distances(_to_lab([other]), palette)[0])
     return COLOURS[int(np.argmax(score))]
 
 
@@ -66,13 +66,13 @@ def named_colour(text: str) -> Colour:
     return red, green, blue
 
 
-def _lab(colours: Sequence[Colour] | UInt8[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
+def _to_lab(colours: Sequence[Colour] | UInt8[np.ndarray, "n 3"]) -> Float32[np.ndarray, "n 3"]:
     """The colours where distances are as the eye sees them."""
     numbers = np.asarray(colours, np.float32).reshape(1, -1, 3) / 255
     return np.asarray(cv2.cvtColor(numbers, cv2.COLOR_RGB2LAB)[0] if numbers.size else numbers[0])
 
 
-def _distances(
+def _colour_distances(
     some: Float32[np.ndarray, "n 3"], others: Float32[np.ndarray, "m 3"]
 ) -> Float32[np.ndarray, "n m"]:
     return np.asarray(np.linalg.norm(some[:, None] - others[None], axis=2))

@@ -7,7 +7,7 @@ pass for whole.
 from pathlib import Path
 
 from retouch.errors import VideoError
-from retouch.media.opening import complaint
+from retouch.media.opening import file_error
 
 _SEGMENT = 0x18538067
 _LONG_BOX = 1
@@ -27,7 +27,7 @@ def check_whole(path: Path) -> None:
             head = file.read(64)
         stated = _stated_size(path, head)
     except OSError as error:
-        raise complaint(error, path) from error
+        raise file_error(error, path) from error
     if head[:4] == b"GIF8" and not _ends_as_gif(path):
         raise VideoError(
             f"{path} is cut short: its end mark is missing", hint="Copy it again from where it came from."
@@ -77,15 +77,15 @@ def _end_of_segment(path: Path) -> int:
     """Where the segment of a Matroska file ends; 0 if it does not say."""
     with path.open("rb") as file:
         start = file.read(4096)
-    at, length = _number(start, 4)
+    at, length = _ebml_number(start, 4)
     at += length
     if int.from_bytes(start[at : at + 4], "big") != _SEGMENT:
         return 0
-    at, length = _number(start, at + 4)
+    at, length = _ebml_number(start, at + 4)
     return at + length if length >= 0 else 0
 
 
-def _number(block: bytes, at: int) -> tuple[int, int]:
+def _ebml_number(block: bytes, at: int) -> tuple[int, int]:
     """An EBML number: the place behind it and its value, -1 for an unknown one."""
     first = block[at] if at < len(block) else 0
     if first == 0:

@@ -17,8 +17,8 @@ from retouch.errors import RetouchError, VideoError
 from retouch.events import Listener, Notice, ignore
 from retouch.files import replace_whole, system_error
 from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, guessed_matrix, to_frame
-from retouch.media.encoding import SILENT, Encoding, Recipe, check_source, recipe
-from retouch.media.pictures import encoded
+from retouch.media.encoding import SILENT, EncoderSettings, Encoding, check_source, choose_settings
+from retouch.media.pictures import encode_picture
 from retouch.media.sound import Soundtrack, why_silent
 from retouch.video import Origin, Video
 
@@ -78,7 +78,7 @@ class Writer:
         self._listen = listen
         self._stack = ExitStack()
         self._draft = Path()
-        self._sink: _Sink | None = None
+        self._sink: _FrameSink | None = None
         self._count = 0
         self._size: tuple[int, int] = (0, 0)
 
@@ -140,7 +140,7 @@ class Writer:
                 self._sink.add(frames[i], None if alpha is None else alpha[i], self._count)
                 self._count += 1
 
-    def _opened(self, width: int, height: int, *, alpha: bool) -> "_Sink":
+    def _opened(self, width: int, height: int, *, alpha: bool) -> "_FrameSink":
         planned = self._planned(width, height, alpha=alpha)
         origin = self._like.origin
         for remark in planned.remarks:
@@ -155,7 +155,7 @@ class Writer:
         if not planned.container:
             if origin.variable_rate:
                 self._listen(Notice("a folder of pictures does not keep the times of a variable rate"))
-            return _Folder(self._draft, self._like.fps, origin.first)
+            return _PictureFolder(self._draft, self._like.fps, origin.first)
         sounding = self._sounding(planned)
         silence = why_silent(origin) if sounding else ""
         if silence:
@@ -163,16 +163,18 @@ class Writer:
         if origin.sounds and self._encoding.sound and planned.container in SILENT:
             self._listen(Notice(f"{self._path.suffix} has no audio; that of the source is left out"))
         with _in_our_words(self._path):
-            return _Container(self._draft, planned, self._like, width, height, sound=sounding and not silence)
+            return _VideoContainer(
+                self._draft, planned, self._like, width, height, sound=sounding and not silence
+            )
 
-    def _planned(self, width: int, height: int, *, alpha: bool) -> Recipe:
-        return recipe(self._path, self._encoding, width=width, height=height, alpha=alpha)
+    def _planned(self, width: int, height: int, *, alpha: bool) -> EncoderSettings:
+        return choose_settings(self._path, self._encoding, width=width, height=height, alpha=alpha)
 
-    def _sounding(self, planned: Recipe) -> bool:
+    def _sounding(self, planned: EncoderSettings) -> bool:
         return bool(self._like.origin.sounds) and self._encoding.sound and planned.container not in SILENT
 
 
-class _Sink(Protocol):
+class _FrameSink(Protocol):
     """Where frames go one by one: a container or a folder."""
 
     def add(self, rgb: np.ndarray, alpha: np.ndarray | None, index: int) -> None: ...
@@ -183,7 +185,7 @@ class _Sink(Protocol):
 
 
 @final
-class _Folder:
+class _PictureFolder:
     """A folder of PNG files, numbered as in the source, whose text says at which rate they are shown."""
 
     def __init__(self, draft: Path, fps: Fraction, first: int) -> None:
@@ -195,7 +197,7 @@ class _Folder:
     def add(self, rgb: np.ndarray, alpha: np.ndarray | None, index: int) -> None:
         planes = rgb if alpha is None else np.concatenate([rgb, alpha])
         (self._draft / f"{self._first + index:06}.png").write_bytes(
-            encoded(np.moveaxis(planes, 0, -1), ".png", fps=self._fps)
+            encode_picture(np.moveaxis(planes, 0, -1), ".png", fps=self._fps)
         )
 
     def close(self) -> None:
@@ -206,15 +208,15 @@ class _Folder:
 
 
 @final
-class _Container:
+class _VideoContainer:
     """A video file under way at FFmpeg, with the audio copied in between."""
 
     def __init__(
-        self, draft: Path, planned: Recipe, like: Video, width: int, height: int, *, sound: bool
+        self, draft: Path, planned: EncoderSettings, like: Video, width: int, height: int, *, sound: bool
     ) -> None:
         self._recipe = planned
-        self._clock = _Clock(like, planned.container)
-        self._matrix, self._full_range = _levels(like.origin, planned.pixel_format, height)
+        self._clock = _FrameClock(like, planned.container)
+        self._matrix, self._full_range = _colour_levels(like.origin, planned.pixel_format, height)
         options = {"fflags": "+bitexact"}  # no identifiers of chance: the same clip is the same bytes
         if planned.container in ("mp4", "mov"):
             options["movflags"] = "+faststart"
@@ -280,8 +282,8 @@ class _Container:
         context.colorspace = matrix
         context.color_range = {None: 0, False: 1, True: 2}[full]
         made_here = origin.path is None
-        context.color_primaries = 1 if made_here else _number(PRIMARIES, origin.primaries)
-        context.color_trc = 1 if made_here else _number(TRANSFERS, origin.transfer)
+        context.color_primaries = 1 if made_here else _frame_number(PRIMARIES, origin.primaries)
+        context.color_trc = 1 if made_here else _frame_number(TRANSFERS, origin.transfer)
 
     def _tags(self, origin: Origin) -> tuple[int, bool | None]:
         """The matrix and the range to write down, which for an untagged source are none."""
@@ -291,11 +293,11 @@ class _Container:
             return _UNSPECIFIED, None
         if origin.path is not None and origin.matrix == "":
             return _UNSPECIFIED, origin.full_range
-        return _number(MATRICES, self._matrix), self._full_range
+        return _frame_number(MATRICES, self._matrix), self._full_range
 
     def _frame(self, rgb: np.ndarray, alpha: np.ndarray | None) -> av.VideoFrame:
         if self._recipe.pixel_format == "pal8":
-            return _paletted(rgb, alpha)
+            return _reduce_palette(rgb, alpha)
         return to_frame(
             rgb, alpha, self._recipe.pixel_format, matrix=self._matrix, full_range=self._full_range
         )
@@ -310,7 +312,7 @@ class _Container:
 
 
 @final
-class _Clock:
+class _FrameClock:
     """When each frame is shown, in whole `unit`s of a second."""
 
     def __init__(self, like: Video, container: str) -> None:
@@ -354,7 +356,7 @@ class _Clock:
         return (time - begin) * self._origin.time_base
 
 
-def _levels(origin: Origin, pixel_format: str, height: int) -> tuple[str, bool]:
+def _colour_levels(origin: Origin, pixel_format: str, height: int) -> tuple[str, bool]:
     """The matrix and range to convert with: the source's, or what a reader will guess; for ours, HD's."""
     if not pixel_format.startswith("yuv"):
         return "bt709", False
@@ -363,12 +365,12 @@ def _levels(origin: Origin, pixel_format: str, height: int) -> tuple[str, bool]:
     return origin.matrix or guessed_matrix(height), bool(origin.full_range)
 
 
-def _number(names: "dict[int, str] | object", name: str) -> int:
+def _frame_number(names: "dict[int, str] | object", name: str) -> int:
     assert hasattr(names, "items")
     return next((number for number, known in names.items() if known == name), _UNSPECIFIED)
 
 
-def _paletted(rgb: np.ndarray, alpha: np.ndarray | None) -> av.VideoFrame:
+def _reduce_palette(rgb: np.ndarray, alpha: np.ndarray | None) -> av.VideoFrame:
     """A picture in its own 256 colours, one of them clear where the clip has alpha."""
     colours = 256 if alpha is None else 255
     small = Image.fromarray(np.moveaxis(rgb, 0, -1).copy()).quantize(

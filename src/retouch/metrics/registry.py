@@ -70,8 +70,8 @@ class Case:
 class Metric:
     """A figure, and how to read it.
 
-    `needs` names the fields of `Case` that must be known. `backbone` is what the key names: the network,
-    or how the pixels were taken.
+    `needs` names the fields of `Case` that must be known. `backbone` is what the key names: the
+    network, or how the pixels were taken.
     """
 
     name: str
@@ -103,7 +103,7 @@ def metrics() -> Mapping[str, Metric]:
     return loaded()
 
 
-def find(name: str) -> Metric:
+def find_metric(name: str) -> Metric:
     """Return the metric of that name.
 
     Raises:
@@ -114,7 +114,8 @@ def find(name: str) -> Metric:
         if name in plugins(GROUP):
             load(plugins(GROUP)[name], Metric)
         raise InputError(
-            f"there is no metric {name!r}", hint=near(name, metrics()) or f"metrics: {', '.join(metrics())}"
+            f"there is no metric {name!r}",
+            hint=near(name, metrics()) or f"metrics: {', '.join(metrics())}",
         )
     return metrics()[name]
 
@@ -125,7 +126,9 @@ def measure(case: Case, names: tuple[str, ...] = ()) -> dict[str, float]:
     Raises:
         InputError: a named metric needs what the case does not know.
     """
-    chosen = [find(name) for name in names] or [metric for metric in metrics().values() if metric.fits(case)]
+    chosen = [find_metric(name) for name in names] or [
+        metric for metric in metrics().values() if metric.fits(case)
+    ]
     for metric in chosen:
         if not metric.fits(case):
             missing = ", ".join(need for need in metric.needs if getattr(case, need) is None)
@@ -138,7 +141,8 @@ def loaded() -> dict[str, Metric]:
     """Return ours and those of plug-ins, found once a process."""
     found = {metric.name: metric for metric in BUILT_IN}
     for entry in plugins(GROUP).values():
-        with suppress(PluginError):  # a broken one breaks nothing else: `find` and `retouch doctor` say why
+        # A broken one breaks nothing else: `find_metric` and `retouch doctor` say why.
+        with suppress(PluginError):
             metric = load(entry, Metric)
             found.setdefault(metric.name, metric)
     return found

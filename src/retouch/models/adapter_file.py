@@ -17,7 +17,7 @@ PARTS: Final = (PROJECTION, ATTENTION)
 
 def is_adapter(folder: Path) -> bool:
     """Whether an image encoder lies there, as beside every IP-Adapter, and no pipeline around it."""
-    return _place(folder) is not None and not (folder / "model_index.json").exists()
+    return _parts_folder(folder) is not None and not (folder / "model_index.json").exists()
 
 
 def adapter_file(folder: Path, ref: str) -> Path:
@@ -27,7 +27,7 @@ def adapter_file(folder: Path, ref: str) -> Path:
         ModelMismatch: a part is missing or a pickle, there is more than one adapter, or it is of a kind that
             takes more than one embedding of the picture.
     """
-    place = _place(folder) or folder
+    place = _parts_folder(folder) or folder
     check_weights(place / ENCODER, ref)
     check_weights(place, ref)
     files = sorted(place.glob("*.safetensors"))
@@ -46,6 +46,6 @@ def adapter_file(folder: Path, ref: str) -> Path:
     return files[0]
 
 
-def _place(folder: Path) -> Path | None:
+def _parts_folder(folder: Path) -> Path | None:
     """Where the parts lie: the published repository keeps them in `models`."""
     return next((place for place in (folder, folder / "models") if (place / ENCODER).is_dir()), None)

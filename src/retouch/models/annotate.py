@@ -26,10 +26,10 @@ def canny(
         raise ParamsError(
             f"canny thresholds are {low} and {high}; they must rise from 0", hint="try 100 and 200"
         )
-    edges = np.stack([cv2.Canny(_grey(frame), low, high) for frame in frames])
+    edges = np.stack([cv2.Canny(_to_grey(frame), low, high) for frame in frames])
     return torch.from_numpy(edges).float().div(255)[:, None].expand(-1, 3, -1, -1)
 
 
-def _grey(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w"]:
+def _to_grey(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w"]:
     picture = np.ascontiguousarray(frame.transpose(1, 2, 0))
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))

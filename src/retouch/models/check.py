@@ -26,7 +26,7 @@ WITHOUT_WEIGHTS: Final = ("scheduler", "tokenizer", "feature_extractor", "safety
 
 @final
 @dataclass(frozen=True)
-class Inspection:
+class ModelInspection:
     """What was found."""
 
     kind: str
@@ -34,24 +34,24 @@ class Inspection:
     remarks: tuple[str, ...]
 
 
-def inspect(folder: Path) -> Inspection:
+def inspect_model(folder: Path) -> ModelInspection:
     """Say what lies in `folder`."""
     if (folder / "model_index.json").is_file():
-        return _pipeline(folder)
+        return _inspect_pipeline(folder)
     if (folder / "config.json").is_file():
-        return _single(folder)
+        return _inspect_file(folder)
     if is_adapter(folder):
-        return _adapter(folder)
+        return _inspect_adapter(folder)
     if any(folder.glob("*.ckpt")) or any(folder.glob("*.safetensors")):
-        return Inspection("a single-file checkpoint", ("it is not in the layout of diffusers",), ())
-    return Inspection("no model", ("there is neither model_index.json nor config.json",), ())
+        return ModelInspection("a single-file checkpoint", ("it is not in the layout of diffusers",), ())
+    return ModelInspection("no model", ("there is neither model_index.json nor config.json",), ())
 
 
-def _pipeline(folder: Path) -> Inspection:
+def _inspect_pipeline(folder: Path) -> ModelInspection:
     try:
         index = read_index(folder, str(folder))
     except ModelMismatch as problem:
-        return Inspection("a damaged pipeline", (str(problem),), ())
+        return ModelInspection("a damaged pipeline", (str(problem),), ())
     faults, remarks = [], []
     for part, of in index.items():
         if part.startswith("_") or not isinstance(of, list) or of[1] is None or part == "safety_checker":
@@ -60,11 +60,11 @@ def _pipeline(folder: Path) -> Inspection:
             faults.append(f"{part} is missing")
             continue
         if part not in WITHOUT_WEIGHTS:
-            fault, remark = _weights(folder / part, f"{part} ({of[1]})")
+            fault, remark = _inspect_weights(folder / part, f"{part} ({of[1]})")
             faults += fault
             remarks += remark
         faults += _configuration(folder / part, str(of[0]), str(of[1]))
-    return Inspection(f"a {index.get('_class_name')}", tuple(dict.fromkeys(faults)), tuple(remarks))
+    return ModelInspection(f"a {index.get('_class_name')}", tuple(dict.fromkeys(faults)), tuple(remarks))
 
 
 def _configuration(folder: Path, library: str, name: str) -> list[str]:
@@ -85,28 +85,28 @@ def _configuration(folder: Path, library: str, name: str) -> list[str]:
     return []
 
 
-def _single(folder: Path) -> Inspection:
+def _inspect_file(folder: Path) -> ModelInspection:
     try:
         config = read_config(folder / "config.json", str(folder))
     except ModelMismatch as problem:
-        return Inspection("a damaged model", (str(problem),), ())
+        return ModelInspection("a damaged model", (str(problem),), ())
     name = str(config.get("_class_name") or config.get("model_type"))
-    faults, remarks = _weights(folder, name)
-    return Inspection(SINGLE.get(name, f"a {name} model"), tuple(faults), tuple(remarks))
+    faults, remarks = _inspect_weights(folder, name)
+    return ModelInspection(SINGLE.get(name, f"a {name} model"), tuple(faults), tuple(remarks))
 
 
-def _adapter(folder: Path) -> Inspection:
+def _inspect_adapter(folder: Path) -> ModelInspection:
     kind = "an image prompt (IP-Adapter)"
     try:
         file = adapter_file(folder, str(folder))
     except (ModelMismatch, SafetensorError) as problem:
-        return Inspection(kind, (str(problem),), ())
-    faults, remarks = _weights(file.parent, file.name)
-    more, others = _weights(file.parent / ENCODER, ENCODER)
-    return Inspection(kind, (*faults, *more), (*remarks, *others))
+        return ModelInspection(kind, (str(problem),), ())
+    faults, remarks = _inspect_weights(file.parent, file.name)
+    more, others = _inspect_weights(file.parent / ENCODER, ENCODER)
+    return ModelInspection(kind, (*faults, *more), (*remarks, *others))
 
 
-def _weights(folder: Path, name: str) -> tuple[list[str], list[str]]:
+def _inspect_weights(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """Faults and remarks about one component's weight files; every header is read."""
     try:
         check_weights(folder, name)

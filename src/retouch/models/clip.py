@@ -74,12 +74,12 @@ class TextImage:
         parts = []
         for start in range(0, len(frames), FRAMES_AT_ONCE):
             part = torch.tensor(np.ascontiguousarray(frames[start : start + FRAMES_AT_ONCE]))
-            parts.append(self._seen(normalised(fitted(part, self.side).float() / 255)))
+            parts.append(self._seen(normalise_colours(fit_square(part, self.side).float() / 255)))
         return torch.cat(parts)
 
     def pixels(self, pixels: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f d"]:
         """The unit vectors of pixels in [-1, 1], as `images` but unrounded: gradients reach the pixels."""
-        return self._seen(normalised((fitted(pixels, self.side) + 1) / 2))
+        return self._seen(normalise_colours((fit_square(pixels, self.side) + 1) / 2))
 
     @torch.no_grad()
     def texts(self, sentences: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -103,13 +103,13 @@ class TextImage:
         return normalize(self.model.visual_projection(seen.pooler_output).float(), dim=-1)
 
 
-def normalised(unit: Float[Tensor, "f 3 s s"]) -> Float[Tensor, "f 3 s s"]:
+def normalise_colours(unit: Float[Tensor, "f 3 s s"]) -> Float[Tensor, "f 3 s s"]:
     """Colours in [0, 1], less their mean and over their deviation in CLIP's training pictures."""
     mean, std = (torch.tensor(v, device=unit.device)[:, None, None] for v in (OPENAI_MEAN, OPENAI_STD))
     return (unit - mean) / std
 
 
-def fitted(pixels: Tensor, side: int) -> Tensor:
+def fit_square(pixels: Tensor, side: int) -> Tensor:
     """The middle square of pixels (bytes or floats) with that side: bicubic, antialiased, then cut."""
     height, width = pixels.shape[-2:]
     short = min(height, width)
@@ -121,7 +121,7 @@ def fitted(pixels: Tensor, side: int) -> Tensor:
 
 
 def _check_preparation(folder: Path, ref: str) -> None:
-    """`fitted` prepares as OpenAI does; a model that asks for something else must be refused."""
+    """`fit_square` prepares as OpenAI does; a model that asks for something else must be refused."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return

@@ -1,8 +1,8 @@
 """Optical flow by RAFT (Teed and Deng, 2020), behind the `Flow` protocol, in plain torch.
 
 The paper in four lines, and where to find them:
-    features of both pictures at an eighth of their size, and a context of the first   `Encoder`
-    the product of every pair of features, on four scales                             `Pyramid`
+    features of both pictures at an eighth of their size, and a context of the first   `FeatureEncoder`
+    the product of every pair of features, on four scales                             `CorrelationPyramid`
     from zero flow, a recurrent unit reads products near where the flow points and
     corrects it, again and again; then flow is raised to full size by learnt weights  `Raft.forward`
 
@@ -38,7 +38,7 @@ ROUNDS: Final = 20
 
 @final
 @dataclass(frozen=True)
-class Widths:
+class LayerWidths:
     """How wide the layers are; the defaults are the published model's."""
 
     stem: int = 64
@@ -82,17 +82,17 @@ class Widths:
 
 
 @final
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut."""
 
     def __init__(self, before: int, after: int, stride: int, *, batch_norm: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride, 1)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1)
-        self.norm1, self.norm2 = _norm(after, batch_norm), _norm(after, batch_norm)
+        self.norm1, self.norm2 = _norm_layer(after, batch_norm), _norm_layer(after, batch_norm)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1:
-            self.norm3 = _norm(after, batch_norm)
+            self.norm3 = _norm_layer(after, batch_norm)
             self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride), self.norm3)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b cc hh ww"]:
@@ -103,23 +103,23 @@ class Residual(nn.Module):
         return whole
 
 
-def _norm(width: int, batch_norm: bool) -> nn.Module:
+def _norm_layer(width: int, batch_norm: bool) -> nn.Module:
     return nn.BatchNorm2d(width) if batch_norm else nn.InstanceNorm2d(width)
 
 
 @final
-class Encoder(nn.Module):
+class FeatureEncoder(nn.Module):
     """A picture's features at an eighth of its size."""
 
-    def __init__(self, widths: Widths, out: int, *, batch_norm: bool) -> None:
+    def __init__(self, widths: LayerWidths, out: int, *, batch_norm: bool) -> None:
         super().__init__()
-        self.norm1 = _norm(widths.stem, batch_norm)
+        self.norm1 = _norm_layer(widths.stem, batch_norm)
         self.conv1 = nn.Conv2d(3, widths.stem, 7, 2, 3)
         steps = list(pairwise((widths.stem, *widths.stages)))
         self.layer1, self.layer2, self.layer3 = (
             nn.Sequential(
-                Residual(before, after, stride, batch_norm=batch_norm),
-                Residual(after, after, 1, batch_norm=batch_norm),
+                ResidualBlock(before, after, stride, batch_norm=batch_norm),
+                ResidualBlock(after, after, 1, batch_norm=batch_norm),
             )
             for (before, after), stride in zip(steps, (1, 2, 2), strict=True)
         )
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
 class MotionEncoder(nn.Module):
     """What the products and the flow so far say together."""
 
-    def __init__(self, widths: Widths) -> None:
+    def __init__(self, widths: LayerWidths) -> None:
         super().__init__()
         window = LEVELS * (2 * widths.radius + 1) ** 2
         self.convc1 = nn.Conv2d(window, widths.correlation[0], 1)
@@ -199,7 +199,7 @@ class FlowHead(nn.Module):
 class UpdateBlock(nn.Module):
     """One round: look, think, correct."""
 
-    def __init__(self, widths: Widths) -> None:
+    def __init__(self, widths: LayerWidths) -> None:
         super().__init__()
         self.encoder = MotionEncoder(widths)
         self.gru = SeparableGru(widths.hidden, widths.context + widths.motion + 2)
@@ -212,7 +212,7 @@ class UpdateBlock(nn.Module):
 
 
 @final
-class Pyramid:
+class CorrelationPyramid:
     """The product of every pair of features of two pictures, and its means over larger and larger cells."""
 
     def __init__(self, a: Float[Tensor, "b d h w"], b: Float[Tensor, "b d h w"], radius: int) -> None:
@@ -230,11 +230,13 @@ class Pyramid:
         # The published weights know the window with x along its rows.
         window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)
         centre = places.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2)
-        found = [_bilinear(level, centre / 2**i + window) for i, level in enumerate(self.levels)]
+        found = [_read_bilinear(level, centre / 2**i + window) for i, level in enumerate(self.levels)]
         return torch.cat([f.reshape(count, height, width, -1) for f in found], -1).permute(0, 3, 1, 2)
 
 
-def _bilinear(pictures: Float[Tensor, "n 1 h w"], at: Float[Tensor, "n a b 2"]) -> Float[Tensor, "n 1 a b"]:
+def _read_bilinear(
+    pictures: Float[Tensor, "n 1 h w"], at: Float[Tensor, "n a b 2"]
+) -> Float[Tensor, "n 1 a b"]:
     """Read pictures at places, x then y with centres at whole numbers; nothing outside."""
     height, width = pictures.shape[-2:]
     grid = 2 * at / at.new_tensor([max(width - 1, 1), max(height - 1, 1)]) - 1
@@ -242,14 +244,14 @@ def _bilinear(pictures: Float[Tensor, "n 1 h w"], at: Float[Tensor, "n a b 2"]) 
 
 
 @final
-class Raft(nn.Module):
+class RaftNetwork(nn.Module):
     """The network."""
 
-    def __init__(self, widths: Widths | None = None) -> None:
+    def __init__(self, widths: LayerWidths | None = None) -> None:
         super().__init__()
-        self.widths = widths or Widths()
-        self.fnet = Encoder(self.widths, self.widths.features, batch_norm=False)
-        self.cnet = Encoder(self.widths, self.widths.hidden + self.widths.context, batch_norm=True)
+        self.widths = widths or LayerWidths()
+        self.fnet = FeatureEncoder(self.widths, self.widths.features, batch_norm=False)
+        self.cnet = FeatureEncoder(self.widths, self.widths.hidden + self.widths.context, batch_norm=True)
         self.update_block = UpdateBlock(self.widths)
 
     def forward(
@@ -258,7 +260,7 @@ class Raft(nn.Module):
         """Give the flow from `a` to `b`, x then y, in pixels; pictures are -1 to 1, sides multiples of 8."""
         block = self.update_block
         features = self.fnet(torch.cat([a, b]))
-        pyramid = Pyramid(features[: len(a)], features[len(a) :], self.widths.radius)
+        pyramid = CorrelationPyramid(features[: len(a)], features[len(a) :], self.widths.radius)
         state, given = self.cnet(a).split([self.widths.hidden, self.widths.context], 1)
         state, given = torch.tanh(state), F.relu(given)
         y, x = (torch.arange(n).to(a) for n in state.shape[-2:])
@@ -269,10 +271,12 @@ class Raft(nn.Module):
             state = block.gru(state, torch.cat([given, motion], 1))
             flow = flow + block.flow_head(state)
         # The factor is the authors': it balances the gradients of the two heads.
-        return raised(flow, 0.25 * block.mask(state))
+        return upsample_flow(flow, 0.25 * block.mask(state))
 
 
-def raised(flow: Float[Tensor, "b 2 h w"], weights: Float[Tensor, "b k h w"]) -> Float[Tensor, "b 2 hh ww"]:
+def upsample_flow(
+    flow: Float[Tensor, "b 2 h w"], weights: Float[Tensor, "b k h w"]
+) -> Float[Tensor, "b 2 hh ww"]:
     """Give flow at full size: every pixel is a weighted mean of the nine cells around its own."""
     count, _, height, width = flow.shape
     shares = weights.view(count, 1, 9, CELL, CELL, height, width).softmax(2)
@@ -285,7 +289,7 @@ def raised(flow: Float[Tensor, "b 2 h w"], weights: Float[Tensor, "b k h w"]) ->
 class RaftFlow:
     """Flow by a RAFT: slower than dense inverse search, and better on large and blurred motion."""
 
-    def __init__(self, model: Raft, *, rounds: int = ROUNDS, weights: str = "") -> None:
+    def __init__(self, model: RaftNetwork, *, rounds: int = ROUNDS, weights: str = "") -> None:
         self.model = model.eval().requires_grad_(False)
         self.rounds = rounds
         self._weights = weights or identity(dict(model.state_dict()))
@@ -304,7 +308,7 @@ class RaftFlow:
             weights = load_file(min(folder.glob("*.safetensors")))
             # Weights that were saved while several devices trained carry a prefix.
             weights = {name.removeprefix("module."): value for name, value in weights.items()}
-            model = Raft(Widths.of(weights))
+            model = RaftNetwork(LayerWidths.of(weights))
             model.load_state_dict(weights)
         except (KeyError, RuntimeError, SafetensorError) as problem:
             raise ModelMismatch(

@@ -38,7 +38,7 @@ ENCODED_AT_ONCE: Final = 16
 
 @final
 @dataclass(frozen=True)
-class Residuals:
+class ControlResiduals:
     """What a control network adds to the UNet: one tensor per skip connection, one for the middle block."""
 
     down: tuple[Tensor, ...]
@@ -71,7 +71,7 @@ class StableDiffusion:
         self.scheduler_config = dict(scheduler_config)
         self._identity = identity
         self._device = device
-        self._scheduler = _ddim(self.scheduler_config)
+        self._scheduler = _ddim_schedule(self.scheduler_config)
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
@@ -210,7 +210,7 @@ class StableDiffusion:
         text: Float[Tensor, "*f n d"],
         *,
         attention: Mapping[str, object] | None = None,
-        residuals: Residuals | None = None,
+        residuals: ControlResiduals | None = None,
         seen: Float[Tensor, " e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
         """Return the network's own output at timestep `t`: noise or velocity, as the level there says.
@@ -322,7 +322,7 @@ class Control:
         text: Float[Tensor, "*f n d"],
         *,
         scale: float = 1.0,
-    ) -> Residuals:
+    ) -> ControlResiduals:
         """What this control adds at `z`, `t` to follow `picture`, given in [0, 1] at pixel size."""
         dtype = self.net.dtype
         text = text if text.ndim == 3 else text.expand(len(z), *text.shape)
@@ -334,7 +334,7 @@ class Control:
             conditioning_scale=scale,
             return_dict=False,
         )
-        return Residuals(tuple(down), middle)
+        return ControlResiduals(tuple(down), middle)
 
 
 def _check_layout(folder: Path, ref: str) -> None:
@@ -389,7 +389,7 @@ def _prediction(scheduler: DDIMScheduler) -> Prediction:
     )
 
 
-def _ddim(config: Mapping[str, object]) -> DDIMScheduler:
+def _ddim_schedule(config: Mapping[str, object]) -> DDIMScheduler:
     """A DDIM schedule from any Stable Diffusion scheduler's config, less the keys that DDIM does not know."""
     known = inspect.signature(DDIMScheduler.__init__).parameters
     return DDIMScheduler(**{key: value for key, value in config.items() if key in known})

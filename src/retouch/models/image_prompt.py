@@ -20,7 +20,7 @@ from transformers import CLIPVisionModelWithProjection
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch, ParamsError
 from retouch.models.adapter_file import ATTENTION, ENCODER, PARTS, adapter_file
-from retouch.models.clip import fitted, normalised
+from retouch.models.clip import fit_square, normalise_colours
 from retouch.models.image import StableDiffusion
 from retouch.models.loading import folder_identity, load_network, placed, quiet
 from retouch.models.refs import resolve
@@ -52,14 +52,14 @@ class ImagePrompt:
         """
         file = adapter_file(resolve(ref), ref)
         encoder = load_network(CLIPVisionModelWithProjection, file.parent / ENCODER, *placed(compute))
-        return cls(encoder, _read(file), identity=folder_identity(file.parent))
+        return cls(encoder, _read_parts(file), identity=folder_identity(file.parent))
 
     @torch.no_grad()
     def seen(self, picture: UInt8[np.ndarray, "3 h w"]) -> Float[Tensor, " e"]:
         """What the encoder sees in a picture; its middle square, if it is none."""
         weight = self.encoder.visual_projection.weight
         pixels = torch.tensor(picture[None])
-        prepared = normalised(fitted(pixels, int(self.encoder.config.image_size)).float() / 255)
+        prepared = normalise_colours(fit_square(pixels, int(self.encoder.config.image_size)).float() / 255)
         out = self.encoder(pixel_values=prepared.to(weight.device, weight.dtype))
         return cast(Tensor, out.image_embeds[0].float())
 
@@ -118,7 +118,7 @@ class ImagePrompt:
             )
 
 
-def _read(file: Path) -> Mapping[str, Mapping[str, Tensor]]:
+def _read_parts(file: Path) -> Mapping[str, Mapping[str, Tensor]]:
     """The tensors of an adapter's file, by part."""
     tensors = load_file(file)
     return {

@@ -48,7 +48,7 @@ NETWORK_LAYERS: Final = 24
 
 @final
 @dataclass(frozen=True)
-class Traits:
+class VideoTraits:
     """What an editor has to know of a model before it prepares a clip.
 
     A clip of `k * frame_stride + 1` frames becomes `k + 1` latent frames (any number, where the stride is 1).
@@ -88,7 +88,7 @@ class ImageToVideo(Protocol):
     """A model that continues a first frame into a clip, as far as an editor sees it."""
 
     @property
-    def traits(self) -> Traits:
+    def traits(self) -> VideoTraits:
         """Sizes and conditioning of the model."""
         ...
 
@@ -160,7 +160,7 @@ class ImageToVideo(Protocol):
 
 @final
 @dataclass(frozen=True)
-class Layout:
+class ModelLayout:
     """What has to lie in a folder for a kind of model to be loaded from it."""
 
     pipeline: str
@@ -169,7 +169,7 @@ class Layout:
     hint: str
 
 
-SVD_LAYOUT: Final = Layout(
+SVD_LAYOUT: Final = ModelLayout(
     "StableVideoDiffusionPipeline",
     "an image-to-video model of the Stable Video Diffusion kind",
     ("unet", "vae", "image_encoder"),
@@ -293,7 +293,7 @@ class StableVideo:
         return self._conditioning
 
     @cached_property
-    def traits(self) -> Traits:
+    def traits(self) -> VideoTraits:
         """Sizes of the model, from its own configuration."""
         return svd_traits(self._pipe.unet.config, self._pipe.vae.config)
 
@@ -388,7 +388,7 @@ class StableVideo:
     def clip_input(self, pictures: Float[Tensor, "f 3 height width"]) -> Float[Tensor, "f 3 side side"]:
         """Return pictures in [-1, 1] the size, range and colour balance that CLIP was trained on."""
         side = int(self._pipe.image_encoder.config.image_size)
-        resize = _blurred if self._conditioning.clip_resize == "blurred" else _antialiased
+        resize = _shrink_blurred if self._conditioning.clip_resize == "blurred" else _shrink_antialiased
         mean, std = torch.tensor([CLIP_MEAN, CLIP_STD]).to(pictures)[..., None, None]
         return cast(Tensor, ((resize(pictures, side) + 1) / 2 - mean) / std)
 
@@ -440,7 +440,7 @@ class StableVideo:
 
 
 def load_pipeline(
-    ref: str, compute: Compute | None, layout: Layout, parts: Callable[[Path, str, torch.dtype], P]
+    ref: str, compute: Compute | None, layout: ModelLayout, parts: Callable[[Path, str, torch.dtype], P]
 ) -> tuple[P, str]:
     """Return the stock pipeline under a reference, settled, with a hash of its weights and precision.
 
@@ -499,12 +499,12 @@ def _vae_dtype(folder: Path, ref: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if upcast and dtype == torch.float16 else dtype
 
 
-def svd_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Traits:
+def svd_traits(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> VideoTraits:
     """Return the sizes of a model of Stable Video Diffusion's layout from the configurations of its parts."""
     factor, side = 2 ** (len(vae["block_out_channels"]) - 1), unet["sample_size"]
     # One number is the side of a square of the area meant: Stable Video Diffusion says 96 and means 72 x 128.
     area = side**2 if isinstance(side, int) else side[0] * side[1]
-    return Traits(
+    return VideoTraits(
         frame_stride=1,
         size_multiple=factor * 2 ** (len(unet["block_out_channels"]) - 1),
         latent_factor=factor,
@@ -529,14 +529,16 @@ def svd_activations(
     return int(max(decoder, network))
 
 
-def _antialiased(pictures: Float[Tensor, "f 3 height width"], side: int) -> Float[Tensor, "f 3 side side"]:
+def _shrink_antialiased(
+    pictures: Float[Tensor, "f 3 height width"], side: int
+) -> Float[Tensor, "f 3 side side"]:
     """Videoshop's way to CLIP's size: bilinear, antialiased."""
     return torch.nn.functional.interpolate(
         pictures, (side, side), mode="bilinear", antialias=True, align_corners=False
     )
 
 
-def _blurred(pictures: Float[Tensor, "f 3 height width"], side: int) -> Float[Tensor, "f 3 side side"]:
+def _shrink_blurred(pictures: Float[Tensor, "f 3 height width"], side: int) -> Float[Tensor, "f 3 side side"]:
     """The pipeline's way to CLIP's size: a Gaussian blur by the shrinkage, then bicubic, corners aligned."""
     for axis in (2, 3):
         deviation = max((pictures.shape[axis] / side - 1) / 2, 0.001)

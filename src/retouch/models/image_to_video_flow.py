@@ -20,8 +20,8 @@ from retouch.errors import ModelMismatch
 from retouch.identity import identity
 from retouch.models.image_to_video import (
     Condition,
-    Layout,
-    Traits,
+    ModelLayout,
+    VideoTraits,
     load_pipeline,
     steps_within,
 )
@@ -32,7 +32,7 @@ NATIVE_FRAMES, NATIVE_PIXELS = 81, 480 * 832
 """What Wan was trained on; its configuration does not say."""
 PROMPT_LENGTH: Final = 512
 """The length to which Wan's prompts are padded."""
-WAN_LAYOUT: Final = Layout(
+WAN_LAYOUT: Final = ModelLayout(
     "WanImageToVideoPipeline",
     "an image-to-video Wan",
     ("transformer", "vae", "text_encoder"),
@@ -89,10 +89,10 @@ class WanVideo:
         return cls(pipe, weights=weights)
 
     @cached_property
-    def traits(self) -> Traits:
+    def traits(self) -> VideoTraits:
         """Sizes of the model, from its own configuration where it says them."""
         vae, patch = self._pipe.vae.config, self._transformers()[0].config.patch_size
-        return Traits(
+        return VideoTraits(
             frame_stride=int(vae.scale_factor_temporal),
             size_multiple=int(vae.scale_factor_spatial * patch[1]),
             latent_factor=int(vae.scale_factor_spatial),

@@ -2,8 +2,8 @@
 
 A reference is a folder (`./folder`, `/somewhere/folder`), a name from the catalogue (`sd15`), an embedded
 model (`tiny:sd`) or a repository of the Hugging Face hub (`hf:org/name@revision`). Names are looked for in
-`RETOUCH_HOME/models`, then in the Hugging Face cache. Looking never opens a connection; `fetch` does, and
-only because somebody asked for it by name.
+`RETOUCH_HOME/models`, then in the Hugging Face cache. Looking never opens a connection; `fetch_model` does,
+and only because somebody asked for it by name.
 """
 
 import difflib
@@ -37,7 +37,7 @@ _LAYERS, _NUMBER = 512, 1 << 24
 
 @final
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """What the catalogue knows about one model."""
 
     name: str
@@ -59,11 +59,13 @@ class Entry:
 
 
 @cache
-def catalogue() -> Mapping[str, Entry]:
+def catalogue() -> Mapping[str, CatalogueEntry]:
     """Every model that has a name here, by that name."""
     text = resources.files("retouch.models").joinpath("catalog.toml").read_text("utf-8")
     rows = tomllib.loads(text)
-    return {name: Entry(name=name, files=tuple(row.pop("files")), **row) for name, row in rows.items()}
+    return {
+        name: CatalogueEntry(name=name, files=tuple(row.pop("files")), **row) for name, row in rows.items()
+    }
 
 
 def embedded() -> Mapping[str, Path]:
@@ -89,21 +91,21 @@ def resolve(ref: str) -> Path:
 
 def _found(ref: str) -> Path:
     if ref.startswith(TINY):
-        return _embedded(ref)
+        return _embedded_folder(ref)
     if ref.startswith(HUB):
-        return _cached(ref, ref, _split(ref), tiny="tiny:sd")
+        return _cached_folder(ref, ref, _split_ref(ref), tiny="tiny:sd")
     if _is_path(ref):
-        return _folder(ref)
+        return _folder_of(ref)
     entry = catalogue().get(ref)
     if entry is None:
-        raise ModelNotFound(f"no model is called {ref!r}", hint=_suggestion(ref))
+        raise ModelNotFound(f"no model is called {ref!r}", hint=_suggest_model(ref))
     own = home() / "models" / entry.name
     if own.is_dir():
         return own
-    return _cached(ref, entry.title, (entry.source, entry.revision), tiny=entry.tiny)
+    return _cached_folder(ref, entry.title, (entry.source, entry.revision), tiny=entry.tiny)
 
 
-def fetch(ref: str) -> Path:
+def fetch_model(ref: str) -> Path:
     """Download what `ref` names, because the user asked for it, and give its folder.
 
     Catalogue models go to `RETOUCH_HOME/models`, others to the Hugging Face cache; pickles stay there.
@@ -115,13 +117,13 @@ def fetch(ref: str) -> Path:
         return resolve(ref)
     entry = catalogue().get(ref)
     if entry is None and not ref.startswith(HUB):
-        raise ModelNotFound(f"no model is called {ref!r}", hint=_suggestion(ref))
+        raise ModelNotFound(f"no model is called {ref!r}", hint=_suggest_model(ref))
     if offline():
         raise DownloadRefused(
             f"RETOUCH_OFFLINE is set, so {ref} is not downloaded",
             hint="unset RETOUCH_OFFLINE, or copy the model's folder and name it",
         )
-    source, revision = (entry.source, entry.revision) if entry else _split(ref)
+    source, revision = (entry.source, entry.revision) if entry else _split_ref(ref)
     where = home() / "models" / entry.name if entry else None
     allow = list(entry.files) if entry else None
     try:
@@ -130,7 +132,7 @@ def fetch(ref: str) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
         raise DownloadRefused(
-            f"{source} could not be downloaded: {problem}", hint=_refusal(entry)
+            f"{source} could not be downloaded: {problem}", hint=_refuse_download(entry)
         ) from problem
     return Path(got)
 
@@ -256,7 +258,7 @@ def _is_path(ref: str) -> bool:
     return ref.startswith((".", "/", "~")) or os.sep in ref or (Path(ref).is_dir() and ref not in catalogue())
 
 
-def _folder(ref: str) -> Path:
+def _folder_of(ref: str) -> Path:
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return folder
@@ -271,23 +273,24 @@ def _folder(ref: str) -> Path:
     )
 
 
-def _embedded(ref: str) -> Path:
+def _embedded_folder(ref: str) -> Path:
     found = embedded()
     if ref not in found:
         raise ModelNotFound(
-            f"no embedded model is called {ref!r}", hint=_near(ref, found) or f"there are {', '.join(found)}"
+            f"no embedded model is called {ref!r}",
+            hint=_near_refs(ref, found) or f"there are {', '.join(found)}",
         )
     return found[ref]
 
 
-def _split(ref: str) -> tuple[str, str]:
+def _split_ref(ref: str) -> tuple[str, str]:
     source, _, revision = ref.removeprefix(HUB).partition("@")
     if source.count("/") != 1 or not all(source.split("/")):
         raise ModelNotFound(f"{ref} is no hub reference", hint="write it as hf:org/name@revision")
     return source, revision or "main"
 
 
-def _cached(ref: str, title: str, where: tuple[str, str], *, tiny: str) -> Path:
+def _cached_folder(ref: str, title: str, where: tuple[str, str], *, tiny: str) -> Path:
     source, revision = where
     try:
         return Path(snapshot_download(source, revision=revision, local_files_only=True))
@@ -300,17 +303,17 @@ def _cached(ref: str, title: str, where: tuple[str, str], *, tiny: str) -> Path:
         raise ModelNotFound(f"{title} is not on this machine", hint=hint) from problem
 
 
-def _near(ref: str, names: Mapping[str, object]) -> str:
+def _near_refs(ref: str, names: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(ref, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else ""
 
 
-def _suggestion(ref: str) -> str:
+def _suggest_model(ref: str) -> str:
     names = {**catalogue(), **embedded()}
-    return _near(ref, names) or "see `retouch models list`; tiny:sd works now, without a download"
+    return _near_refs(ref, names) or "see `retouch models list`; tiny:sd works now, without a download"
 
 
-def _refusal(entry: Entry | None) -> str:
+def _refuse_download(entry: CatalogueEntry | None) -> str:
     if entry and entry.gated:
         return f"accept the licence on https://huggingface.co/{entry.source} and log in with `hf auth login`"
     return "check the connection and the name; a model folder copied by hand works too"

@@ -38,7 +38,7 @@ INSIDE, OUTSIDE, CORNER, OTHER_CORNER = 1, 0, 2, 3
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Frames:
+class _LazyFrames:
     """A clip's frames as the model wants them, each made when it is asked for."""
 
     video: Video
@@ -127,7 +127,7 @@ class Sam2Segmenter:
             inference_state_device=self.model.device,
             dtype=self.model.dtype,
         )
-        session.processed_frames = _Frames(video, self.model.image_size, self.model.dtype)
+        session.processed_frames = _LazyFrames(video, self.model.image_size, self.model.dtype)
         return session
 
     def _prompt(self, session: Sam2VideoInferenceSession, video: Video, marks: Sequence[Mark]) -> None:
@@ -140,12 +140,12 @@ class Sam2Segmenter:
         for t in sorted({mark.frame for mark in marks}):
             here = [mark for mark in marks if mark.frame == t]
             if any(mark.kind in ("polygon", "mask") for mark in here):
-                drawn = torch.from_numpy(_drawn(here, video)).float()[None, None] / 255
+                drawn = torch.from_numpy(_drawn_mask(here, video)).float()[None, None] / 255
                 side = self.model.image_size
                 square = interpolate(drawn, size=(side, side), mode="bilinear", antialias=True)
                 session.add_mask_inputs(index, t, (square >= 0.5).float())
             else:
-                points, labels = _points(here, video, self.model.image_size)
+                points, labels = _mark_points(here, video, self.model.image_size)
                 session.add_point_inputs(index, t, {"point_coords": points, "point_labels": labels})
             session.obj_with_new_inputs = [0]
             found = self.model(inference_session=session, frame_idx=t).pred_masks
@@ -160,7 +160,7 @@ class Sam2Segmenter:
     ) -> UInt8[np.ndarray, "h w"]:
         """One object's mask in the next frame."""
         logits = self.model(inference_session=session, frame_idx=t, reverse=back).pred_masks
-        _forget(session, t, self._reach())
+        _forget_frames(session, t, self._reach())
         grown = interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0, 0]
         return (grown.sigmoid() * 255).round().byte().cpu().numpy()
 
@@ -170,7 +170,7 @@ class Sam2Segmenter:
         return int(max(config.num_maskmem, config.max_object_pointers_in_encoder)) + 1
 
 
-def _forget(session: Sam2VideoInferenceSession, t: int, reach: int) -> None:
+def _forget_frames(session: Sam2VideoInferenceSession, t: int, reach: int) -> None:
     """Drop what following never asks for again, or a clip would take megabytes a frame."""
     held = session.output_dict_per_obj[0]
     for outputs in held.values():
@@ -180,7 +180,7 @@ def _forget(session: Sam2VideoInferenceSession, t: int, reach: int) -> None:
         del held["non_cond_frame_outputs"][other]
 
 
-def _drawn(marks: Sequence[Mark], video: Video) -> UInt8[np.ndarray, "h w"]:
+def _drawn_mask(marks: Sequence[Mark], video: Video) -> UInt8[np.ndarray, "h w"]:
     """Polygons and drawn masks of a frame, with the strokes of that frame on top."""
     canvas = np.zeros((video.height, video.width), np.uint8)
     order = ("box", "polygon", "mask", "stroke", "not")
@@ -196,7 +196,7 @@ def _drawn(marks: Sequence[Mark], video: Video) -> UInt8[np.ndarray, "h w"]:
     return canvas
 
 
-def _points(
+def _mark_points(
     marks: Sequence[Mark], video: Video, side: int
 ) -> tuple[Float[Tensor, "1 1 n 2"], Int[Tensor, "1 1 n"]]:
     """Boxes and strokes of a frame as the model's points; the box comes first, as it was trained."""
@@ -208,7 +208,7 @@ def _points(
         labels += [CORNER, OTHER_CORNER]
     for mark in marks:
         if mark.kind in ("stroke", "not"):
-            some = _along(mark.points)
+            some = _points_along(mark.points)
             rows += some
             labels += [INSIDE if mark.kind == "stroke" else OUTSIDE] * len(some)
     scale = torch.tensor([side / video.width, side / video.height])
@@ -217,7 +217,7 @@ def _points(
     return places[None, None], torch.tensor(labels, dtype=torch.int32)[None, None]
 
 
-def _along(path: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _points_along(path: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Points evenly along a path, both ends among them."""
     points = np.array(path, np.float64)
     walked = np.concatenate([[0.0], np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()])

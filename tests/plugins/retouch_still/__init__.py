@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retouch.compute import Compute
 from retouch.identity import identity
-from retouch.models.image_to_video import Condition, Traits, steps_within
+from retouch.models.image_to_video import Condition, VideoTraits, steps_within
 from retouch.models.noise_path import Level, Schedule, target
 from retouch.models.refs import read_config, resolve
 
@@ -34,7 +34,7 @@ class StillVideo:
 
     def __init__(self, gain: float) -> None:
         self.gain = gain
-        self.traits = Traits(1, 8, 1, 3, 8, 64 * 64)
+        self.traits = VideoTraits(1, 8, 1, 3, 8, 64 * 64)
         self.device = torch.device("cpu")
 
     @classmethod

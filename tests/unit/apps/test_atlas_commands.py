@@ -17,7 +17,7 @@ from retouch.errors import ArtifactError, ModelNotFound, ParamsError, RetouchErr
 from retouch.media.io import Encoding, read, write
 from retouch.media.masks import read_masks
 from retouch.media.pictures import write_picture
-from retouch.models.flow_raft import Raft, Widths
+from retouch.models.flow_raft import LayerWidths, RaftNetwork
 from retouch.video import Video
 
 BOX = "2:18,14 64,58"
@@ -128,7 +128,7 @@ def test_a_fit_within_a_deadline_is_an_atlas_that_the_next_fit_goes_on_from(
 
 def test_a_fit_takes_its_flow_from_a_raft(clip: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    weights = Raft(Widths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)).state_dict()
+    weights = RaftNetwork(LayerWidths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)).state_dict()
     (tmp_path / "raft").mkdir()
     save_file({name: 0.1 * value for name, value in weights.items()}, tmp_path / "raft" / "model.safetensors")
     words = ("fit", clip, "--box", BOX, "--set", "steps=0", "--set", "gain=0", "--device", "cpu")

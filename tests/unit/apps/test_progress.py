@@ -2,7 +2,7 @@
 
 import pytest
 
-from retouch.apps.progress import in_lines, shown
+from retouch.apps.progress import in_lines, show_progress
 from retouch.events import Advanced, Notice, Started
 
 
@@ -39,13 +39,13 @@ def test_a_stage_that_begins_late_is_named_at_once() -> None:
 
 
 def test_a_notice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown() as listen:
+    with show_progress() as listen:
         for _ in range(2):
             listen(Notice("guessed"))
     assert capsys.readouterr().err == "notice: guessed\n"
 
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown(quiet=True) as listen:
+    with show_progress(quiet=True) as listen:
         listen(Notice("guessed"))
     assert capsys.readouterr().err == ""

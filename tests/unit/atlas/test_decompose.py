@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from retouch.artifacts import Draft
+from retouch.artifacts import DraftFile
 from retouch.atlas.atlas import Atlas, Mattes, pack_matte, reconstruction_decibels, shares_of
 from retouch.atlas.decompose import STAGES, Deadline, OutOfTime, decompose, kept_atlas, refinements
 from retouch.atlas.mapping import stretch_ratio, texel_area
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_clip_is_not_gone_on_from(
     clip: Video, mattes: tuple[Mattes, ...], run: Run
 ) -> None:
     first = next(refinements(clip, mattes, NAMES, QUICK, run=run))
-    assert isinstance(run.draft, Draft)
+    assert isinstance(run.draft, DraftFile)
     other = Video(np.ascontiguousarray(clip.frames[:, ::-1]), clip.fps)
     second = next(refinements(other, mattes, NAMES, QUICK, run=run))
     assert second.source == other.digest != first.source

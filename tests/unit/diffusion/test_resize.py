@@ -7,10 +7,10 @@ import torch
 
 from retouch.diffusion.resize import Resize, resized
 from retouch.models.image_shapes import working_size
-from retouch.models.image_to_video import Traits
+from retouch.models.image_to_video import VideoTraits
 
-SVD = Traits(1, 64, 8, 4, 14, 576 * 1024)
-TINY = Traits(1, 8, 4, 4, 5, 64 * 64)
+SVD = VideoTraits(1, 64, 8, 4, 14, 576 * 1024)
+TINY = VideoTraits(1, 8, 4, 4, 5, 64 * 64)
 
 
 def test_a_wide_clip_gets_the_models_own_size() -> None:

@@ -7,7 +7,7 @@ from retouch.diffusion.words import (
     NEW,
     Alignment,
     CrossFusion,
-    Tokens,
+    PromptTokens,
     changed_things,
     emphasis_table,
     exact_word,
@@ -45,7 +45,7 @@ class Letters:
         return "".join((token - 2).to_bytes(8).lstrip(b"\0").decode() for token in token_ids)
 
 
-def read(prompt: str) -> Tokens:
+def read(prompt: str) -> PromptTokens:
     return read_prompt(Letters(), prompt)
 
 

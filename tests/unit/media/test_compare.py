@@ -11,12 +11,12 @@ from retouch.media.compare import (
     GROUND,
     LINE,
     WIDEST,
-    amplified,
+    amplified_difference,
     common_length,
     difference_sheet,
-    evenly,
-    layout,
-    sheet,
+    draw_sheet,
+    evenly_spaced,
+    lay_out_clips,
     side_by_side,
     write_side_by_side,
 )
@@ -39,7 +39,7 @@ def test_clips_of_one_size_lie_side_by_side_pixel_for_pixel() -> None:
     clips = [plain(200, 300, (10, 20, 30)), plain(200, 300, (90, 80, 70))]
     made = drawn(clips, ["a", "b"])
     for index, clip in enumerate(clips):
-        top, left = layout(clips).corner(index)
+        top, left = lay_out_clips(clips).corner(index)
         cell = made[:, top : top + 200, left : left + 300]
         assert (cell == clip.frames.transpose(0, 2, 3, 1)).all()
 
@@ -57,7 +57,7 @@ def test_the_file_has_rate_timestamps_and_length_of_the_first_clip(tmp_path: Pat
 
 def test_a_lower_clip_is_scaled_to_the_height_of_the_tallest_and_keeps_its_shape() -> None:
     clips = [plain(400, 300, (10, 20, 30)), plain(200, 300, (90, 80, 70))]
-    plan = layout(clips)
+    plan = lay_out_clips(clips)
     assert (plan.height, plan.widths) == (400, (300, 600))
     top, left = plan.corner(1)
     made = drawn(clips, ["a", "b"])
@@ -67,20 +67,20 @@ def test_a_lower_clip_is_scaled_to_the_height_of_the_tallest_and_keeps_its_shape
 def test_a_clip_with_oblong_pixels_is_drawn_as_it_is_displayed() -> None:
     clip = plain(200, 300, (1, 2, 3))
     oblong = replace(clip, origin=Origin(sample_aspect=Fraction(4, 3)))
-    assert layout([clip, oblong]).widths == (300, 400)
+    assert lay_out_clips([clip, oblong]).widths == (300, 400)
 
 
 def test_the_whole_is_even_not_too_wide_and_breaks_into_rows() -> None:
     four = [plain(1081, 1921, (0, 0, 0), 1)] * 4
-    assert sum(layout(four).widths) <= WIDEST
-    assert layout([plain(64, 64, (0, 0, 0), 1)] * 7).rows == 3
+    assert sum(lay_out_clips(four).widths) <= WIDEST
+    assert lay_out_clips([plain(64, 64, (0, 0, 0), 1)] * 7).rows == 3
     for clips in (four, four[:1], [plain(65, 67, (0, 0, 0), 1)] * 7):
-        assert all(side % 2 == 0 for side in layout(clips).size)
+        assert all(side % 2 == 0 for side in lay_out_clips(clips).size)
 
 
 def test_no_two_cells_overlap() -> None:
     clips = [plain(50 + 9 * i, 70 + 20 * i, (0, 0, 0), 1) for i in range(7)]
-    plan = layout(clips)
+    plan = lay_out_clips(clips)
     taken = np.zeros(plan.size, dtype=int)
     for index in range(len(clips)):
         top, left = plan.corner(index)
@@ -93,7 +93,7 @@ def test_no_two_cells_overlap() -> None:
 
 def test_labels_are_drawn_above_and_stay_in_their_cell() -> None:
     clips = [plain(200, 200, (9, 9, 9), 1)] * 2
-    plan = layout(clips)
+    plan = lay_out_clips(clips)
     made = drawn(clips, ["x" * 200, "é → 漢"])[0]
     ink = (made != np.array(GROUND)).any(axis=2)
     above = ink[: plan.corner(0)[0]]
@@ -119,7 +119,11 @@ def test_labels_that_do_not_match_the_clips_are_refused() -> None:
 def test_amplified_is_the_absolute_difference_times_the_gain_cut_at_white() -> None:
     one = np.array([[[10, 100, 0]]], dtype=np.uint8)
     other = np.array([[[13, 90, 200]]], dtype=np.uint8)
-    assert amplified(one, other, 4.0).tolist() == amplified(other, one, 4.0).tolist() == [[[12, 40, 255]]]
+    assert (
+        amplified_difference(one, other, 4.0).tolist()
+        == amplified_difference(other, one, 4.0).tolist()
+        == [[[12, 40, 255]]]
+    )
 
 
 def test_a_difference_sheet_shows_where_clips_differ_and_is_black_where_they_do_not() -> None:
@@ -134,18 +138,18 @@ def test_a_difference_sheet_shows_where_clips_differ_and_is_black_where_they_do_
 
 
 def test_a_sheet_takes_evenly_spaced_frames_each_once() -> None:
-    assert evenly(9, 3) == [0, 4, 8]
-    assert evenly(2, 5) == [0, 1]
-    assert evenly(1, 5) == [0]
-    assert evenly(100, 1) == [0]
+    assert evenly_spaced(9, 3) == [0, 4, 8]
+    assert evenly_spaced(2, 5) == [0, 1]
+    assert evenly_spaced(1, 5) == [0]
+    assert evenly_spaced(100, 1) == [0]
 
 
 def test_a_sheet_leaves_cells_without_a_picture_empty() -> None:
     picture = np.full((200, 200, 3), 201, dtype=np.uint8)
-    made = sheet([[picture, None], [None, picture]], ["one", "two"], ["top", "bottom"])
+    made = draw_sheet([[picture, None], [None, picture]], ["one", "two"], ["top", "bottom"])
     assert (made == 201).all(axis=2).sum() == 2 * 200 * 200
 
 
 def test_a_sheet_of_nothing_is_an_error() -> None:
     with pytest.raises(InputError, match="no picture"):
-        sheet([[None]], ["one"], ["top"])
+        draw_sheet([[None]], ["one"], ["top"])

@@ -176,7 +176,7 @@ def test_scratch_gets_a_mapped_file_that_leaves_nothing_behind(tmp_path: Path) -
 
 def test_a_clip_too_big_for_memory_goes_to_a_mapped_file() -> None:
     big = np.zeros((3, 40, 40), np.uint8)
-    with reading._Reel(None, in_memory=3 * big.nbytes) as reel:
+    with reading._FrameSpool(None, in_memory=3 * big.nbytes) as reel:
         for i in range(7):
             reel.add(big + np.uint8(i), big[:1] + np.uint8(i), Path("frame"))
         frames, alpha = reel.developed()

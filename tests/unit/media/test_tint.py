@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from retouch.errors import ParamsError
-from retouch.media.tint import COLOURS, colour_against, named_colour, pixels_of, tint
+from retouch.media.tint import COLOURS, colour_against, named_colour, pixels_of, tint_objects
 
 
 def test_a_tint_changes_the_object_alone() -> None:
     picture = np.full((20, 20, 3), 90, np.uint8)
     mask = np.zeros((20, 20), np.uint8)
     mask[5:15, 5:15] = 255
-    shown = tint(picture, {"object": mask}, {"object": (255, 60, 60)})
+    shown = tint_objects(picture, {"object": mask}, {"object": (255, 60, 60)})
     assert (shown[10, 10] != 90).any()
     assert (shown[1, 1] == 90).all()
 

@@ -13,7 +13,7 @@ import pytest
 from retouch.errors import ParamsError, VideoError
 from retouch.events import Event, Notice
 from retouch.identity import file_digest
-from retouch.media.encoding import Codec, recipe
+from retouch.media.encoding import Codec, choose_settings
 from retouch.media.io import Encoding, Writer, read, write
 from retouch.media.probe import probe
 from retouch.video import Origin, Video
@@ -258,7 +258,7 @@ def test_a_better_crf_is_nearer_and_larger(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng", ""])
 def test_the_same_clip_becomes_the_same_bytes(suffix: str, codec: Codec, tmp_path: Path) -> None:
     try:
-        recipe(tmp_path / f"a{suffix}", Encoding(codec=codec), width=64, height=48, alpha=False)
+        choose_settings(tmp_path / f"a{suffix}", Encoding(codec=codec), width=64, height=48, alpha=False)
     except VideoError:
         return  # the container does not take that codec
     sounding = suffix in (".mp4", ".mkv") and codec != "hevc"

@@ -6,7 +6,7 @@ import pytest
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import changed_pixels
-from retouch.metrics.registry import Case, find, measure, metrics
+from retouch.metrics.registry import Case, find_metric, measure, metrics
 
 if TYPE_CHECKING:
     from tests.unit.metrics.conftest import Scenes
@@ -21,9 +21,9 @@ def case(scenes: "Scenes") -> Case:
 
 
 def test_a_key_names_backbone_size_and_frames(case: Case) -> None:
-    assert find("psnr").key(case) == "psnr@rgb8/48x48/6f"
+    assert find_metric("psnr").key(case) == "psnr@rgb8/48x48/6f"
     assert (
-        find("clip-f").key(dataclasses.replace(case, network="vit-b32", crop="224c"))
+        find_metric("clip-f").key(dataclasses.replace(case, network="vit-b32", crop="224c"))
         == "clip-f@vit-b32/224c/6f"
     )
 
@@ -50,7 +50,7 @@ def test_a_metric_by_name_that_lacks_something_says_what(case: Case) -> None:
 
 def test_an_unknown_metric_suggests_the_near_one() -> None:
     with pytest.raises(InputError) as caught:
-        find("fidelity_inside")
+        find_metric("fidelity_inside")
     assert "fidelity-inside" in caught.value.hint
 
 

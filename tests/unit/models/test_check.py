@@ -1,7 +1,7 @@
 import shutil
 from pathlib import Path
 
-from retouch.models.check import inspect
+from retouch.models.check import inspect_model
 
 
 def copied(folder: Path, into: Path) -> Path:
@@ -10,22 +10,22 @@ def copied(folder: Path, into: Path) -> Path:
 
 
 def test_a_whole_pipeline_has_no_faults(small_sd: Path) -> None:
-    found = inspect(small_sd)
+    found = inspect_model(small_sd)
     assert found.kind == "a StableDiffusionPipeline"
     assert found.faults == ()
     assert any(remark.startswith("unet (UNet2DConditionModel): ") for remark in found.remarks)
 
 
 def test_a_single_network_is_named(small_control: Path, small_clip: Path) -> None:
-    assert "ControlNet" in inspect(small_control).kind
-    assert inspect(small_clip).kind == "a clip model"
+    assert "ControlNet" in inspect_model(small_control).kind
+    assert inspect_model(small_clip).kind == "a clip model"
 
 
 def test_weights_that_were_cut_short_are_found(small_sd: Path, tmp_path: Path) -> None:
     folder = copied(small_sd, tmp_path / "cut")
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert any("vae" in fault and "cut short" in fault for fault in inspect(folder).faults)
+    assert any("vae" in fault and "cut short" in fault for fault in inspect_model(folder).faults)
 
 
 def test_pickles_and_missing_parts_are_faults(small_sd: Path, tmp_path: Path) -> None:
@@ -33,13 +33,13 @@ def test_pickles_and_missing_parts_are_faults(small_sd: Path, tmp_path: Path) ->
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     shutil.rmtree(folder / "scheduler")
-    faults = inspect(folder).faults
+    faults = inspect_model(folder).faults
     assert any("pickle" in fault for fault in faults)
     assert "scheduler is missing" in faults
 
 
 def test_a_folder_without_a_model_is_none(tmp_path: Path) -> None:
-    assert inspect(tmp_path).kind == "no model"
+    assert inspect_model(tmp_path).kind == "no model"
     (tmp_path / "v1-5.ckpt").write_bytes(b"")
-    assert inspect(tmp_path).kind == "a single-file checkpoint"
-    assert inspect(tmp_path).faults
+    assert inspect_model(tmp_path).kind == "a single-file checkpoint"
+    assert inspect_model(tmp_path).faults

@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from retouch.compute import Compute
 from retouch.errors import InputError, ModelMismatch
-from retouch.models.clip import TextImage, fitted, normalised
+from retouch.models.clip import TextImage, fit_square, normalise_colours
 
 ROUNDING = 1.01 / 255 / 0.26
 """Torch and Pillow both round resized bytes; on a tie they part by one level, here over the deviation."""
@@ -30,7 +30,7 @@ def test_preparation_equals_that_of_transformers(size: tuple[int, int]) -> None:
     frames = noisy_frames(*size)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     theirs = processor([Image.fromarray(f.transpose(1, 2, 0)) for f in frames], return_tensors="np")
-    ours = normalised(fitted(torch.from_numpy(frames), 32).float() / 255).numpy()
+    ours = normalise_colours(fit_square(torch.from_numpy(frames), 32).float() / 255).numpy()
     assert np.abs(ours - theirs.pixel_values).max() < ROUNDING
 
 
@@ -41,7 +41,7 @@ def test_vectors_equal_those_of_transformers(small_clip: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(small_clip, local_files_only=True)
     words = tokenizer(["a cat", "dog"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        pixels = normalised(torch.from_numpy(frames).float() / 255)
+        pixels = normalise_colours(torch.from_numpy(frames).float() / 255)
         theirs = model(pixel_values=pixels, **words)
     torch.testing.assert_close(ours.images(frames), theirs.image_embeds, atol=SINGLE_PRECISION, rtol=0)
     torch.testing.assert_close(

@@ -9,18 +9,26 @@ from safetensors.torch import save_file
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
-from retouch.models.flow_raft import CELL, LEVELS, Pyramid, Raft, RaftFlow, Widths, raised
+from retouch.models.flow_raft import (
+    CELL,
+    LEVELS,
+    CorrelationPyramid,
+    LayerWidths,
+    RaftFlow,
+    RaftNetwork,
+    upsample_flow,
+)
 from retouch.tracking.flow import Flow
 
-TINY = Widths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)
+TINY = LayerWidths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)
 PUBLISHED = 5_257_536  # parameters of the authors' large model
 CLOSE = 1e-5  # single precision, sums of a few dozen terms
 
 
 @pytest.fixture(scope="module")
-def model() -> Raft:
+def model() -> RaftNetwork:
     torch.manual_seed(0)
-    return Raft(TINY).eval()
+    return RaftNetwork(TINY).eval()
 
 
 def noise(seed: int, height: int = 40, width: int = 52) -> np.ndarray:
@@ -29,10 +37,12 @@ def noise(seed: int, height: int = 40, width: int = 52) -> np.ndarray:
 
 def test_the_default_is_as_large_as_the_published_model() -> None:
     with torch.device("meta"):
-        assert sum(p.numel() for p in Raft().parameters()) == PUBLISHED
+        assert sum(p.numel() for p in RaftNetwork().parameters()) == PUBLISHED
 
 
-def test_weights_of_the_authors_layout_give_the_same_flow_from_a_folder(model: Raft, tmp_path: Path) -> None:
+def test_weights_of_the_authors_layout_give_the_same_flow_from_a_folder(
+    model: RaftNetwork, tmp_path: Path
+) -> None:
     weights = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
     (tmp_path / "raft").mkdir()
     save_file(weights, tmp_path / "raft" / "model.safetensors")
@@ -53,7 +63,7 @@ def test_products_are_read_where_the_flow_points_with_x_along_the_rows_of_the_wi
     height, width, radius = 16, 24, 2
     a, b = torch.randn(2, 1, 5, height, width)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    near = Pyramid(a, b, radius).near(
+    near = CorrelationPyramid(a, b, radius).near(
         torch.stack([x, y])[None].float() + torch.tensor([3.0, -2.0])[:, None, None]
     )
     side = 2 * radius + 1
@@ -77,7 +87,7 @@ def test_flow_is_raised_to_pixels_by_the_shares_of_its_neighbours() -> None:
         -1e4,
         0,
     )  # but for the first of a cell, which takes the next one
-    fine = raised(flow, weights.flatten(1, 3))
+    fine = upsample_flow(flow, weights.flatten(1, 3))
     assert fine.shape == (1, 2, 24, 32)
     assert float(fine[0, 0, 9, 17]) == CELL
     assert float(fine[0, 0, 8, 16]) == 0
@@ -85,7 +95,7 @@ def test_flow_is_raised_to_pixels_by_the_shares_of_its_neighbours() -> None:
     assert float(fine[0, 1].abs().max()) == 0
 
 
-def test_pictures_of_any_size_come_back_at_theirs(model: Raft) -> None:
+def test_pictures_of_any_size_come_back_at_theirs(model: RaftNetwork) -> None:
     for height, width in ((9, 11), (64, 72), (65, 100)):
         assert RaftFlow(model, rounds=2).pair(noise(2, height, width), noise(3, height, width)).shape == (
             2,
@@ -94,7 +104,7 @@ def test_pictures_of_any_size_come_back_at_theirs(model: Raft) -> None:
         )
 
 
-def test_foreign_weights_and_pickles_are_refused(model: Raft, tmp_path: Path) -> None:
+def test_foreign_weights_and_pickles_are_refused(model: RaftNetwork, tmp_path: Path) -> None:
     folder = tmp_path / "raft"
     folder.mkdir()
     torch.save(model.state_dict(), folder / "raft-things.pth")

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
-from retouch.models.check import inspect
+from retouch.models.check import inspect_model
 from retouch.models.image import StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
 
@@ -171,12 +171,12 @@ def test_an_adapter_of_another_base_model_is_refused(
 
 
 def test_a_check_of_the_folder_says_what_it_is(small_ip: Path, tmp_path: Path) -> None:
-    found = inspect(small_ip)
+    found = inspect_model(small_ip)
     assert found.kind == "an image prompt (IP-Adapter)"
     assert not found.faults
     folder = shutil.copytree(small_ip, tmp_path / "changed")
     second_adapter(folder)
-    assert "2 adapters" in inspect(folder).faults[0]
+    assert "2 adapters" in inspect_model(folder).faults[0]
     (folder / "other.safetensors").unlink()
     (folder / "ip_adapter.safetensors").write_bytes(b"cut short")
-    assert inspect(folder).faults
+    assert inspect_model(folder).faults

@@ -9,7 +9,7 @@ from retouch.models.refs import (
     catalogue,
     check_weights,
     embedded,
-    fetch,
+    fetch_model,
     resolve,
     weight_variant,
 )
@@ -94,13 +94,13 @@ def test_offline_refuses_a_download_without_trying(
 ) -> None:
     monkeypatch.setenv("RETOUCH_OFFLINE", "1")
     with pytest.raises(DownloadRefused, match="RETOUCH_OFFLINE"):
-        fetch("sd15")
+        fetch_model("sd15")
     assert no_network == []
 
 
 @pytest.mark.usefixtures("home")
 def test_fetching_what_is_embedded_gives_its_folder() -> None:
-    assert fetch("tiny:sd") == resolve("tiny:sd")
+    assert fetch_model("tiny:sd") == resolve("tiny:sd")
 
 
 def test_pickles_are_refused_by_name(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from retouch.models.flow_raft import Raft, RaftFlow, Widths
+from retouch.models.flow_raft import LayerWidths, RaftFlow, RaftNetwork
 
-TINY = Widths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)
+TINY = LayerWidths(4, (4, 6, 8), 8, 8, 8, 2, (8, 6), (6, 4), 10, 8)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run(command: click.Command, *words: object) -> Result:
 
 def test_a_checkpoint_becomes_a_folder_with_the_same_weights(command: click.Command, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Raft(TINY)
+    model = RaftNetwork(TINY)
     saved = {f"module.{name}": value for name, value in model.state_dict().items()}
     torch.save(saved, tmp_path / "raft-things.pth")
     done = run(command, tmp_path / "raft-things.pth", "-o", tmp_path / "raft")

@@ -31,7 +31,7 @@ FORCE = click.option("--force", is_flag=True, help="Replace what exists.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 
 
-def marking(command: Callable[..., None]) -> Callable[..., None]:
+def marking_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what an object is."""
     where = "as [NAME@]FRAME:x,y x,y"
     options = (
@@ -56,7 +56,7 @@ def marking(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @CLIP
-@marking
+@marking_options
 @range_option
 @click.option("-o", "--out", type=PATH, required=True, help="The mask: .mkv (lossless), or a folder.")
 @click.option(
@@ -109,7 +109,7 @@ def mask(
         for texts in (box, stroke, polygon, outside, drawn)
     )
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
-    with _run() as run:
+    with _scratch_run() as run:
         follower = segmenter_named(segmenter, run)
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         marks += drawn_marks(drawn, video)
@@ -124,15 +124,17 @@ def mask(
             grey[t] = mattes.frame(t)[None]
         click.echo(write(video.like(grey), out, encoding=encoding, force=force))
         if preview is not None:
-            tinted = _tinted(video, objects, {name: wanted} if wanted else {}, run)
+            tinted = _tinted_clip(video, objects, {name: wanted} if wanted else {}, run)
             click.echo(write(video.like(tinted), preview, force=force, listen=run.listen))
 
 
-def _tinted(video: "Video", objects: "Objects", colours: "dict[str, Colour]", run: "Run") -> "np.ndarray":
+def _tinted_clip(
+    video: "Video", objects: "Objects", colours: "dict[str, Colour]", run: "Run"
+) -> "np.ndarray":
     """The clip with every object tinted, in the colours given or in such as show against it."""
     import numpy as np
 
-    from retouch.media.tint import colour_against, pixels_of, tint
+    from retouch.media.tint import colour_against, pixels_of, tint_objects
 
     def picture(t: int) -> np.ndarray:
         return np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
@@ -144,7 +146,7 @@ def _tinted(video: "Video", objects: "Objects", colours: "dict[str, Colour]", ru
     tinted = run.scratch("preview", video.frames.shape)
     for t in range(len(video)):
         masks = {n: m.frame(t) for n, m in zip(objects.names, objects.mattes, strict=True)}
-        tinted[t] = tint(picture(t), masks, colours).transpose(2, 0, 1)
+        tinted[t] = tint_objects(picture(t), masks, colours).transpose(2, 0, 1)
     return tinted
 
 
@@ -155,7 +157,7 @@ def atlas() -> None:
 
 @atlas.command()
 @CLIP
-@marking
+@marking_options
 @range_option
 @click.option("--mask", "masks", type=PATH, multiple=True, help="A mask a layer, front to back.")
 @click.option("-o", "--out", type=PATH, required=True, help="The atlas file.")
@@ -212,7 +214,7 @@ def fit(
         for texts in (box, stroke, polygon, outside, drawn)
     )
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
-    with _run(device) as run:
+    with _scratch_run(device) as run:
         follower, motion = segmenter_named(segmenter, run), flow_named(flow, run)
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         made = atlas_for(
@@ -243,7 +245,7 @@ def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
         check_picture_output(out, force=force)
     made = load_atlas(file)
     if out is not None:
-        write_picture(_beside(made), out, force=force)
+        write_picture(_stack_textures(made), out, force=force)
     charts = [
         {
             "name": texture_name(made, i),
@@ -281,7 +283,7 @@ def report(file: Path, clip: Path, part: str, *, as_json: bool) -> None:
     from retouch.media.io import read
 
     frames = frame_range(part)
-    with _run() as run:
+    with _scratch_run() as run:
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         found = examine(load_atlas(file, video), video)
     click.echo(json.dumps(found.plain()) if as_json else found.words())
@@ -318,24 +320,24 @@ def extend_atlas(file: Path, clip: Path, part: str, out: Path, *, force: bool) -
 
     check_free(out, force=force)
     shorter, frames = load_atlas(file), frame_range(part)
-    with _run() as run:
+    with _scratch_run() as run:
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         click.echo(save_atlas(make_longer(shorter, video, run=run), out, force=force))
 
 
 @contextmanager
-def _run(device: str = "auto") -> "Iterator[Run]":
+def _scratch_run(device: str = "auto") -> "Iterator[Run]":
     """A run with scratch space of its own and the common store."""
-    from retouch.apps.progress import shown
+    from retouch.apps.progress import show_progress
     from retouch.places import usable_home
     from retouch.run import Run
 
-    with tempfile.TemporaryDirectory(prefix="retouch-") as folder, shown() as listen:
+    with tempfile.TemporaryDirectory(prefix="retouch-") as folder, show_progress() as listen:
         compute = Compute(device=device)
         yield Run.alone(Path(folder), compute=compute, store=usable_home() / "store", listen=listen)
 
 
-def _beside(made: "Atlas") -> "np.ndarray":
+def _stack_textures(made: "Atlas") -> "np.ndarray":
     """The textures under each other on grey, the widest giving the width."""
     import numpy as np
 

@@ -71,7 +71,7 @@ def compare(
         raise InputError("one clip has nothing to be compared with", hint="name two or more")
     if not (out or sheet or metrics):
         raise InputError("nothing was asked for", hint="add -o side.mp4, --sheet sheet.png or --metrics")
-    names, frames = _names(clips, labels), frame_range(part)
+    names, frames = _clip_names(clips, labels), frame_range(part)
     facts = {path: probe(path) for path in clips}
     counts = {path: found.video.frames for path, found in facts.items()}
     # A clip just as long as the range is taken whole: it was made of such a part.
@@ -81,18 +81,18 @@ def compare(
         check_clip_output(out, force=force, clip=facts[clips[0]])
     if sheet:
         check_picture_output(sheet, force=force)
-    videos = [read(path, part=parts[path], listen=_say) for path in clips]
+    videos = [read(path, part=parts[path], listen=_say_line) for path in clips]
     length = common_length([len(video) for video in videos], shortest=shortest)
     videos = [video[:length] for video in videos]
     if len({video.fps for video in videos}) > 1:
         rates = ", ".join(str(video.fps) for video in videos)
-        _say(Notice(f"rates of {rates} fps; frames are paired by number, at the first rate"))
+        _say_line(Notice(f"rates of {rates} fps; frames are paired by number, at the first rate"))
     if out:
-        write_side_by_side(videos, names, out, force=force, listen=_say)
+        write_side_by_side(videos, names, out, force=force, listen=_say_line)
     if sheet:
         write_picture(difference_sheet(videos, names, frames=rows, gain=gain), sheet, force=force)
-    figures = _measured(videos, names) if metrics else {}
-    _tell(out, sheet, figures, as_json=as_json)
+    figures = _measure_clips(videos, names) if metrics else {}
+    _print_table(out, sheet, figures, as_json=as_json)
 
 
 @click.command()
@@ -166,36 +166,36 @@ def truth(
     retouch bench truth --methods fatezero,frame_by_frame --clips 40
     Writes rows.jsonl, figures.json, table.md and sheet.png into --out; a bench that was stopped goes on.
     """  # noqa: D301 - click reads the mark
-    from retouch.apps.bench import Bench, conclude, run_bench, with_baseline
+    from retouch.apps.bench import BenchPlan, run_bench, with_baseline, write_results
     from retouch.models.clip import TextImage
     from retouch.run import loading
 
     with loading(eyes):
         seeing = None if eyes == "none" else TextImage.from_pretrained(eyes)
-    asked = Bench(
-        methods=with_baseline(_listed(methods)),
-        kinds=_listed(kinds),
+    asked = BenchPlan(
+        methods=with_baseline(_split_list(methods)),
+        kinds=_split_list(kinds),
         clips=clips,
         frames=frames,
         size=size,
         seed=seed,
         model=model,
         steps=steps,
-        settings=_settings(settings),
+        settings=_read_settings(settings),
         encoder=seeing,
         network="" if eyes == "none" else eyes.replace(":", "-"),
         crop=f"{seeing.side}c" if seeing else "",
     )
-    rows = run_bench(asked, out, listen=ignore if quiet or as_json else _say)
-    told, found = conclude(asked, rows, out)
+    rows = run_bench(asked, out, listen=ignore if quiet or as_json else _say_line)
+    told, found = write_results(asked, rows, out)
     click.echo(json.dumps(found) if as_json else told)
 
 
-def _listed(words: str) -> tuple[str, ...]:
+def _split_list(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def _settings(texts: Sequence[str]) -> dict[str, dict[str, object]]:
+def _read_settings(texts: Sequence[str]) -> dict[str, dict[str, object]]:
     """Reads `METHOD.NAME=VALUE`; a value that is JSON counts as such, any other as text."""
     found: dict[str, dict[str, object]] = {}
     for text in texts:
@@ -208,12 +208,12 @@ def _settings(texts: Sequence[str]) -> dict[str, dict[str, object]]:
     return found
 
 
-def _say(event: Event) -> None:
+def _say_line(event: Event) -> None:
     if isinstance(event, Notice):
         click.echo(f"notice: {event.text}", err=True)
 
 
-def _measured(videos: Sequence["Video"], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def _measure_clips(videos: Sequence["Video"], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """Figures a clip; the first, measured against itself, is what doing nothing gets."""
     from retouch.metrics import Case, measure
 
@@ -225,14 +225,14 @@ def _measured(videos: Sequence["Video"], names: Sequence[str]) -> dict[str, dict
     return found
 
 
-def _tell(
+def _print_table(
     out: Path | None,
     sheet: Path | None,
     figures: Mapping[str, Mapping[str, float | None]],
     *,
     as_json: bool,
 ) -> None:
-    from retouch.metrics import find
+    from retouch.metrics import find_metric
 
     if as_json:
         told = {"out": str(out) if out else None, "sheet": str(sheet) if sheet else None, "figures": figures}
@@ -243,7 +243,7 @@ def _tell(
             click.echo(path)
     keys = next(iter(figures.values()), {})
     for key in keys:
-        metric = find(key.partition("@")[0])
+        metric = find_metric(key.partition("@")[0])
         idle = "; doing nothing wins" if metric.rewards_doing_nothing else ""
         click.echo(f"\n{key}  ({metric.better} is better{idle})")
         for name, row in figures.items():
@@ -253,7 +253,7 @@ def _tell(
             )
 
 
-def _names(clips: Sequence[Path], labels: str | None) -> list[str]:
+def _clip_names(clips: Sequence[Path], labels: str | None) -> list[str]:
     """The labels given, or file names without suffix, with their folder where two are the same."""
     if labels is None:
         stems = [path.stem for path in clips]

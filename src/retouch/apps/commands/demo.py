@@ -30,9 +30,9 @@ def demo(folder: Path, *, force: bool, as_json: bool, quiet: bool) -> None:
 
     Writes the clip, the painted frame, the edited clip and a sheet of both into FOLDER.
     """
-    from retouch.apps.progress import shown
+    from retouch.apps.progress import show_progress
     from retouch.apps.runner import run_edit
-    from retouch.media.compare import evenly, sheet
+    from retouch.media.compare import draw_sheet, evenly_spaced
     from retouch.media.io import read, write, write_picture
     from retouch.request import EditRequest
     from retouch.world import Clip, Scene
@@ -45,24 +45,24 @@ def demo(folder: Path, *, force: bool, as_json: bool, quiet: bool) -> None:
     clip = Clip.of(Scene.of(CAPTION, seed=SEED), FRAMES, SIZE)
     source = write(clip.video, folder / "clip.mp4", force=True)
     frame = read(source).frames[PAINTED].transpose(1, 2, 0)
-    write_picture(_painted(frame, clip.masks[0, PAINTED, 0]), folder / "painted.png", force=True)
+    write_picture(_paint_frame(frame, clip.masks[0, PAINTED, 0]), folder / "painted.png", force=True)
     request = EditRequest(
         video=source,
         method="paint",
         params={
             "keyframe": [f"{PAINTED}={folder / 'painted.png'}"],
-            "box": [_box(clip.masks[0, PAINTED, 0])],
+            "box": [_mask_box(clip.masks[0, PAINTED, 0])],
         },
         out=folder / "edited.mp4",
     )
-    with shown(quiet=quiet or as_json) as listen:
+    with show_progress(quiet=quiet or as_json) as listen:
         result = run_edit(request, listen=listen, force=True)
     clips = read(source), read(result.video)
-    shown_at = evenly(FRAMES, 5)
+    shown_at = evenly_spaced(FRAMES, 5)
     rows = [[shot.frames[at].transpose(1, 2, 0) for at in shown_at] for shot in clips]
     titles = [f"frame {at}" for at in shown_at]
     write_picture(
-        sheet(rows, titles, ["the clip", "edited"], height=SIZE[0]), folder / "sheet.png", force=True
+        draw_sheet(rows, titles, ["the clip", "edited"], height=SIZE[0]), folder / "sheet.png", force=True
     )
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "run": str(result.folder), **result.report}))
@@ -78,7 +78,7 @@ def demo(folder: Path, *, force: bool, as_json: bool, quiet: bool) -> None:
     click.echo(f"\nThe edit was this command:\n  {result.report['command']}")
 
 
-def _painted(frame: "np.ndarray", mask: "np.ndarray") -> "np.ndarray":
+def _paint_frame(frame: "np.ndarray", mask: "np.ndarray") -> "np.ndarray":
     """The frame with a white disc and a star on the car, and a word on the wall."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
@@ -101,7 +101,7 @@ def _painted(frame: "np.ndarray", mask: "np.ndarray") -> "np.ndarray":
     return np.asarray(picture)
 
 
-def _box(mask: "np.ndarray") -> str:
+def _mask_box(mask: "np.ndarray") -> str:
     """The box around a mask, as `paint` reads it."""
     import numpy as np
 

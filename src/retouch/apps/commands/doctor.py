@@ -40,8 +40,8 @@ def doctor(*, as_json: bool) -> None:
         "retouch": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        **{name: _version(name) for name in _LIBRARIES},
-        "devices": ", ".join(_devices()),
+        **{name: _package_version(name) for name in _LIBRARIES},
+        "devices": ", ".join(_list_devices()),
         "kernels": _kernels(),
         "free memory": in_words(free_memory()),
         "home": str(home()),
@@ -69,14 +69,14 @@ def doctor(*, as_json: bool) -> None:
         click.echo("no plug-in failed")
 
 
-def _version(name: str) -> str:
+def _package_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
 
 
-def _devices() -> list[str]:
+def _list_devices() -> list[str]:
     import torch
 
     found = [f"cpu ({torch.get_num_threads()} threads)"]

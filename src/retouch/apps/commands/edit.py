@@ -7,7 +7,7 @@ from typing import final
 import click
 
 from retouch import registry
-from retouch.apps.cli_fields import given, options_of, request_options, table
+from retouch.apps.cli_fields import given_values, option_table, options_of, request_options
 from retouch.compute import Compute
 from retouch.errors import ParamsError, RequestError
 from retouch.fields import near, parse, renamed
@@ -27,7 +27,7 @@ class ByMethod(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of one method."""
         del ctx
-        return _command(registry.method(cmd_name)) if cmd_name in registry.names() else None
+        return _method_command(registry.method(cmd_name)) if cmd_name in registry.names() else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -67,7 +67,7 @@ def edit(ctx: click.Context, source: Path | None, *, force: bool, as_json: bool)
 def methods(name: str | None, *, as_json: bool) -> None:
     """List the methods, or show one with its parameters."""
     if name is not None:
-        _show(registry.method(name), as_json=as_json)
+        _show_method(registry.method(name), as_json=as_json)
         return
     rows = [{"name": name, "summary": registry.summary(name)} for name in registry.names()]
     if as_json:
@@ -78,14 +78,14 @@ def methods(name: str | None, *, as_json: bool) -> None:
         click.echo(f"{row['name']:{width}}  {row['summary']}")
 
 
-def _show(spec: MethodSpec, *, as_json: bool) -> None:
+def _show_method(spec: MethodSpec, *, as_json: bool) -> None:
     if as_json:
         click.echo(
             json.dumps({"name": spec.name, "title": spec.title, "params": spec.params.model_json_schema()})
         )
         return
     click.echo(f"{spec.name}: {spec.title}\n{spec.summary}\n")
-    for flag, facts, text in table(spec):
+    for flag, facts, text in option_table(spec):
         click.echo(f"  {flag:24} {text}" + (f"  [{facts}]" if facts else ""))
     if spec.presets:
         click.echo(f"\npresets: {', '.join(spec.presets)}")
@@ -93,7 +93,7 @@ def _show(spec: MethodSpec, *, as_json: bool) -> None:
         click.echo(f"\n{spec.paper.title}\n{spec.paper.authors}, {spec.paper.year}. {spec.paper.url}")
 
 
-def _command(spec: MethodSpec) -> click.Command:
+def _method_command(spec: MethodSpec) -> click.Command:
     """The command of one method: the clip, its parameters, and what every method has."""
 
     def callback(
@@ -112,7 +112,7 @@ def _command(spec: MethodSpec) -> click.Command:
         **values: object,
     ) -> None:
         base = EditRequest.read(source) if source else None
-        request = _request(
+        request = _request_from_flags(
             spec, base, video, values, preset=preset, out=out, seed=seed, part=part, anyway=anyway
         )
         if dry_run:
@@ -142,7 +142,7 @@ def _command(spec: MethodSpec) -> click.Command:
     )
 
 
-def _request(
+def _request_from_flags(
     spec: MethodSpec,
     base: EditRequest | None,
     video: Path | None,
@@ -167,10 +167,12 @@ def _request(
     clip = video or (base.video if base else None)
     if clip is None:
         raise RequestError("no clip was given", hint=f"retouch edit {spec.name} CLIP [OPTIONS]")
-    flags = renamed(spec.params, given(values, spec.params), _tell)
-    params = spec.fill({**renamed(spec.params, base.params if base else {}, _tell), **flags}, preset=preset)
-    compute = {**(base.compute.model_dump() if base else {}), **given(values, Compute)}
-    output = {**(base.output.model_dump() if base else {}), **given(values, Output)}
+    flags = renamed(spec.params, given_values(values, spec.params), _say_notice)
+    params = spec.fill(
+        {**renamed(spec.params, base.params if base else {}, _say_notice), **flags}, preset=preset
+    )
+    compute = {**(base.compute.model_dump() if base else {}), **given_values(values, Compute)}
+    output = {**(base.output.model_dump() if base else {}), **given_values(values, Output)}
     goal = out or (base.out if base else None)
     return EditRequest(
         video=clip.expanduser().absolute(),
@@ -185,7 +187,7 @@ def _request(
     )
 
 
-def _tell(text: str) -> None:
+def _say_notice(text: str) -> None:
     click.echo(f"notice: {text}", err=True)
 
 
@@ -193,10 +195,10 @@ def carry_out(
     request: EditRequest, *, force: bool, as_json: bool, quiet: bool, folder: Path | None = None
 ) -> None:
     """Runs a request with progress in the terminal and prints where the result lies."""
-    from retouch.apps.progress import shown
+    from retouch.apps.progress import show_progress
     from retouch.apps.runner import run_edit
 
-    with registry.stdout_kept(), shown(quiet=quiet or as_json) as listen:
+    with registry.stdout_kept(), show_progress(quiet=quiet or as_json) as listen:
         result = run_edit(request, listen=listen, force=force, folder=folder)
     if as_json:
         click.echo(json.dumps({"run": str(result.folder), "result": str(result.video), **result.report}))

@@ -13,7 +13,7 @@ from retouch.errors import RequestError
 from retouch.params import frame_range
 
 if TYPE_CHECKING:
-    from retouch.media.probe import Facts
+    from retouch.media.probe import ClipFacts
 
 
 @click.command()
@@ -28,23 +28,23 @@ def probe(files: tuple[Path, ...], part: str, *, diff: bool, as_json: bool) -> N
     retouch probe clip.mp4
     retouch probe --diff clip.mp4 edited.mp4
     """  # noqa: D301 - click reads the mark
-    from retouch.media.probe import differences, facts_of_part
+    from retouch.media.probe import fact_differences, facts_of_part
     from retouch.media.probe import probe as look
 
     frames = frame_range(part)
 
-    def find_out(path: Path) -> "Facts":
+    def find_out(path: Path) -> "ClipFacts":
         return facts_of_part(look(path), frames) if frames else look(path)
 
     if diff:
         if len(files) != 2:
             raise RequestError(f"--diff is between two files, not {len(files)}", hint="name two files")
-        lines = differences(find_out(files[0]), find_out(files[1]))
+        lines = fact_differences(find_out(files[0]), find_out(files[1]))
         click.echo(json.dumps(lines) if as_json else "\n".join(lines), nl=as_json or bool(lines))
         raise click.exceptions.Exit(1 if lines else 0)
     for file in files:
         facts = find_out(file)
-        click.echo(json.dumps(_plain(facts), ensure_ascii=False) if as_json else _in_words(facts))
+        click.echo(json.dumps(_plain_facts(facts), ensure_ascii=False) if as_json else _in_words(facts))
 
 
 @click.command()
@@ -72,7 +72,7 @@ def keyframe(clip: Path, index: int | None, part: str, out: Path | None, *, forc
     click.echo(write_picture(read_frame(clip, index), out, force=force))
 
 
-def _in_words(facts: "Facts") -> str:
+def _in_words(facts: "ClipFacts") -> str:
     video = facts.video
     rate = (
         f"{video.fps} frames a second"
@@ -101,12 +101,12 @@ def _in_words(facts: "Facts") -> str:
     return "\n".join(lines)
 
 
-def _plain(value: object) -> object:
+def _plain_facts(value: object) -> object:
     """Facts as JSON knows them; fractions as text, so that nothing is rounded."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _plain_facts(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain_facts(inner) for inner in value]
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain_facts(inner) for key, inner in value.items()}
     return str(value) if isinstance(value, Fraction | Path) else value

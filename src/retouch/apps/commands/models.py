@@ -20,7 +20,7 @@ def list_(*, as_json: bool) -> None:
     from retouch.models.refs import catalogue, embedded
 
     rows = [
-        {"name": name, "title": _title(folder), "here": True, "size_mb": round(_megabytes(folder), 1)}
+        {"name": name, "title": _title_of(folder), "here": True, "size_mb": round(_in_megabytes(folder), 1)}
         for name, folder in embedded().items()
     ]
     rows += [
@@ -72,13 +72,13 @@ def show(name: str, *, as_json: bool) -> None:
 def get(name: str) -> None:
     """Download a model by catalogue name or as hf:org/name@revision; safetensors only."""
     from retouch.models.licences import meaning
-    from retouch.models.refs import catalogue, fetch
+    from retouch.models.refs import catalogue, fetch_model
 
     entry = catalogue().get(name)
     if entry is not None:
         click.echo(f"{entry.title}: {entry.size_mb} MB, {entry.licence} ({meaning(entry.licence)})", err=True)
         click.echo(entry.notice.strip(), err=True)
-    click.echo(str(fetch(name)))
+    click.echo(str(fetch_model(name)))
 
 
 @models.command()
@@ -86,11 +86,11 @@ def get(name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
 def check(folder: Path, *, as_json: bool) -> None:
     """Say what a model folder (or name) is, whether it can be loaded, and what is missing."""
-    from retouch.models.check import inspect
+    from retouch.models.check import inspect_model
     from retouch.models.refs import resolve
 
     where = folder if folder.is_dir() else resolve(str(folder))
-    found = inspect(where)
+    found = inspect_model(where)
     if as_json:
         click.echo(
             json.dumps({"kind": found.kind, "faults": list(found.faults), "remarks": list(found.remarks)})
@@ -115,11 +115,11 @@ def _is_here(name: str) -> bool:
     return True
 
 
-def _megabytes(folder: Path) -> float:
+def _in_megabytes(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
 
 
-def _title(folder: Path) -> str:
+def _title_of(folder: Path) -> str:
     titles = {
         "sd": "text to picture, in the layout of Stable Diffusion",
         "clip": "pictures against sentences, in the layout of CLIP",
@@ -133,7 +133,7 @@ def _title(folder: Path) -> str:
 def _embedded_facts(folder: Path) -> dict[str, object]:
     from retouch.models.vocabulary import declared_words
 
-    facts: dict[str, object] = {"title": _title(folder), "size_mb": round(_megabytes(folder), 1)}
+    facts: dict[str, object] = {"title": _title_of(folder), "size_mb": round(_in_megabytes(folder), 1)}
     if words := declared_words(folder):
         facts["words"] = ", ".join(sorted(words))
     provenance = folder / "PROVENANCE.json"

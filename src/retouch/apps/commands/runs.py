@@ -16,7 +16,7 @@ def runs(*, as_json: bool) -> None:
     """List the runs and how they ended, the newest last."""
     from retouch.apps.run_folder import run_folders, state_of
 
-    rows = [(folder, state_of(folder), _request(folder)) for folder in run_folders()]
+    rows = [(folder, state_of(folder), _read_request(folder)) for folder in run_folders()]
     if as_json:
         click.echo(
             json.dumps([{"run": str(f), "state": s, "video": str(r.video) if r else ""} for f, s, r in rows])
@@ -52,13 +52,13 @@ def resume(run: str, *, as_json: bool, quiet: bool, force: bool) -> None:
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def replay(run: str, *, as_json: bool, quiet: bool) -> None:
     """Do a run again, in a folder of its own, and say whether the bytes are the same."""
-    from retouch.apps.progress import shown
+    from retouch.apps.progress import show_progress
     from retouch.apps.run_folder import REPORT, find_folder
     from retouch.apps.runner import run_edit
 
     folder = find_folder(run)
     request = EditRequest.read(folder / "request.json").model_copy(update={"out": None})
-    with stdout_kept(), shown(quiet=quiet or as_json) as listen:
+    with stdout_kept(), show_progress(quiet=quiet or as_json) as listen:
         result = run_edit(request, listen=listen)
     before = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else {}
     same = before.get("result_digest") == result.report["result_digest"]
@@ -74,7 +74,7 @@ def replay(run: str, *, as_json: bool, quiet: bool) -> None:
         click.echo("  the source clip has changed since", err=True)
 
 
-def _request(folder: Path) -> EditRequest | None:
+def _read_request(folder: Path) -> EditRequest | None:
     try:
         return EditRequest.read(folder / "request.json")
     except RequestError:

@@ -64,7 +64,7 @@ def sample(
     retouch world sample out --caption "a white fish in front of grass" --edit object=bird
     retouch world sample out --faces --edit glasses=yes
     """  # noqa: D301 - click reads the mark
-    rate = _rate(fps)
+    rate = _parse_rate(fps)
     _check_memory(frames, size, edited=bool(edits))
     with replace_whole(out, force=force, folder=True) as draft:
         draft.mkdir()
@@ -94,7 +94,7 @@ def sheet(out: Path, *, faces: bool, size: int, force: bool) -> None:
 
     check_picture_output(out, force=force)
     rows = face_vocabulary_rows(size) if faces else vocabulary_rows(size)
-    click.echo(str(write_picture(_named(rows), out, force=force)))
+    click.echo(str(write_picture(_named_rows(rows), out, force=force)))
 
 
 @world.command()
@@ -119,7 +119,7 @@ def words(*, as_json: bool) -> None:
         click.echo(f"{name:17} {', '.join(choices)}")
 
 
-def _rate(text: str) -> Fraction:
+def _parse_rate(text: str) -> Fraction:
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -158,14 +158,14 @@ def _write_scene(
     changes = [Change.parse(text) for text in edits]
     clip = Clip.of(scene, frames, size, fps)
     after = edited_clip(clip, *changes) if changes else None
-    tensors = _truth(clip)
+    tensors = _truth_tensors(clip)
     for k, layer in enumerate(clip.layers):
         _write_mask(folder / f"mask-{k}-{layer.name.replace(' ', '-')}", clip.masks[k], fps)
     if after is not None:
-        tensors |= {f"edited.{name}": array for name, array in _truth(after).items()}
+        tensors |= {f"edited.{name}": array for name, array in _truth_tensors(after).items()}
         tensors["reached"] = reachable_pixels(clip, after)
     _write_clips(folder, clip.video, after.video if after else None, tensors)
-    _write_sheet(folder, truth_rows(clip, _chosen(frames), after))
+    _write_sheet(folder, truth_rows(clip, _choose_frames(frames), after))
     return {
         "world": WORLD_VERSION,
         "caption": clip.caption,
@@ -175,7 +175,7 @@ def _write_scene(
     }
 
 
-def _truth(clip: "Clip") -> "dict[str, np.ndarray]":
+def _truth_tensors(clip: "Clip") -> "dict[str, np.ndarray]":
     tensors = {
         "shares": clip.shares,
         "forward": clip.forward,
@@ -212,7 +212,7 @@ def _write_face(
         tensors |= {f"edited.{name}": array for name, array in _face_truth(after).items()}
     _write_clips(folder, clip.video, after.video if after else None, tensors)
     _write_mask(folder / "mask-face", clip.alpha >= 128, fps)
-    _write_sheet(folder, face_rows(clip, _chosen(frames), after))
+    _write_sheet(folder, face_rows(clip, _choose_frames(frames), after))
     return {
         "world": WORLD_VERSION,
         "caption": clip.caption,
@@ -259,7 +259,7 @@ def _write_mask(folder: Path, mask: "np.ndarray", fps: Fraction) -> None:
 
 
 def _write_sheet(folder: Path, rows: "Rows") -> None:
-    from retouch.media.compare import sheet as drawn
+    from retouch.media.compare import draw_sheet as drawn
     from retouch.media.io import write_picture
 
     names = [name for name, _ in rows["clip"]]
@@ -267,11 +267,11 @@ def _write_sheet(folder: Path, rows: "Rows") -> None:
     write_picture(picture, folder / "sheet.png")
 
 
-def _named(rows: "Rows") -> "np.ndarray":
+def _named_rows(rows: "Rows") -> "np.ndarray":
     """Rows whose pictures have a name each, one row of headings for every row of pictures."""
     import numpy as np
 
-    from retouch.media.compare import sheet as drawn
+    from retouch.media.compare import draw_sheet as drawn
 
     longest = max(len(row) for row in rows.values())
     strips = []
@@ -289,6 +289,6 @@ def _named(rows: "Rows") -> "np.ndarray":
     return table
 
 
-def _chosen(frames: int) -> list[int]:
+def _choose_frames(frames: int) -> list[int]:
     count = min(frames, COLUMNS)
     return [number * (frames - 1) // max(count - 1, 1) for number in range(count)]

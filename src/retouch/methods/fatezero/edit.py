@@ -34,7 +34,7 @@ from retouch.diffusion.resize import Resize, decode_clip, masks_to_clip, masks_t
 from retouch.diffusion.tune import Tuning, tuned, tuned_weights
 from retouch.diffusion.windows import Window, overlapping
 from retouch.diffusion.words import (
-    Tokens,
+    PromptTokens,
     read_prompt,
     step_range,
 )
@@ -178,7 +178,7 @@ def put_back(state: State, source: Float[Tensor, "f c h w"]) -> None:
 # ---------------------------------------------------------------- what is asked for
 
 
-def _notice(params: FateZeroParams, source: Tokens, target: Tokens, run: Run) -> None:
+def _notice(params: FateZeroParams, source: PromptTokens, target: PromptTokens, run: Run) -> None:
     """Tell what is allowed, and perhaps not meant."""
     if params.guidance == 1:
         run.notice("guidance is 1: the prompt is followed no further than the model does by itself")

@@ -23,8 +23,8 @@ from retouch.diffusion.windows import Window
 from retouch.diffusion.words import (
     Alignment,
     CrossFusion,
+    PromptTokens,
     Tokenizer,
-    Tokens,
     changed_things,
     emphasis_table,
     phrase_finder,
@@ -162,8 +162,8 @@ class FusionSchedule:
 
 def fusion_schedule(
     params: FateZeroParams,
-    source: Tokens,
-    target: Tokens,
+    source: PromptTokens,
+    target: PromptTokens,
     tokenizer: Tokenizer,
     *,
     size: tuple[int, int],
@@ -228,7 +228,7 @@ def fusion_schedule(
     )
 
 
-def _alignment(params: FateZeroParams, source: Tokens, target: Tokens, length: int) -> Alignment:
+def _alignment(params: FateZeroParams, source: PromptTokens, target: PromptTokens, length: int) -> Alignment:
     alike = same_word_count(source, target)
     if params.alignment == "replace" or (params.alignment == "auto" and alike):
         return replaced(replace_matrix(source, target, length))

@@ -11,8 +11,8 @@ from retouch.diffusion.capture import ObjectMask
 from retouch.diffusion.words import (
     Alignment,
     CrossFusion,
+    PromptTokens,
     Tokenizer,
-    Tokens,
     emphasis_table,
     exact_word,
     refine_mapper,
@@ -29,7 +29,7 @@ from retouch.run import Run
 
 
 def fusion_schedule(
-    params: FateZeroParams, source: Tokens, target: Tokens, tokenizer: Tokenizer, run: Run
+    params: FateZeroParams, source: PromptTokens, target: PromptTokens, tokenizer: Tokenizer, run: Run
 ) -> FusionSchedule:
     """Return what the released code makes of the parameters, and tell what it does in silence."""
     if params.alignment == "replace" and not same_word_count(source, target):
@@ -43,7 +43,9 @@ def fusion_schedule(
     return schedule(params, source, target, length=int(tokenizer.model_max_length))
 
 
-def schedule(params: FateZeroParams, source: Tokens, target: Tokens, *, length: int) -> FusionSchedule:
+def schedule(
+    params: FateZeroParams, source: PromptTokens, target: PromptTokens, *, length: int
+) -> FusionSchedule:
     """Return the same for a text encoder that reads so many tokens."""
     steps, named = params.steps, bool(params.object_words)
     blend = range(int(0.2 * steps), int(0.8 * steps) - 1) if named and params.blend else range(0)
@@ -83,7 +85,7 @@ def mask_layers(layers: frozenset[Layer]) -> frozenset[Layer]:
     return frozenset([*down, *[layer for layer in cross if layer.place == "up"][:3]])
 
 
-def _alignment(params: FateZeroParams, source: Tokens, target: Tokens, length: int) -> Alignment:
+def _alignment(params: FateZeroParams, source: PromptTokens, target: PromptTokens, length: int) -> Alignment:
     """Align word by word where that was asked and the prompts have as many words, else by token ids."""
     if params.alignment == "replace" and same_word_count(source, target):
         return replaced(released_replace_matrix(source, target, length))

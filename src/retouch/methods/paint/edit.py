@@ -35,8 +35,8 @@ from retouch.atlas.prepare import BACKGROUND, atlas_for, drawn_marks, marks_from
 from retouch.errors import ParamsError
 from retouch.events import Listener
 from retouch.fields import pair
-from retouch.media.pictures import header, read_picture
-from retouch.media.probe import Facts
+from retouch.media.pictures import read_header, read_picture
+from retouch.media.probe import ClipFacts
 from retouch.methods.paint.spec import PaintParams
 from retouch.params import keyframes
 from retouch.run import Edited, Run
@@ -99,7 +99,7 @@ def tell_of(
     return report.words()
 
 
-def preflight(clip: Facts, params: PaintParams, tell: Listener) -> None:
+def preflight(clip: ClipFacts, params: PaintParams, tell: Listener) -> None:
     """Refuse what cannot be painted, before the clip is taken apart into an atlas.
 
     Raises:
@@ -109,7 +109,7 @@ def preflight(clip: Facts, params: PaintParams, tell: Listener) -> None:
     period_of(params.frames, params.fade, clip.video.frames)
     keys, _ = paintings(params)
     for at, path in keys.items():
-        found = header(path)
+        found = read_header(path)
         check_painted_size(at, (found.height, found.width), (clip.video.height, clip.video.width))
     marks = marks_from(box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside)
     drawn = [text.partition("=")[0].rpartition("@")[0] for text in params.drawn]

@@ -27,7 +27,7 @@ from retouch.models.image_to_video import (
     StableVideo,
     SvdCondition,
     SvdConditioning,
-    Traits,
+    VideoTraits,
 )
 from retouch.run import Edited, Run
 from retouch.video import Video
@@ -181,7 +181,7 @@ def carry_frame(
     )
 
 
-def native_size(traits: Traits) -> tuple[int, int]:
+def native_size(traits: VideoTraits) -> tuple[int, int]:
     """Return the one size that the released code knows: 16 to 9, of the model's own area (576 x 1024)."""
     height, width = math.sqrt(traits.native_pixels * 9 / 16), math.sqrt(traits.native_pixels * 16 / 9)
     many = traits.size_multiple

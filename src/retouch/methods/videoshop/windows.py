@@ -18,7 +18,7 @@ from retouch.models.estimate import Estimate
 from retouch.models.image_to_video import (
     Condition,
     ImageToVideo,
-    Traits,
+    VideoTraits,
     steps_within,
     svd_activations,
     svd_traits,
@@ -34,7 +34,7 @@ Previous: TypeAlias = tuple[SequentialWindow, Float[Tensor, "before c h w"]]
 """The window before, and its edited latents."""
 
 
-def windows_of(frames: int, traits: Traits, params: VideoshopParams) -> list[SequentialWindow]:
+def windows_of(frames: int, traits: VideoTraits, params: VideoshopParams) -> list[SequentialWindow]:
     """Cover a clip with windows, of which one begins afresh at every key frame."""
     return sequential(
         frames,

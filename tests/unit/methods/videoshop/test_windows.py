@@ -10,11 +10,11 @@ from retouch.errors import ModelNotFound, OutOfBudget, ParamsError
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.methods.videoshop.windows import estimate, windows_of, write_window
 from retouch.models.estimate import Estimate
-from retouch.models.image_to_video import Traits
+from retouch.models.image_to_video import VideoTraits
 
 PIPELINE = str(Path(__file__).resolve().parents[3] / "parity" / "data" / "videoshop" / "pipeline")
-SVD = Traits(1, 64, 8, 4, 14, 576 * 1024)
-WAN = Traits(4, 16, 8, 16, 81, 480 * 832)
+SVD = VideoTraits(1, 64, 8, 4, 14, 576 * 1024)
+WAN = VideoTraits(4, 16, 8, 16, 81, 480 * 832)
 WEIGHTS = 2.1e6 * 4  # 1.31, 0.76 and 0.03 million numbers
 CPU = Compute(device="cpu")
 
