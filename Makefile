@@ -1,6 +1,8 @@
 # Two commands do everything on a new machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Files of tests go to as many processes as there are cores, four at most; TOGETHER= runs them one by one.
+TOGETHER = -n auto --maxprocesses 4 --dist loadfile
 READY := .venv/ready
 PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
@@ -20,10 +22,10 @@ demo: $(READY)  ## edit the sample clip and say where to look
 	$(BIN)/retouch demo demo --force
 
 test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(TOGETHER) -m "not slow and not gpu"
 
 fast: $(READY)  ## unit tests only
-	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(TOGETHER) tests/unit -m "not slow and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

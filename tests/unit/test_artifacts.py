@@ -121,7 +121,9 @@ def test_parts_of_one_tensor_and_arrays_that_may_not_be_written_are_kept() -> No
     assert_equal(unpack_value(tuple[Tensor, Tensor, Tensor, np.ndarray], *pack_value(value)), value)
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", (1, len)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"bytes", (1, len)], ids=["object", "set", "bytes", "function"]
+)
 def test_what_would_come_back_as_something_else_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be kept"):
         pack_value(value)

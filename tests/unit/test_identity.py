@@ -187,7 +187,11 @@ def test_names_that_are_no_unicode_have_an_identity(tmp_path: Path) -> None:
     assert identity("\udcff") != identity("\udcfe")
 
 
-@pytest.mark.parametrize("value", [object(), len, np.array([object()]), Part, int], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), len, np.array([object()]), Part, int],
+    ids=["object", "function", "array", "class", "type"],
+)
 def test_what_has_no_identity_is_refused(value: object) -> None:
     with pytest.raises(TypeError):
         identity(value)

@@ -30,6 +30,7 @@ from retouch.diffusion.resize import Resize, encode_clip
 from retouch.errors import Diverged, ModelMismatch, ModelNotFound
 from retouch.models.image import StableDiffusion
 from retouch.models.noise_path import add_noise, target
+from retouch.regular import check_regular
 from retouch.run import Run
 from retouch.video import Video
 
@@ -177,6 +178,7 @@ def load_tuned(folder: Path) -> Tuned:
         raise ModelNotFound(f"{folder} holds no {FILE}", hint=hint)
     found: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - it is no mapping
                 part, _, rest = name.partition("/")

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -135,4 +136,8 @@ def test_a_folder_without_tuned_weights_is_told(tmp_path: Path) -> None:
         load_tuned(tmp_path)
     (tmp_path / "tuned.safetensors").write_bytes(b"not a file of tensors")
     with pytest.raises(ModelMismatch, match="cannot be read"):
+        load_tuned(tmp_path)
+    (tmp_path / "tuned.safetensors").unlink()
+    os.mkfifo(tmp_path / "tuned.safetensors")
+    with pytest.raises(ModelMismatch, match="pipe"):
         load_tuned(tmp_path)

@@ -190,6 +190,13 @@ def test_keep_outside_leaves_the_clips_pixels_where_no_object_was_found(tmp_path
     assert not (changed & ~result.touched).any()
 
 
+def test_keep_outside_says_when_it_keeps_nothing(tmp_path: Path) -> None:
+    heard: list[Event] = []
+    edited(tmp_path, None, heard.append, blend=True, keep_outside=True, threshold=0.0)
+    said = [event.text for event in heard if isinstance(event, Notice)]
+    assert [text for text in said if "keeps nothing" in text and "threshold" in text]
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
