@@ -206,7 +206,7 @@ WindowSize: TypeAlias = Annotated[
 ]
 WindowOverlap: TypeAlias = Annotated[int, Field(ge=0, description="Frames that neighbouring windows share.")]
 Feather: TypeAlias = Annotated[
-    float, Field(ge=0, le=500, description="Width in pixels of the mask's soft edge.")
+    float, Field(ge=0, le=500, description="Width in pixels of the soft edge, inside the mask.")
 ]
 Faithful: TypeAlias = Annotated[
     bool, Field(description="Do exactly what the authors' released code does, its faults included.")

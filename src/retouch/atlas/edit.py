@@ -21,8 +21,9 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from retouch.atlas.atlas import Atlas, Chart
 from retouch.atlas.mapping import PixelWindow, texel_area
 from retouch.atlas.pyramid import frame_blocks
-from retouch.atlas.textures import as_texture, gaussian_blur, sample_texture
+from retouch.atlas.textures import as_texture, sample_texture
 from retouch.errors import ParamsError
+from retouch.media.masks import soft_edge
 from retouch.video import Video, release_pages
 
 Mode = Literal["over", "delta", "replace"]
@@ -96,12 +97,8 @@ def painted_key(
     if picture.shape[2] == 4:
         share = picture[..., 3:].astype(np.float32) / 255
         above = above * share + below * (1 - share)
-    differs = (np.abs(above - below).max(2) > tolerance).astype(np.float32)
-    cover = torch.from_numpy(differs)[None]
-    if feather > 0:
-        # Grown by half the width first, so that the middle of the soft edge lies on the painted edge.
-        cover = (gaussian_blur(cover[None], feather / 4)[0] * 2 - 1).clamp(0, 1) if feather >= 1 else cover
-        cover = gaussian_blur(cover[None], feather / 4)[0]
+    differs = np.uint8(255) * (np.abs(above - below).max(2) > tolerance)
+    cover = torch.from_numpy(soft_edge(differs[None, None], feather)[0])
     value = above - below if mode == "delta" else above
     return Key(frame, torch.from_numpy(value.transpose(2, 0, 1) / 255).float(), cover)
 

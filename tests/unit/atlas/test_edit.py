@@ -182,6 +182,7 @@ def test_feather_makes_the_edge_soft() -> None:
     assert set(hard.cover.flatten().tolist()) == {0.0, 1.0}
     assert ((soft.cover > 0.05) & (soft.cover < 0.95)).sum() > 40
     assert float(soft.cover[0, 20, -1]) == pytest.approx(1, abs=1e-3)
+    assert not soft.cover[0, :, :20].any()  # it falls off inside what was painted, never beyond it
 
 
 def test_an_edit_comes_and_goes_with_its_period(atlas: Atlas, clip: Video) -> None:
