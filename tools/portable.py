@@ -46,6 +46,7 @@ SETTINGS: Final = {
 MODES: Final = ("", "AUTO", "AUTO,STRICT", "COMPATIBLE")
 """Of MKL; nothing is its own choice, which goes by where numbers lie in memory."""
 EDITS: Final = ("fatezero", "videoshop")
+LOOP: Final = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass"
 
 
 def main() -> None:
@@ -101,9 +102,10 @@ def suite(settings: list[str], tests: list[str]) -> None:
 
 @contextmanager
 def busy(cores: int) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """As many processes, each of which does nothing but take a core."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    """As many processes, each of which does nothing but take a core, as long as this one lives."""
+    loops: list[subprocess.Popen[bytes]] = []
     try:
+        loops += (subprocess.Popen([sys.executable, "-c", LOOP, str(os.getpid())]) for _ in range(cores))
         yield loops
     finally:
         for loop in loops:

@@ -242,6 +242,7 @@ def test_a_reference_shows_the_same_thing_in_any_of_its_pictures(recipes: Recipe
     assert len(set(found.tolist())) > 150
 
 
+@pytest.mark.slow
 def test_the_siblings_train_and_the_adapter_loads(recipes: Recipes, work: Path, tmp_path: Path) -> None:
     canny = recipes.train_control.train(work, size=64, images=16, device="cpu", counts=FEW, count=8)
     prompt = recipes.train_ip.train(work, size=64, images=16, device="cpu", counts=FEW, count=8)
