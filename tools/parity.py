@@ -15,7 +15,7 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # runs from a checkout that is not installed
 
-METHODS = ("face", "fatezero", "videoshop")
+METHODS = ("face", "fatezero", "stablevideo", "videoshop")
 
 
 @click.command()

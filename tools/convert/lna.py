@@ -232,7 +232,9 @@ def read_checkpoint(path: Path) -> Trained:
         **networks,
         height=_size(config, "resy"),
         width=_size(config, "resx"),
-        most_frames=_size(config, "maximum_number_of_frames"),
+        most_frames=_size(
+            config, "number_of_frames" if "number_of_frames" in config else "maximum_number_of_frames"
+        ),
     )
 
 

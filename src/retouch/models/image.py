@@ -188,6 +188,15 @@ class StableDiffusion:
         return (torch.cat(latents).float() - self._shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
+    def posterior(
+        self, pixels: Float[Tensor, "f 3 h w"]
+    ) -> tuple[Float[Tensor, "f 4 y x"], Float[Tensor, "f 4 y x"]]:
+        """Return mean and deviation of the latents of pixels in [-1, 1], before the scaling."""
+        self._check_size(pixels)
+        found = self.vae.encode(pixels.to(self._device or self.vae.device, self.vae.dtype)).latent_dist
+        return found.mean.float(), found.std.float()
+
+    @torch.no_grad()
     def decode(self, z: Float[Tensor, "f 4 y x"]) -> Float[Tensor, "f 3 h w"]:
         """Pixels of scaled latents, clamped to [-1, 1]."""
         return self.decode_with_gradient(z)

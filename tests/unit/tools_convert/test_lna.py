@@ -191,3 +191,9 @@ def test_odd_sizes_in_the_configuration_are_refused(tmp_path: Path, resx: object
     code, output = convert(folder, clip(tmp_path), "-o", tmp_path / "a.atlas")
     assert code == 3
     assert "resx" in output
+
+
+def test_the_number_of_frames_is_that_of_the_training_where_the_configuration_says_it() -> None:
+    trained = Path(__file__).resolve().parents[2] / "parity" / "data" / "stablevideo" / "case_b" / "lna"
+    assert '"maximum_number_of_frames": 70' in (trained / "config.json").read_text()
+    assert runpy.run_path(str(SCRIPT))["read_checkpoint"](trained).most_frames == 3

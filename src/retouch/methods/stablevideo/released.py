@@ -1,0 +1,306 @@
+"""StableVideo as its authors released it, step by step, so that our numbers can be held against theirs.
+
+What differs from the default of this package, and is kept here on purpose: key frames are cropped at random,
+shown on black, and know of the one key frame before alone; texels lie at whole numbers but are read half a
+texel beside them, so each hop shifts by that; noise is added one level above the one where denoising starts;
+the median over key frames counts what a key frame did not see as black; both layers are shown off the atlas,
+so what nobody edited loses too. Two things cannot be seen in a result and are left out: holes of the outline
+are not filled, and an empty draw of noise at each step is not repeated. A box that would begin outside the
+frame is moved inside it; the released code cuts another place there.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from retouch.errors import ParamsError
+from retouch.models.image import Control, StableDiffusion
+from retouch.models.noise_path import Level, guided, step
+
+BORDER: Final = 30
+"""Pixels around the object that its box takes in."""
+LEAST_SIDE: Final = 129
+"""The least side of a box."""
+SOLID: Final = 0.99
+"""Share of a pixel from which it counts as the object's."""
+STRIDE: Final = 64
+"""Sides of pictures that the model is shown are multiples of this."""
+TINY: Final = 1e-9
+"""A texel this little outside a triangle lies on its edge."""
+
+
+def bytes_of(picture: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w c"]:
+    """Cut numbers from 0 to 1 down to bytes, without rounding."""
+    return np.ascontiguousarray((picture * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+def numbers_of(picture: UInt8[np.ndarray, "h w c"]) -> Float[Tensor, "c h w"]:
+    """Return bytes as numbers from 0 to 1."""
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
+
+
+def object_boxes(
+    share: Float[Tensor, "f 1 h w"], *, border: int = BORDER, least: int = LEAST_SIDE
+) -> Int[Tensor, "f 4"]:
+    """Return each frame's box around its solid pixels, as y, x, height and width; it may begin below 0.
+
+    Raises:
+        ParamsError: a frame has no solid pixel.
+    """
+    boxes = []
+    for t, solid in enumerate(share[:, 0] >= SOLID):
+        if not solid.any():
+            raise ParamsError(
+                f"frame {t} shows no solid pixel of the object",
+                hint="the released code takes a box in every frame; leave --faithful out, or cut the clip",
+            )
+        sides = [_grown(solid.any(axis), solid.shape[1 - axis], border, least) for axis in (1, 0)]
+        boxes.append([sides[0][0], sides[1][0], sides[0][1], sides[1][1]])
+    return torch.tensor(boxes)
+
+
+def _grown(there: Tensor, size: int, border: int, least: int) -> tuple[int, int]:
+    """Return where one side of a box begins and how long it is."""
+    found = there.nonzero()
+    start, stop = max(0, int(found[0]) - border), min(size, int(found[-1]) + border)
+    if stop - start >= least:
+        return start, stop - start
+    return (start if start + least < size else stop - least), least
+
+
+def model_size(height: int, width: int, resolution: int) -> tuple[int, int]:
+    """Return the size at which the model is shown a picture: short side as told, both sides of the stride."""
+    scale = resolution / min(height, width)
+    tall, wide = (int(np.round(side * scale / STRIDE)) * STRIDE for side in (height, width))
+    return tall, wide
+
+
+def shown_to_model(picture: UInt8[np.ndarray, "h w 3"], resolution: int) -> UInt8[np.ndarray, "hh ww 3"]:
+    """Resize a picture to the size that the model is shown."""
+    height, width = picture.shape[:2]
+    how = cv2.INTER_LANCZOS4 if resolution > min(height, width) else cv2.INTER_AREA
+    return np.asarray(
+        cv2.resize(picture, model_size(height, width, resolution)[::-1], interpolation=how), np.uint8
+    )
+
+
+def edges_of(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+    """Return edges found in all three colours, where this package's own look at the grey picture."""
+    return np.asarray(cv2.Canny(picture, 100, 200), np.uint8)
+
+
+def as_hint(plane: UInt8[np.ndarray, "h w"]) -> Float[Tensor, "1 3 h w"]:
+    """Return edges or depth as a control network is shown them."""
+    return (torch.from_numpy(plane.copy()).float() / 255).expand(1, 3, -1, -1)
+
+
+def bicubic(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "hh ww 3"]:
+    """Resize by Pillow's bicubic filter."""
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# -------------------------------------------------------------------- denoising
+
+
+def levels_of(sd: StableDiffusion, steps: int) -> list[Level]:
+    """Return the levels that so many steps visit, cleanest first: more than that where 1000 is no multiple.
+
+    Raises:
+        ParamsError: the last of them is no level of the model.
+    """
+    times = [1 + t for t in range(0, 1000, 1000 // steps)]
+    if times[-1] > 999:
+        raise ParamsError(
+            f"steps is {steps}; the released schedule then ends past the noisiest level",
+            hint="take a number of steps that divides 1000, such as 20",
+        )
+    return [sd.level((t + 0.5) / 1000) for t in times]
+
+
+def noised(
+    sd: StableDiffusion,
+    appearance: UInt8[np.ndarray, "h w 3"],
+    *,
+    posterior_noise: Float[Tensor, "1 4 y x"],
+    noise: Float[Tensor, "1 4 y x"],
+    level: Level,
+) -> tuple[Float[Tensor, "1 4 y x"], Float[Tensor, "1 4 y x"]]:
+    """Return the latents of a picture, drawn from their posterior, and what they are at a level."""
+    mean, deviation = sd.posterior(numbers_of(appearance)[None] * 2 - 1)
+    z = (mean + deviation * posterior_noise) * float(sd.vae.config.scaling_factor)
+    return z, level.signal * z + level.noise * noise
+
+
+def denoised(
+    sd: StableDiffusion,
+    control: Control,
+    z: Float[Tensor, "1 4 y x"],
+    hint: Float[Tensor, "1 3 h w"],
+    texts: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]],
+    levels: Sequence[Level],
+    *,
+    guidance: float = 9.0,
+) -> list[Float[Tensor, "1 4 y x"]]:
+    """Return every sample on the way down the levels, noisiest first, and on to the cleanest there is.
+
+    `texts` are what guidance leads away from and what it leads to; both are held to the same hint.
+    """
+    walk = [z]
+    for hi, lo in zip(levels, [*levels[1:], sd.level(0)], strict=True):
+        away, out = predictions(sd, control, walk[-1], hint, texts, hi)
+        walk.append(step(walk[-1], guided(away, out, guidance), hi, lo))
+    return walk
+
+
+def predictions(
+    sd: StableDiffusion,
+    control: Control,
+    z: Float[Tensor, "1 4 y x"],
+    hint: Float[Tensor, "1 3 h w"],
+    texts: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]],
+    level: Level,
+) -> tuple[Float[Tensor, "1 4 y x"], ...]:
+    """Return the network's output for each of the texts."""
+    return tuple(
+        sd.predict(z, level.t, text, residuals=control.residuals(hint, z, level.t, text)) for text in texts
+    )
+
+
+def decoded(sd: StableDiffusion, z: Float[Tensor, "1 4 y x"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return latents as a picture."""
+    pixels = (sd.decode(z)[0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+# -------------------------------------------------------------------- to the atlas and back
+
+
+def pushed(
+    picture: Float[Tensor, "3 h w"], texels: Float[Tensor, "h w 2"], size: int
+) -> Float[Tensor, "3 size size"]:
+    """Interpolate a picture, whose pixels lie at texels, at every whole texel of a square; unseen is 0.
+
+    Linear over the Delaunay triangles: of the two diagonals of four neighbouring pixels it takes the one
+    whose triangles hold no fourth pixel in their circumcircles.
+    """
+    at = texels.double()
+    a, b, c, d = (at[:-1, :-1], at[:-1, 1:], at[1:, :-1], at[1:, 1:])
+    colours = picture.double().movedim(0, 2)
+    corner = colours[:-1, :-1], colours[:-1, 1:], colours[1:, :-1], colours[1:, 1:]
+    across = (_in_circle(b, a, c, d) | _in_circle(c, a, b, d))[..., None]
+    # A quad's halves: a b c and b c d over one diagonal, a b d and a c d over the other.
+    places = [
+        torch.stack([a, b, torch.where(across, c, d)], 2),
+        torch.stack([d, c, torch.where(across, b, a)], 2),
+    ]
+    values = [
+        torch.stack([corner[0], corner[1], torch.where(across, corner[2], corner[3])], 2),
+        torch.stack([corner[3], corner[2], torch.where(across, corner[1], corner[0])], 2),
+    ]
+    return _filled(
+        torch.cat([p.flatten(0, 1) for p in places]), torch.cat([v.flatten(0, 1) for v in values]), size
+    )
+
+
+def _in_circle(p: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return whether points lie in the circles through three others."""
+    rows = [torch.cat([q - p, (q - p).square().sum(-1, keepdim=True)], -1) for q in (a, b, c)]
+    inside: Tensor = torch.linalg.det(torch.stack(rows, -2)) * _cross(b - a, c - a) > 0
+    return inside
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _filled(
+    corners: Float[Tensor, "n 3 2"], colours: Float[Tensor, "n 3 3"], size: int
+) -> Float[Tensor, "3 size size"]:
+    """Write triangles into an empty square: each whole texel in one is interpolated between its corners."""
+    made = colours.new_zeros(size, size, 3)
+    area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    low, high = corners.amin(1).ceil().clamp(min=0), corners.amax(1).floor().clamp(max=size - 1)
+    spans = (high - low).long() + 1
+    for dy in range(int(spans[:, 1].max())):
+        for dx in range(int(spans[:, 0].max())):
+            some = ((spans[:, 0] > dx) & (spans[:, 1] > dy) & (area != 0)).nonzero()[:, 0]
+            texel = low[some] + low.new_tensor([dx, dy])
+            away = corners[some] - texel[:, None]
+            weights = (
+                torch.stack([_cross(away[:, i - 2], away[:, i - 1]) for i in range(3)], 1) / area[some, None]
+            )
+            inside = (weights >= -TINY).all(1)
+            x, y = texel[inside].long().T
+            made[y, x] = (weights[inside, :, None] * colours[some[inside]]).sum(1)
+    return made.float().movedim(2, 0)
+
+
+def read_at(atlas: Float[Tensor, "3 v u"], grid: Float[Tensor, "f h w 2"]) -> Float[Tensor, "f 3 h w"]:
+    """Read an atlas at positions from -1 to 1 between its outer edges, half a texel beside where it is."""
+    frames, height, width, _ = grid.shape
+    read = F.grid_sample(atlas[None], grid.flatten(0, 1)[None], padding_mode="zeros", align_corners=False)
+    return read[0].view(3, frames, height, width).movedim(1, 0).clamp(0, 1)
+
+
+def median_of(partials: Float[Tensor, "k 3 v u"]) -> Float[Tensor, "3 v u"]:
+    """Return each texel's median over key frames, unseen counted as 0; the lower of the middle two."""
+    return partials.median(0).values
+
+
+def restored(
+    edited: Float[Tensor, "3 v u"], source: Float[Tensor, "3 v u"], brush: UInt8[np.ndarray, "v u c"]
+) -> Float[Tensor, "3 v u"]:
+    """Bring the source's texels back where a brush is white."""
+    share = numbers_of(brush)
+    return edited * (1 - share) + source * share
+
+
+def padded(
+    atlas: Float[Tensor, "3 v u"], box: tuple[int, int], height: int, width: int
+) -> Float[Tensor, "3 height width"]:
+    """Let the border of a part of an atlas, which begins at row and column `box`, go on to the whole."""
+    top, left = box
+    sides = (left, width - left - atlas.shape[2], top, height - top - atlas.shape[1])
+    return F.pad(atlas[None], sides, mode="replicate")[0]
+
+
+# -------------------------------------------------------------------- the aggregation network
+
+
+def aggregated(
+    atlas: Float[Tensor, "3 v u"], first: Float[Tensor, "64 3 3 3"], second: Float[Tensor, "64 3 3 3"]
+) -> Float[Tensor, "3 v u"]:
+    """Return what the aggregation network makes of an atlas: two layers beside the atlas itself."""
+    return atlas + F.conv_transpose2d(F.conv2d(atlas[None], first, padding=1).relu(), second, padding=1)[0]
+
+
+def trained(
+    atlas: Float[Tensor, "3 v u"],
+    views: Sequence[tuple[Float[Tensor, "1 h w 2"], Float[Tensor, "3 h w"]]],
+    first: Float[Tensor, "64 3 3 3"],
+    second: Float[Tensor, "64 3 3 3"],
+    *,
+    steps: int = 500,
+) -> tuple[Float[Tensor, "64 3 3 3"], Float[Tensor, "64 3 3 3"], list[float]]:
+    """Train the aggregation network on key frames, (positions, picture); return it and the losses."""
+    weights = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+    optimizer = torch.optim.SGD(weights, lr=1e-3, momentum=0.9)
+    losses = []
+    with torch.enable_grad():
+        for _ in range(steps):
+            made = aggregated(atlas, *weights)
+            loss = torch.stack(
+                [(read_at(made, grid)[0] - wanted).abs().mean() for grid, wanted in views]
+            ).sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return weights[0].detach(), weights[1].detach(), losses
