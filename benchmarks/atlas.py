@@ -32,7 +32,7 @@ from retouch.atlas.report import examine
 from retouch.compute import Compute
 from retouch.media.io import read
 from retouch.run import Run
-from retouch.tracking.segment import GrabCutSegmenter, Mark, parse_mark
+from retouch.tracking.segment import GrabCutSegmenter, ObjectMark, parse_mark
 from retouch.video import Video
 from retouch.world import Actor, Camera, Clip, Motion, Scene
 
@@ -228,7 +228,8 @@ def small_clip(folder: Path) -> tuple[Video, tuple[Mattes, ...], float]:
     shots = [cv2.resize(f.transpose(1, 2, 0), (144, 144), interpolation=cv2.INTER_AREA) for f in whole.frames]
     video = Video(np.stack(shots).transpose(0, 3, 1, 2).copy(), whole.fps)
     marks = [
-        Mark(m.kind, m.frame - 36, tuple((x * 0.3, y * 0.3) for x, y in m.points)) for m in MARKS["car-turn"]
+        ObjectMark(m.kind, m.frame - 36, tuple((x * 0.3, y * 0.3) for x, y in m.points))
+        for m in MARKS["car-turn"]
     ]
     began = time.process_time()
     objects = objects_from_cutout(GrabCutSegmenter().segment(video, marks))

@@ -36,7 +36,7 @@ from retouch.metrics.uncertainty import paired_interval
 from retouch.models.image_to_video import ImageToVideo
 from retouch.models.image_to_video_any import AnyImageToVideo
 from retouch.run import Run
-from retouch.tracking.flow import DisFlow, warp
+from retouch.tracking.flow import DisFlow, warp_picture
 from retouch.world import (
     COLOURS,
     OBJECTS,
@@ -213,10 +213,10 @@ def warped(source: Frames, first: Frames) -> Frames:
     picture, place = first.transpose(1, 2, 0).copy(), home
     mask, shown = (picture != upright[0]).any(axis=-1).astype(np.float32), [picture]
     for t in range(1, len(upright)):
-        place = warp(place, flow.pair(upright[t], upright[t - 1]))
+        place = warp_picture(place, flow.pair(upright[t], upright[t - 1]))
         away = (place - home).transpose(2, 0, 1).copy()
-        there = warp(mask, away) > 0.5
-        shown.append(np.where(there[..., None], warp(picture, away), upright[t]))
+        there = warp_picture(mask, away) > 0.5
+        shown.append(np.where(there[..., None], warp_picture(picture, away), upright[t]))
     return np.stack(shown).transpose(0, 3, 1, 2).copy()
 
 

@@ -15,8 +15,8 @@ from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.atlas.solve import gauss_newton
 from retouch.errors import InputError
 from retouch.run import Run
-from retouch.tracking.flow import ClipFlow, DisFlow, consistent
-from retouch.tracking.segment import GrabCutSegmenter, Mark, working_size
+from retouch.tracking.flow import ClipFlow, DisFlow, consistent_flow
+from retouch.tracking.segment import GrabCutSegmenter, ObjectMark, working_size
 from retouch.video import Video
 
 
@@ -58,7 +58,7 @@ def _extend_matte(matte: Mattes, video: Video, known: int) -> Mattes:
     if last.max() <= 127:
         nothing = pack_matte(np.zeros_like(last))
         return Mattes.pack([*packed, *[nothing] * (len(rest) - 1)], matte.height, matte.width)
-    cutout = GrabCutSegmenter().segment(rest, [Mark("mask", 0, drawn=last)])
+    cutout = GrabCutSegmenter().segment(rest, [ObjectMark("mask", 0, drawn=last)])
     packed += [pack_matte(m[0]) for m in cutout.full(0, 1, len(rest))]
     return Mattes.pack(packed, matte.height, matte.width)
 
@@ -69,7 +69,7 @@ def _with_frame(chart: Chart, pyramid: ClipPyramid, flow: ClipFlow, t: int, size
     before = small.part(len(small) - 1, len(small))
     share = pyramid.share(chart.layer, t - 1, t, *size)[0, 0].cpu().numpy() > 0.9
     there = flow.between(t - 1, t)
-    good = consistent(there, flow.between(t, t - 1)) & share
+    good = consistent_flow(there, flow.between(t, t - 1)) & share
     moved = robust_matrix(there, good, affine=chart.layer < pyramid.layers - 1)
     now = _matrix_moved(before, moved)
     if chart.layer < pyramid.layers - 1:

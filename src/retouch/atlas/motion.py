@@ -27,7 +27,7 @@ from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, frame_blocks
 from retouch.atlas.solve import fit_field, gauss_newton, without_folds
 from retouch.atlas.textures import sample_texture, splat_values
 from retouch.run import Run
-from retouch.tracking.flow import ClipFlow, consistent
+from retouch.tracking.flow import ClipFlow, consistent_flow
 
 TRACKING_STEPS: Final = 3
 MEMORY: Final = 0.8
@@ -49,7 +49,7 @@ def pair_matrices(
     found = np.tile(np.eye(3), (pyramid.layers, max(frames - 1, 0), 1, 1))
     for t in range(frames - 1):
         there = flow.between(t, t + 1)
-        good = consistent(there, flow.between(t + 1, t))
+        good = consistent_flow(there, flow.between(t + 1, t))
         for layer, share in enumerate(pyramid.shares(t, t + 1, *size)):
             inside = good & (share[0, 0].cpu().numpy() > 0.9)
             found[layer, t] = robust_matrix(there, inside, affine=layer < pyramid.layers - 1)
@@ -187,7 +187,7 @@ def fit_to_flow(
     t, known = pair
     window, source = now.window(), before.window()
     back = flow.between(t, known)
-    trusted = torch.from_numpy(consistent(back, flow.between(known, t)))[None, None].to(pyramid.device)
+    trusted = torch.from_numpy(consistent_flow(back, flow.between(known, t)))[None, None].to(pyramid.device)
     moved = torch.from_numpy(back)[None].to(pyramid.device)
     x, y = pixel_positions(window, moved)
     at = torch.stack(

@@ -20,11 +20,11 @@ from retouch.run import Run
 from retouch.tracking.flow import Flow
 from retouch.tracking.segment import (
     DEFAULT_OBJECT,
-    Cutout,
     GrabCutSegmenter,
-    Mark,
     MarkKind,
-    Segmenter,
+    ObjectMark,
+    ObjectMasks,
+    ObjectSegmenter,
     parse_mark,
 )
 from retouch.video import Video
@@ -48,8 +48,8 @@ def atlas_for(
     *,
     file: Path | None = None,
     masks: Sequence[Path] = (),
-    marks: Sequence[Mark] = (),
-    segmenter: Segmenter | None = None,
+    marks: Sequence[ObjectMark] = (),
+    segmenter: ObjectSegmenter | None = None,
     flow: Flow | None = None,
     settings: AtlasSettings | None = None,
     deadline: float = 0.0,
@@ -109,7 +109,7 @@ def objects_from_files(video: Video, masks: Sequence[Path], *, scratch: Path | N
 
 
 def marked_objects(
-    video: Video, marks: Sequence[Mark], *, segmenter: Segmenter | None = None, run: Run
+    video: Video, marks: Sequence[ObjectMark], *, segmenter: ObjectSegmenter | None = None, run: Run
 ) -> Objects:
     """Follow marked objects, or take them from the store; say which marks and frames to look at again.
 
@@ -124,7 +124,7 @@ def marked_objects(
     return objects
 
 
-def check_in_picture(mark: Mark, video: Video, run: Run) -> None:
+def check_in_picture(mark: ObjectMark, video: Video, run: Run) -> None:
     """See that a mark lies in the picture; a part of it that does not is told."""
     if not mark.points:
         return
@@ -142,14 +142,14 @@ def check_in_picture(mark: Mark, video: Video, run: Run) -> None:
 
 @artifact("mattes", version=1)
 def kept_objects(
-    video: Video, marks: tuple[Mark, ...], *, segmenter: Segmenter | None = None, run: Run
+    video: Video, marks: tuple[ObjectMark, ...], *, segmenter: ObjectSegmenter | None = None, run: Run
 ) -> Objects:
     """Follow marked objects through a clip, or take the result from the store."""
     cutout = (segmenter or GrabCutSegmenter()).segment(video, marks, listen=run.listen, shelf=run.scratch)
     return objects_from_cutout(cutout)
 
 
-def objects_from_cutout(cutout: Cutout) -> Objects:
+def objects_from_cutout(cutout: ObjectMasks) -> Objects:
     """Pack a cutout's masks at the size of the clip."""
     mattes = []
     for which in range(len(cutout.names)):
@@ -160,7 +160,7 @@ def objects_from_cutout(cutout: Cutout) -> Objects:
     return Objects(cutout.names, tuple(mattes), cutout.warnings)
 
 
-def segmenter_named(name: str, run: Run) -> Segmenter | None:
+def segmenter_named(name: str, run: Run) -> ObjectSegmenter | None:
     """Return who follows objects: nothing for `grabcut`, which is the default, or `sam2:MODEL`.
 
     Raises:
@@ -202,7 +202,7 @@ def _model_named(what: str, name: str, without: str, kind: str) -> str | None:
     return ref
 
 
-def drawn_marks(texts: Sequence[str], video: Video) -> list[Mark]:
+def drawn_marks(texts: Sequence[str], video: Video) -> list[ObjectMark]:
     """Read whole masks drawn over single frames, each as `[NAME@]FRAME=PICTURE`; white is the object.
 
     Raises:
@@ -221,7 +221,7 @@ def drawn_marks(texts: Sequence[str], video: Video) -> list[Mark]:
                 hint="count frames from 0",
             )
         mask = np.array(read_masks(Path(path), video[int(frame) : int(frame) + 1])[0, 0])
-        marks.append(Mark("mask", int(frame), name=name or DEFAULT_OBJECT, drawn=mask))
+        marks.append(ObjectMark("mask", int(frame), name=name or DEFAULT_OBJECT, drawn=mask))
     return _named(marks)
 
 
@@ -231,7 +231,7 @@ def marks_from(
     stroke: Sequence[str] = (),
     polygon: Sequence[str] = (),
     outside: Sequence[str] = (),
-) -> list[Mark]:
+) -> list[ObjectMark]:
     """Read marks as a user writes them (see `parse_mark`)."""
     kinds: list[tuple[MarkKind, Sequence[str]]] = [
         ("box", box),
@@ -242,7 +242,7 @@ def marks_from(
     return _named([parse_mark(kind, text) for kind, texts in kinds for text in texts])
 
 
-def _named(marks: list[Mark]) -> list[Mark]:
+def _named(marks: list[ObjectMark]) -> list[ObjectMark]:
     """The marks, of objects whose names the atlas file takes."""
     for mark in marks:
         if not re.fullmatch(NAME, mark.name):

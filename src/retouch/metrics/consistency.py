@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from retouch.errors import InputError
 from retouch.metrics.fidelity import Frames, Other, frame_pairs
-from retouch.tracking.flow import DisFlow, consistent, warp
+from retouch.tracking.flow import DisFlow, consistent_flow, warp_picture
 from retouch.tracking.flow import Flow as FlowFinder
 from retouch.video import FRAMES_AT_ONCE, release_pages
 
@@ -50,7 +50,7 @@ def warp_error(clip: Frames, motion: Iterable[FrameMotion]) -> float:
             raise InputError(
                 f"there is motion for more than the {len(clip)} frames", hint="pass one step per pair"
             )
-        back = warp(_rows_first(clip[t + 1]).astype(np.float32), step.flow.astype(np.float32))
+        back = warp_picture(_rows_first(clip[t + 1]).astype(np.float32), step.flow.astype(np.float32))
         difference = np.abs(back - _rows_first(clip[t]))[step.seen[0] & _stays_inside(step.flow)]
         total, count, steps = total + float(difference.sum(dtype=np.float64)), count + difference.size, t + 1
         if steps % FRAMES_AT_ONCE == 0:
@@ -95,7 +95,7 @@ def estimated_motion(source: Frames, flow: FlowFinder | None = None) -> Iterator
     for t in range(len(source) - 1):
         a, b = _rows_first(source[t]), _rows_first(source[t + 1])
         there, back = finder.pair(a, b), finder.pair(b, a)
-        yield FrameMotion(there, consistent(there, back)[None])
+        yield FrameMotion(there, consistent_flow(there, back)[None])
 
 
 def _frame_changes(clip: Frames) -> Iterator[UInt8[np.ndarray, "3 h w"]]:

@@ -23,7 +23,7 @@ from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
 from retouch.models.loading import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
-from retouch.tracking.segment import Cutout, Mark, Shelf, check_marks, in_memory, working_size
+from retouch.tracking.segment import ObjectMark, ObjectMasks, Shelf, check_marks, in_memory, working_size
 from retouch.video import Video
 
 # The colours that the image encoder was trained on.
@@ -91,8 +91,13 @@ class Sam2Segmenter:
 
     @torch.no_grad()
     def segment(
-        self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore, shelf: Shelf = in_memory
-    ) -> Cutout:
+        self,
+        video: Video,
+        marks: Sequence[ObjectMark],
+        *,
+        listen: Listener = ignore,
+        shelf: Shelf = in_memory,
+    ) -> ObjectMasks:
         """Find the marked objects in every frame.
 
         Raises:
@@ -117,7 +122,7 @@ class Sam2Segmenter:
                     done += 1
                     listen(Advanced("masks", done, masks[:, :, 0, 0].size))
         listen(Ended("masks"))
-        return Cutout(names, masks, video.height, video.width)
+        return ObjectMasks(names, masks, video.height, video.width)
 
     def _session(self, video: Video) -> Sam2VideoInferenceSession:
         session = Sam2VideoInferenceSession(
@@ -130,7 +135,7 @@ class Sam2Segmenter:
         session.processed_frames = _LazyFrames(video, self.model.image_size, self.model.dtype)
         return session
 
-    def _prompt(self, session: Sam2VideoInferenceSession, video: Video, marks: Sequence[Mark]) -> None:
+    def _prompt(self, session: Sam2VideoInferenceSession, video: Video, marks: Sequence[ObjectMark]) -> None:
         """Tell the model one object's marks, frame by frame."""
         if all(mark.kind == "not" for mark in marks):
             raise ParamsError(
@@ -180,7 +185,7 @@ def _forget_frames(session: Sam2VideoInferenceSession, t: int, reach: int) -> No
         del held["non_cond_frame_outputs"][other]
 
 
-def _drawn_mask(marks: Sequence[Mark], video: Video) -> UInt8[np.ndarray, "h w"]:
+def _drawn_mask(marks: Sequence[ObjectMark], video: Video) -> UInt8[np.ndarray, "h w"]:
     """Polygons and drawn masks of a frame, with the strokes of that frame on top."""
     canvas = np.zeros((video.height, video.width), np.uint8)
     order = ("box", "polygon", "mask", "stroke", "not")
@@ -197,7 +202,7 @@ def _drawn_mask(marks: Sequence[Mark], video: Video) -> UInt8[np.ndarray, "h w"]
 
 
 def _mark_points(
-    marks: Sequence[Mark], video: Video, side: int
+    marks: Sequence[ObjectMark], video: Video, side: int
 ) -> tuple[Float[Tensor, "1 1 n 2"], Int[Tensor, "1 1 n"]]:
     """Boxes and strokes of a frame as the model's points; the box comes first, as it was trained."""
     corners = np.array([point for mark in marks if mark.kind == "box" for point in mark.points])

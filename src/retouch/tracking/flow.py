@@ -98,7 +98,9 @@ def remap(
     return np.asarray(cv2.remap(picture, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
-def warp(picture: Num[np.ndarray, "h w *c"], flow: Float32[np.ndarray, "2 h w"]) -> Num[np.ndarray, "h w *c"]:
+def warp_picture(
+    picture: Num[np.ndarray, "h w *c"], flow: Float32[np.ndarray, "2 h w"]
+) -> Num[np.ndarray, "h w *c"]:
     """Fetch from `picture` what each pixel's flow vector points at.
 
     With the flow from `a` to `b` and picture `b`, the result lies over `a`.
@@ -117,11 +119,11 @@ def round_trip(
     there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"]
 ) -> Float32[np.ndarray, "h w"]:
     """Return how far, in pixels, each pixel ends from where it began after going there and back."""
-    returned = warp(np.ascontiguousarray(back.transpose(1, 2, 0)), there).transpose(2, 0, 1)
+    returned = warp_picture(np.ascontiguousarray(back.transpose(1, 2, 0)), there).transpose(2, 0, 1)
     return np.asarray(np.hypot(*(there + returned)), np.float32)
 
 
-def consistent(
+def consistent_flow(
     there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"], tolerance: float = 1.0
 ) -> Bool[np.ndarray, "h w"]:
     """Mark the pixels that come back to within `tolerance` pixels and do not leave the picture on the way."""

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from retouch.media.masks import grow_mask
 from retouch.run import Run
-from retouch.tracking.flow import Flow, inside, pixel_grid, remap, warp
+from retouch.tracking.flow import Flow, inside, pixel_grid, remap, warp_picture
 from retouch.video import Video
 
 NOTICEABLE: Final = 10
@@ -97,7 +97,7 @@ def _compose(
     """Look a map up where the flow points; beyond the frame's edge it goes on as it is at the edge."""
     target = pixel_grid(*flow.shape[1:]) + flow.transpose(1, 2, 0)
     last = np.array([flow.shape[2] - 1, flow.shape[1] - 1], np.float32)
-    return np.asarray(warp(backward_map, flow) + target - np.clip(target, 0, last), np.float32)
+    return np.asarray(warp_picture(backward_map, flow) + target - np.clip(target, 0, last), np.float32)
 
 
 def warp_edit(

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
-from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent, warp
+from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent_flow, warp_picture
 from retouch.video import Video, release_pages
 
 MarkKind = Literal["box", "stroke", "polygon", "mask", "not"]
@@ -35,7 +35,7 @@ UNSURE: Final = 0.60
 
 @final
 @dataclass(frozen=True, eq=False)
-class Mark:
+class ObjectMark:
     """One thing that a user said about one object on one frame.
 
     `points` are x, y in pixels of the clip: two corners of a box, the corners of a polygon, the path of a
@@ -59,7 +59,7 @@ class Mark:
         return identity((self.kind, self.frame, self.points, self.name, self.radius, self.drawn))
 
 
-def parse_mark(kind: MarkKind, text: str) -> Mark:
+def parse_mark(kind: MarkKind, text: str) -> ObjectMark:
     """Read a mark written as `[NAME@]FRAME:x,y x,y ...`.
 
     >>> parse_mark("box", "car@40:12,30 200,180")
@@ -79,7 +79,7 @@ def parse_mark(kind: MarkKind, text: str) -> Mark:
         points = tuple(zip(values[::2], values[1::2], strict=True))
         if len(points) < least or (kind == "box" and len(points) != least) or not np.isfinite(values).all():
             raise ValueError("points")
-        return Mark(kind, int(frame), points, name or DEFAULT_OBJECT)
+        return ObjectMark(kind, int(frame), points, name or DEFAULT_OBJECT)
     except ValueError:
         raise ParamsError(
             f"the {kind} {text!r} cannot be read",
@@ -95,7 +95,7 @@ def in_memory(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.
 
 @final
 @dataclass(frozen=True, eq=False)
-class Cutout:
+class ObjectMasks:
     """Soft masks of several objects over a clip, the front object first, at the size they were made at."""
 
     names: tuple[str, ...]
@@ -113,7 +113,7 @@ class Cutout:
 
 
 @runtime_checkable
-class Segmenter(Protocol):
+class ObjectSegmenter(Protocol):
     """Anything that turns marks on some frames into masks on all."""
 
     @property
@@ -122,8 +122,13 @@ class Segmenter(Protocol):
         ...
 
     def segment(
-        self, video: Video, marks: Sequence[Mark], *, listen: Listener = ignore, shelf: Shelf = in_memory
-    ) -> Cutout:
+        self,
+        video: Video,
+        marks: Sequence[ObjectMark],
+        *,
+        listen: Listener = ignore,
+        shelf: Shelf = in_memory,
+    ) -> ObjectMasks:
         """Find the marked objects in every frame; `shelf` gives the arrays that grow with the clip."""
         ...
 
@@ -144,12 +149,12 @@ class GrabCutSegmenter:
     def segment(
         self,
         video: Video,
-        marks: Sequence[Mark],
+        marks: Sequence[ObjectMark],
         *,
         listen: Listener = ignore,
         shelf: Shelf = in_memory,
         flow: ClipFlow | None = None,
-    ) -> Cutout:
+    ) -> ObjectMasks:
         """Find the marked objects in every frame.
 
         Args:
@@ -167,7 +172,7 @@ class GrabCutSegmenter:
         height, width = working_size(video.height, video.width, self.side)
         pictures = shelf("segmented", (len(video), height, width, 3), np.uint8)
         for t in range(len(video)):
-            pictures[t] = small(video, t, height, width)
+            pictures[t] = shrink_frame(video, t, height, width)
         release_pages(video.frames)
         flow = flow or ClipFlow(
             pictures.__getitem__,
@@ -185,29 +190,33 @@ class GrabCutSegmenter:
                 warnings += [f"{name}, {video.named_frames([t])}: {doubt}" for doubt in doubts]
                 listen(Advanced("masks", index * len(video) + done + 1, masks[:, :, 0, 0].size))
         listen(Ended("masks"))
-        return Cutout(names, masks, video.height, video.width, tuple(warnings))
+        return ObjectMasks(names, masks, video.height, video.width, tuple(warnings))
 
     def _follow(
-        self, video: Video, pictures: UInt8[np.ndarray, "f h w 3"], flow: ClipFlow, marks: Sequence[Mark]
+        self,
+        video: Video,
+        pictures: UInt8[np.ndarray, "f h w 3"],
+        flow: ClipFlow,
+        marks: Sequence[ObjectMark],
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w"], list[str]]]:
         """One object's soft masks: outwards from every marked frame to half way to the next one."""
         anchors = sorted({mark.frame for mark in marks})
         height, width = pictures.shape[1:3]
         limits = [-1, *((a + b) // 2 for a, b in itertools.pairwise(anchors)), len(video) - 1]
         for anchor, low, high in zip(anchors, limits, limits[1:], strict=False):
-            here = [_scaled(mark, video, height, width) for mark in marks if mark.frame == anchor]
+            here = [_scale_mark(mark, video, height, width) for mark in marks if mark.frame == anchor]
             first = _cut_marks(pictures[anchor], here)
             if not first.any():
                 raise EmptyMask(
                     f"nothing of {marks[0].name!r} was found on {video.named_frames([anchor])}",
                     hint="draw the box a little larger, or add a stroke over the object",
                 )
-            yield anchor, _soft(first), []
+            yield anchor, _soften_edge(first), []
             for steps in (range(anchor + 1, high + 1), range(anchor - 1, low, -1)):
-                yield from _carry(pictures, flow, first, anchor, steps)
+                yield from _carry_masks(pictures, flow, first, anchor, steps)
 
 
-def _carry(
+def _carry_masks(
     pictures: UInt8[np.ndarray, "f h w 3"],
     flow: ClipFlow,
     mask: Bool[np.ndarray, "h w"],
@@ -216,7 +225,7 @@ def _carry(
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w"], list[str]]]:
     for t in steps:
         back, there = flow.between(t, known), flow.between(known, t)
-        moved = warp(mask.astype(np.float32), back)
+        moved = warp_picture(mask.astype(np.float32), back)
         cut = _cut_near(pictures[t], moved)
         doubts = []
         before, after = float(mask.sum()), float(cut.sum())
@@ -224,13 +233,13 @@ def _carry(
             doubts.append(
                 f"the area jumps by {100 * (after / before - 1):+.0f} %; mark this frame if it is wrong"
             )
-        if before and consistent(there, back)[mask].mean() < UNSURE:
+        if before and consistent_flow(there, back)[mask].mean() < UNSURE:
             doubts.append("most of its flow is unreliable; mark this frame if it is wrong")
-        yield t, _soft(cut), doubts
+        yield t, _soften_edge(cut), doubts
         mask, known = cut, t
 
 
-def check_marks(video: Video, marks: Sequence[Mark]) -> None:
+def check_marks(video: Video, marks: Sequence[ObjectMark]) -> None:
     """See that there are marks and that they fit the clip.
 
     Raises:
@@ -258,7 +267,7 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(8, round(height * scale)), max(8, round(width * scale))
 
 
-def small(video: Video, t: int, height: int, width: int) -> UInt8[np.ndarray, "hh ww 3"]:
+def shrink_frame(video: Video, t: int, height: int, width: int) -> UInt8[np.ndarray, "hh ww 3"]:
     """Give one frame, colour last, shrunk by area."""
     picture = np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
     if picture.shape[:2] == (height, width):
@@ -266,7 +275,7 @@ def small(video: Video, t: int, height: int, width: int) -> UInt8[np.ndarray, "h
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
 
 
-def _scaled(mark: Mark, video: Video, height: int, width: int) -> Mark:
+def _scale_mark(mark: ObjectMark, video: Video, height: int, width: int) -> ObjectMark:
     """The mark in pixels of the working size."""
     sx, sy = width / video.width, height / video.height
     radius = (mark.radius or 0.01 * max(video.height, video.width)) * sx
@@ -274,24 +283,24 @@ def _scaled(mark: Mark, video: Video, height: int, width: int) -> Mark:
         None if mark.drawn is None else cv2.resize(mark.drawn, (width, height), interpolation=cv2.INTER_AREA)
     )
     points = tuple(((x + 0.5) * sx - 0.5, (y + 0.5) * sy - 0.5) for x, y in mark.points)
-    return Mark(mark.kind, 0, points, mark.name, max(1.0, radius), drawn)
+    return ObjectMark(mark.kind, 0, points, mark.name, max(1.0, radius), drawn)
 
 
-def _cut_marks(picture: UInt8[np.ndarray, "h w 3"], marks: Sequence[Mark]) -> Bool[np.ndarray, "h w"]:
+def _cut_marks(picture: UInt8[np.ndarray, "h w 3"], marks: Sequence[ObjectMark]) -> Bool[np.ndarray, "h w"]:
     """What the marks of one frame say, with GrabCut deciding where they leave it open."""
     labels = np.full(picture.shape[:2], cv2.GC_BGD, np.uint8)
     if all(mark.kind in ("stroke", "not") for mark in marks):
         labels[:] = cv2.GC_PR_BGD  # nothing says how far it reaches
     drawn = [mark for mark in marks if mark.drawn is not None or mark.kind == "polygon"]
     for mark in sorted(marks, key=lambda m: ("box", "polygon", "mask", "stroke", "not").index(m.kind)):
-        _draw(labels, mark)
+        _draw_mark(labels, mark)
     if drawn and len(drawn) == len(marks):
         return np.equal(labels, cv2.GC_FGD)
-    cut = _grabcut(picture, labels, rounds=6)
-    return _tidied(cut, labels == cv2.GC_FGD)
+    cut = _cut_region(picture, labels, rounds=6)
+    return _tidy_mask(cut, labels == cv2.GC_FGD)
 
 
-def _draw(labels: UInt8[np.ndarray, "h w"], mark: Mark) -> None:
+def _draw_mark(labels: UInt8[np.ndarray, "h w"], mark: ObjectMark) -> None:
     points = np.round(np.array(mark.points, np.float64)).astype(np.int32)
     if mark.kind == "box":
         low, high = np.sort(points, axis=0).tolist()
@@ -316,14 +325,14 @@ def _cut_near(
     if not inside.any():
         return inside.astype(bool)
     unit = max(picture.shape[:2]) / WORKING_SIDE
-    sure = cv2.erode(inside, _disc(5 * unit), borderValue=1)
-    possible = cv2.dilate(inside, _disc(5 * unit))
+    sure = cv2.erode(inside, _disc_kernel(5 * unit), borderValue=1)
+    possible = cv2.dilate(inside, _disc_kernel(5 * unit))
     labels = np.where(inside == 1, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[sure == 1], labels[possible == 0] = cv2.GC_FGD, cv2.GC_BGD
-    return _tidied(_grabcut(picture, labels, rounds=2), sure == 1)
+    return _tidy_mask(_cut_region(picture, labels, rounds=2), sure == 1)
 
 
-def _grabcut(
+def _cut_region(
     picture: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], *, rounds: int
 ) -> Bool[np.ndarray, "h w"]:
     """GrabCut on the surroundings of what is open or marked; the rest of the frame would only cost time."""
@@ -348,10 +357,10 @@ def _grabcut(
     return whole
 
 
-def _tidied(cut: Bool[np.ndarray, "h w"], sure: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def _tidy_mask(cut: Bool[np.ndarray, "h w"], sure: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The largest piece and every piece that was marked, without specks and pinholes."""
     unit = max(cut.shape) / WORKING_SIDE
-    closed = cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_CLOSE, _disc(2 * unit), borderValue=0)
+    closed = cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_CLOSE, _disc_kernel(2 * unit), borderValue=0)
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(closed | sure.astype(np.uint8))
     if count <= 1:
         return np.zeros(cut.shape, bool)
@@ -360,11 +369,11 @@ def _tidied(cut: Bool[np.ndarray, "h w"], sure: Bool[np.ndarray, "h w"]) -> Bool
     return kept
 
 
-def _disc(radius: float) -> UInt8[np.ndarray, "d d"]:
+def _disc_kernel(radius: float) -> UInt8[np.ndarray, "d d"]:
     side = 2 * max(1, round(radius)) + 1
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))  # type: ignore[no-any-return]
 
 
-def _soft(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+def _soften_edge(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """The mask with an edge about two pixels wide, which is how a camera sees an edge."""
     return cv2.GaussianBlur(mask.astype(np.uint8) * 255, (0, 0), 0.8)  # type: ignore[no-any-return]

@@ -47,7 +47,7 @@ def cosine(turns: float) -> float:
     return sine(turns + 0.25)
 
 
-def waves(turns: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def sine_waves(turns: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return the sine of every angle in an array of turns."""
     x = turns - np.floor(turns + 0.5)
     x = np.where(x > 0.25, 0.5 - x, np.where(x < -0.25, -0.5 - x, x))
@@ -59,13 +59,13 @@ def waves(turns: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return result
 
 
-def smooth(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def smooth_step(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return the curve from 0 to 1 that is level at both ends, for x in [0, 1]."""
     curve: Float[np.ndarray, "*shape"] = x * x * (3 - 2 * x)
     return curve
 
 
-def unit(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def clamp_unit(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """`x` held within [0, 1]."""
     held: Float[np.ndarray, "*shape"] = np.minimum(np.maximum(x, 0), 1)
     return held
@@ -73,12 +73,12 @@ def unit(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 def to_bytes(x: Float[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """Return values in [0, 1] as bytes, rounded half up."""
-    levels: Float[np.ndarray, "*shape"] = unit(x) * x.dtype.type(255) + x.dtype.type(0.5)
+    levels: Float[np.ndarray, "*shape"] = clamp_unit(x) * x.dtype.type(255) + x.dtype.type(0.5)
     rounded: Shaped[np.ndarray, "*shape"] = levels.astype(np.uint8)
     return rounded
 
 
-def over(
+def blend_over(
     top: Shaped[np.ndarray, "3 h w"], alpha: Shaped[np.ndarray, "h w"], below: Shaped[np.ndarray, "3 h w"]
 ) -> Shaped[np.ndarray, "3 h w"]:
     """Return the bytes of `top` laid over bytes of `below`, in whole numbers, rounded to nearest."""
@@ -90,15 +90,15 @@ def over(
     return laid
 
 
-def raw(count: int, *key: int) -> UInt64[np.ndarray, " n"]:
+def random_words(count: int, *key: int) -> UInt64[np.ndarray, " n"]:
     """`count` random 64-bit numbers of the stream that `key` (one or two whole numbers) names."""
     names = np.array([*key, 0][:2], dtype=np.uint64)
     return np.random.Philox(key=names).random_raw(count)
 
 
-def uniform(count: int, *key: int) -> Float[np.ndarray, " n"]:
+def random_uniform(count: int, *key: int) -> Float[np.ndarray, " n"]:
     """`count` random numbers in [0, 1) of the stream that `key` names, the top 53 bits of each raw number."""
-    return (raw(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (random_words(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @final
@@ -113,7 +113,7 @@ class Dice:
         """
         if not 0 <= seed < 2**64:
             raise RequestError(f"seed is {seed}; it must be from 0 to 2**64 - 1", hint="try --seed 0")
-        self._thrown = iter(uniform(count, seed, stream).tolist())
+        self._thrown = iter(random_uniform(count, seed, stream).tolist())
 
     def between(self, low: float, high: float) -> float:
         """Return a number from `low` to `high`."""

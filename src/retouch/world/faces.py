@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 
 from retouch.errors import RequestError
 from retouch.video import Video
-from retouch.world.exact import Dice, Plane, cosine, over, sine, to_bytes, unit
+from retouch.world.exact import Dice, Plane, blend_over, clamp_unit, cosine, sine, to_bytes
 from retouch.world.render import (
     FPS,
     SOFTNESS,
@@ -33,13 +33,13 @@ from retouch.world.shapes import (
     Colour,
     Distance,
     circle,
+    cut_out,
     ellipse,
-    ring,
-    slab,
-    stroke,
-    union,
-    within,
-    without,
+    intersection_of,
+    round_line,
+    rounded_rectangle,
+    shape_border,
+    union_of,
 )
 
 SKINS: Mapping[str, Colour] = MappingProxyType(
@@ -492,7 +492,7 @@ def _draw_portrait(
     u, v = c * dx + s * dy, c * dy - s * dx
     width = SOFTNESS * 2 / (min(hw) * view.zoom * pose.scale)
     colour, alpha, parts = _paint_pieces(_face_pieces(portrait.identity, pose), u, v, width)
-    frame = over(colour, alpha, background_planes(portrait.background, portrait.ground, view, hw))
+    frame = blend_over(colour, alpha, background_planes(portrait.background, portrait.ground, view, hw))
     spots = face_landmarks(portrait.identity, pose).astype(np.float64)
     places = pixel_places(view, hw, spots[:, :1], spots[:, 1:])
     return frame, colour, alpha, parts, np.concatenate(places, axis=1).astype(np.float32)
@@ -510,7 +510,7 @@ def _paint_pieces(
         for grown, paint in ((piece.line, INK), (0.0, piece.colour)):
             if grown == 0.0 and paint == INK and piece.line > 0:
                 continue
-            drawn = unit(0.5 - (distance - grown) / width)
+            drawn = clamp_unit(0.5 - (distance - grown) / width)
             alpha = np.maximum(alpha, drawn)
             for channel, level in zip(colour, paint, strict=True):
                 channel += drawn * (level / 255 - channel)
@@ -522,7 +522,7 @@ _HEADS: Mapping[str, tuple[Distance, float, float]] = MappingProxyType(
     {
         "round": (ellipse(0.0, 0.0, 0.7, 0.73), 0.7, 0.73),
         "oval": (ellipse(0.0, 0.0, 0.59, 0.77), 0.59, 0.77),
-        "square": (slab(-0.6, -0.74, 0.6, 0.74, 0.26), 0.6, 0.74),
+        "square": (rounded_rectangle(-0.6, -0.74, 0.6, 0.74, 0.26), 0.6, 0.74),
         "long": (ellipse(0.0, 0.03, 0.5, 0.86), 0.5, 0.89),
     }
 )
@@ -569,11 +569,11 @@ def _body_pieces(who: Identity, pose: Expression, _: _FaceLayout) -> list[_FaceP
         return lambda u, v: shape(c * u - s * v, s * u + c * v)
 
     skin, hair, (_head_alone, wide, high) = SKINS[who.skin], HAIR_COLOURS[who.hair_colour], _HEADS[who.shape]
-    long = slab(-wide - 0.2, -high - 0.1, wide + 0.2, 1.0, 0.46)
+    long = rounded_rectangle(-wide - 0.2, -high - 0.1, wide + 0.2, 1.0, 0.46)
     behind = [_FacePiece("hair", long, _shade_colour(hair, 0.8))] if who.hair == "long" else []
     return [
         *behind,
-        _FacePiece("neck", upright(slab(-0.24, 0.4, 0.24, 1.2)), _shade_colour(skin, 0.84)),
+        _FacePiece("neck", upright(rounded_rectangle(-0.24, 0.4, 0.24, 1.2)), _shade_colour(skin, 0.84)),
         _FacePiece("clothes", upright(ellipse(0.0, 1.72, 1.05, 0.74)), _CLOTHES[who.clothes]),
     ]
 
@@ -581,7 +581,7 @@ def _body_pieces(who: Identity, pose: Expression, _: _FaceLayout) -> list[_FaceP
 def _head_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_FacePiece]:
     skin, (head, wide, _high) = SKINS[who.skin], _HEADS[who.shape]
     turn = -0.07 * layout.yaw
-    ears = union(ellipse(turn - wide, 0.02, 0.12, 0.17), ellipse(turn + wide, 0.02, 0.12, 0.17))
+    ears = union_of(ellipse(turn - wide, 0.02, 0.12, 0.17), ellipse(turn + wide, 0.02, 0.12, 0.17))
     return [_FacePiece("ears", ears, _shade_colour(skin, 0.9)), _FacePiece("skin", head, skin)]
 
 
@@ -591,8 +591,8 @@ def _beard_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_Fa
     ]
     if who.beard:
         head, wide, _chin_at = _HEADS[who.shape]
-        jaw = within(_grow_shape(head, 0.05), slab(-1.0, 0.08, 1.0, 1.2))
-        beard = without(jaw, ellipse(layout.mouth[0], -0.02, wide - 0.09, 0.33))
+        jaw = intersection_of(_grow_shape(head, 0.05), rounded_rectangle(-1.0, 0.08, 1.0, 1.2))
+        beard = cut_out(jaw, ellipse(layout.mouth[0], -0.02, wide - 0.09, 0.33))
         pieces.insert(0, _FacePiece("beard", beard, _shade_colour(HAIR_COLOURS[who.hair_colour], 0.9), 0.02))
     return pieces
 
@@ -610,7 +610,7 @@ def _mouth_pieces(who: Identity, pose: Expression, layout: _FaceLayout) -> list[
     pieces = [_FacePiece("mouth", smiling(ellipse(0.0, 0.0, wide, gape)), (188, 66, 72), 0.015)]
     if gape > 0.06:
         inner = ellipse(0.0, 0.0, wide - 0.03, gape - 0.025)
-        teeth = within(inner, slab(-wide, -gape, wide, -0.35 * gape))
+        teeth = intersection_of(inner, rounded_rectangle(-wide, -gape, wide, -0.35 * gape))
         pieces += [_FacePiece("mouth", smiling(inner), (84, 22, 32), 0.0)]
         pieces += [_FacePiece("mouth", smiling(teeth), (250, 248, 240), 0.0)]
     return pieces
@@ -623,14 +623,14 @@ def _eye_pieces(who: Identity, pose: Expression, layout: _FaceLayout) -> list[_F
     for (x, y), side in ((layout.left, -1), (layout.right, 1)):
         wide = layout.eye_width(side)
         start, end = (x + side * wide * 1.25, y - 0.19), (x - side * wide * 1.05, y - 0.21)
-        pieces.append(_FacePiece("brows", stroke(*start, *end, 0.032), _shade_colour(brow, 0.85), 0.0))
+        pieces.append(_FacePiece("brows", round_line(*start, *end, 0.032), _shade_colour(brow, 0.85), 0.0))
         if not (gap := _lid_gap(pose)):
-            pieces.append(_FacePiece("eyes", stroke(x - wide, y, x + wide, y, 0.02), INK, 0.0))
+            pieces.append(_FacePiece("eyes", round_line(x - wide, y, x + wide, y, 0.02), INK, 0.0))
             continue
         white, (gx, gy) = ellipse(x, y, wide, gap), _pupil_place((x, y), pose)
         pieces.append(_FacePiece("eyes", white, (250, 250, 250), 0.025))
-        pieces.append(_FacePiece("eyes", within(circle(gx, gy, 0.085), white), iris, 0.0))
-        pieces.append(_FacePiece("eyes", within(circle(gx, gy, 0.04), white), INK, 0.0))
+        pieces.append(_FacePiece("eyes", intersection_of(circle(gx, gy, 0.085), white), iris, 0.0))
+        pieces.append(_FacePiece("eyes", intersection_of(circle(gx, gy, 0.04), white), INK, 0.0))
     return pieces
 
 
@@ -639,13 +639,15 @@ def _hair_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_Fac
         return []
     colour, (head, wide, high) = HAIR_COLOURS[who.hair_colour], _HEADS[who.shape]
     middle, half = 0.5 * layout.mouth[0], wide - 0.04
-    opening = slab(middle - half, -0.42, middle + half, 1.4, 0.24)
+    opening = rounded_rectangle(middle - half, -0.42, middle + half, 1.4, 0.24)
     reach = 0.62 if who.hair == "long" else -0.04
-    cap = without(within(_grow_shape(head, 0.08), slab(-1.0, -1.2, 1.0, reach)), opening)
+    cap = cut_out(
+        intersection_of(_grow_shape(head, 0.08), rounded_rectangle(-1.0, -1.2, 1.0, reach)), opening
+    )
     if who.hair == "curly":
         around = [k / 16 for k in range(-6, 7)]  # turns from straight up
         curls = [circle((wide + 0.1) * sine(a / 1.3), -high * cosine(a / 1.3) * 0.95, 0.165) for a in around]
-        cap = union(cap, *curls)
+        cap = union_of(cap, *curls)
     return [_FacePiece("hair", cap, colour)]
 
 
@@ -654,11 +656,16 @@ def _hat_pieces(who: Identity, _: Expression, __: _FaceLayout) -> list[_FacePiec
         return []
     colour = HATS[who.hat]
     top = -_HEADS[who.shape][2]
-    crown = within(slab(-0.58, top - 0.34, 0.58, top + 0.6, 0.24), slab(-1.0, -2.0, 1.0, top + 0.24))
+    crown = intersection_of(
+        rounded_rectangle(-0.58, top - 0.34, 0.58, top + 0.6, 0.24),
+        rounded_rectangle(-1.0, -2.0, 1.0, top + 0.24),
+    )
     return [
         _FacePiece("hat", crown, colour),
-        _FacePiece("hat", slab(-0.58, top + 0.06, 0.58, top + 0.18), _shade_colour(colour, 0.55), 0.0),
-        _FacePiece("hat", slab(-0.86, top + 0.18, 0.86, top + 0.3, 0.055), colour),
+        _FacePiece(
+            "hat", rounded_rectangle(-0.58, top + 0.06, 0.58, top + 0.18), _shade_colour(colour, 0.55), 0.0
+        ),
+        _FacePiece("hat", rounded_rectangle(-0.86, top + 0.18, 0.86, top + 0.3, 0.055), colour),
     ]
 
 
@@ -666,9 +673,10 @@ def _glasses_pieces(who: Identity, _: Expression, layout: _FaceLayout) -> list[_
     if not who.glasses:
         return []
     (lx, y), (rx, _y), wide = layout.left, layout.right, _HEADS[who.shape][1]
-    rims = union(ring(circle(lx, y, 0.18), 0.026), ring(circle(rx, y, 0.18), 0.026))
-    bridge = stroke(lx + 0.18, y - 0.03, rx - 0.18, y - 0.03, 0.022)
-    arms = union(
-        stroke(lx - 0.18, y - 0.03, -wide, y - 0.06, 0.02), stroke(rx + 0.18, y - 0.03, wide, y - 0.06, 0.02)
+    rims = union_of(shape_border(circle(lx, y, 0.18), 0.026), shape_border(circle(rx, y, 0.18), 0.026))
+    bridge = round_line(lx + 0.18, y - 0.03, rx - 0.18, y - 0.03, 0.022)
+    arms = union_of(
+        round_line(lx - 0.18, y - 0.03, -wide, y - 0.06, 0.02),
+        round_line(rx + 0.18, y - 0.03, wide, y - 0.06, 0.02),
     )
-    return [_FacePiece("glasses", union(rims, bridge, arms), (24, 24, 32), 0.0)]
+    return [_FacePiece("glasses", union_of(rims, bridge, arms), (24, 24, 32), 0.0)]

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from retouch.video import Video
-from retouch.world.exact import Plane, cosine, over, sine, to_bytes
-from retouch.world.scene import Actor, Pose, Scene, View
+from retouch.world.exact import Plane, blend_over, cosine, sine, to_bytes
+from retouch.world.scene import Actor, ActorPose, CameraView, Scene
 from retouch.world.shapes import REACH, SHAPES, paint_parts
 from retouch.world.styles import apply_style
 from retouch.world.textures import looked_up, second_share
@@ -46,7 +46,7 @@ _SECOND_DARK = {"white": (84, 86, 98), "yellow": (112, 70, 20)}
 
 @final
 @dataclass(frozen=True)
-class Sheet:
+class LayerSheet:
     """A layer's colour and alpha within a window of the frame; outside the window it is clear."""
 
     top: int
@@ -75,7 +75,7 @@ def planes(scene: Scene, t: float = 0.0, size: Size = 64) -> UInt8[np.ndarray, "
 
 
 def compose_sheets(
-    background: UInt8[np.ndarray, "3 h w"], sheets: Sequence[Sheet | None]
+    background: UInt8[np.ndarray, "3 h w"], sheets: Sequence[LayerSheet | None]
 ) -> UInt8[np.ndarray, "3 h w"]:
     """Return the background with sheets laid over it, the first in front."""
     frame = background.copy()
@@ -83,7 +83,7 @@ def compose_sheets(
         if sheet is not None:
             h, w = sheet.alpha.shape
             spot = frame[:, sheet.top : sheet.top + h, sheet.left : sheet.left + w]
-            spot[...] = over(sheet.colour, sheet.alpha, spot)
+            spot[...] = blend_over(sheet.colour, sheet.alpha, spot)
     return frame
 
 
@@ -97,7 +97,7 @@ def film(scene: Scene, frames: int, size: Size = 128, fps: Fraction = FPS) -> Vi
 
 
 def background_planes(
-    background: str, ground: tuple[float, float], view: View, hw: tuple[int, int]
+    background: str, ground: tuple[float, float], view: CameraView, hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "3 h w"]:
     """Return a background, unstyled; `ground` is the place of its tile at the world's origin."""
     x, y = world_axes(view, hw)
@@ -106,7 +106,9 @@ def background_planes(
     return (levels + np.float32(0.5)).astype(np.uint8)
 
 
-def world_axes(view: View, hw: tuple[int, int]) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, " h"]]:
+def world_axes(
+    view: CameraView, hw: tuple[int, int]
+) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, " h"]]:
     """World x of every column and world y of every row."""
     h, w = hw
     short = min(hw)
@@ -116,7 +118,7 @@ def world_axes(view: View, hw: tuple[int, int]) -> tuple[Float[np.ndarray, " w"]
 
 
 def pixel_places(
-    view: View, hw: tuple[int, int], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
+    view: CameraView, hw: tuple[int, int], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Column and row at which world points are seen: `world_axes` undone."""
     h, w = hw
@@ -125,7 +127,7 @@ def pixel_places(
 
 
 def texture_coordinates(
-    actor: Actor, pose: Pose, x: Float[np.ndarray, "*x"], y: Float[np.ndarray, "*y"]
+    actor: Actor, pose: ActorPose, x: Float[np.ndarray, "*x"], y: Float[np.ndarray, "*y"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Return where on the actor the world points at columns `x` and rows `y` lie."""
     c, s = cosine(pose.turn) / pose.scale, sine(pose.turn) / pose.scale
@@ -136,7 +138,7 @@ def texture_coordinates(
 
 
 def world_points(
-    actor: Actor, pose: Pose, u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]
+    actor: Actor, pose: ActorPose, u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Return where in the world points of the actor lie: `texture_coordinates` undone."""
     c, s = cosine(pose.turn) * pose.scale, sine(pose.turn) * pose.scale
@@ -145,7 +147,7 @@ def world_points(
     return pose.x + (c * u - s * v), pose.y + (s * u + c * v)
 
 
-def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet | None:
+def sheet_of(actor: Actor, pose: ActorPose, view: CameraView, hw: tuple[int, int]) -> LayerSheet | None:
     """Return what an actor adds to the frame; `None` when it is out of sight."""
     x, y = world_axes(view, hw)
     reach = (REACH + 0.1) * pose.scale
@@ -161,7 +163,7 @@ def sheet_of(actor: Actor, pose: Pose, view: View, hw: tuple[int, int]) -> Sheet
     )
     width = SOFTNESS * 2 / (min(hw) * view.zoom * pose.scale)
     colour, alpha = paint_actor(actor, u, v, width)
-    return Sheet(int(rows[0]), int(columns[0]), to_bytes(colour), to_bytes(alpha))
+    return LayerSheet(int(rows[0]), int(columns[0]), to_bytes(colour), to_bytes(alpha))
 
 
 def paint_actor(actor: Actor, u: Plane, v: Plane, width: float) -> tuple[Float[np.ndarray, "3 h w"], Plane]:

@@ -26,7 +26,7 @@ _PLACES = {"sky": "in sky", "night": "at night"}
 
 @final
 @dataclass(frozen=True)
-class Pose:
+class ActorPose:
     """Where an object is at one moment."""
 
     x: float
@@ -54,10 +54,10 @@ class Motion:
     period: float = 4.0
     phase: float = 0.0
 
-    def at(self, t: float) -> Pose:
+    def at(self, t: float) -> ActorPose:
         """Return the pose at `t` seconds."""
         turns = t / self.period + self.phase
-        return Pose(
+        return ActorPose(
             x=self.centre[0] + self.swing[0] * sine(turns),
             y=self.centre[1] + self.swing[1] * cosine(turns),
             turn=self.turn + self.turn_swing * sine(turns + 0.15),
@@ -95,7 +95,7 @@ class Actor:
 
 @final
 @dataclass(frozen=True)
-class View:
+class CameraView:
     """Where the camera looks at one moment: the world point in the middle, and the magnification."""
 
     x: float
@@ -114,10 +114,10 @@ class Camera:
     period: float = 6.0
     phase: float = 0.0
 
-    def at(self, t: float) -> View:
+    def at(self, t: float) -> CameraView:
         """Return the view at `t` seconds."""
         turns = t / self.period + self.phase
-        return View(
+        return CameraView(
             x=self.pan[0] * sine(turns),
             y=self.pan[1] * sine(turns),
             zoom=self.zoom * (1 + self.zoom_swing * cosine(turns)),

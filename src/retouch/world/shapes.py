@@ -13,7 +13,7 @@ from typing import TypeAlias, final
 import numpy as np
 from jaxtyping import Float
 
-from retouch.world.exact import Plane, cosine, sine, unit
+from retouch.world.exact import Plane, clamp_unit, cosine, sine
 
 Distance: TypeAlias = Callable[[Plane, Plane], Plane]
 Colour: TypeAlias = tuple[int, int, int]
@@ -29,7 +29,7 @@ INK: Colour = (28, 26, 34)
 
 @final
 @dataclass(frozen=True)
-class Part:
+class ShapePart:
     """One painted part of an object.
 
     A `colour` of `None` is the object's own, with its pattern; `line` is the width of the dark outline.
@@ -65,7 +65,7 @@ def ellipse(x: float, y: float, wide: float, high: float) -> Distance:
     return distance
 
 
-def slab(left: float, top: float, right: float, bottom: float, corner: float = 0.0) -> Distance:
+def rounded_rectangle(left: float, top: float, right: float, bottom: float, corner: float = 0.0) -> Distance:
     """Return a rectangle with rounded corners."""
     x, y = (left + right) / 2, (top + bottom) / 2
     wide, high = (right - left) / 2 - corner, (bottom - top) / 2 - corner
@@ -81,7 +81,7 @@ def slab(left: float, top: float, right: float, bottom: float, corner: float = 0
     return distance
 
 
-def polygon(*corners: tuple[float, float]) -> Distance:
+def convex_polygon(*corners: tuple[float, float]) -> Distance:
     """Return a convex polygon; outside it keeps its sharp corners at every distance."""
     pairs = list(zip(corners, corners[1:] + corners[:1], strict=True))
     if sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs) < 0:
@@ -101,26 +101,26 @@ def polygon(*corners: tuple[float, float]) -> Distance:
     return distance
 
 
-def stroke(ax: float, ay: float, bx: float, by: float, radius: float) -> Distance:
+def round_line(ax: float, ay: float, bx: float, by: float, radius: float) -> Distance:
     """Return a straight line with round ends."""
     dx, dy = bx - ax, by - ay
     square = dx * dx + dy * dy
 
     def distance(u: Plane, v: Plane) -> Plane:
         pu, pv = u - ax, v - ay
-        along = unit((pu * dx + pv * dy) / square)
+        along = clamp_unit((pu * dx + pv * dy) / square)
         du, dv = pu - along * dx, pv - along * dy
         return np.sqrt(du * du + dv * dv) - radius
 
     return distance
 
 
-def ring(shape: Distance, half: float) -> Distance:
+def shape_border(shape: Distance, half: float) -> Distance:
     """Return the border of a shape, `half` wide to both sides."""
     return lambda u, v: np.abs(shape(u, v)) - half
 
 
-def union(*shapes: Distance) -> Distance:
+def union_of(*shapes: Distance) -> Distance:
     """Return what lies in any of the shapes."""
 
     def distance(u: Plane, v: Plane) -> Plane:
@@ -132,12 +132,12 @@ def union(*shapes: Distance) -> Distance:
     return distance
 
 
-def without(shape: Distance, hole: Distance) -> Distance:
+def cut_out(shape: Distance, hole: Distance) -> Distance:
     """Return what lies in `shape` and not in `hole`."""
     return lambda u, v: np.maximum(shape(u, v), -hole(u, v))
 
 
-def within(shape: Distance, frame: Distance) -> Distance:
+def intersection_of(shape: Distance, frame: Distance) -> Distance:
     """Return what lies in both."""
     return lambda u, v: np.maximum(shape(u, v), frame(u, v))
 
@@ -169,123 +169,131 @@ WOODEN: Colour = (120, 78, 44)
 LAMP: Colour = (255, 232, 130)
 
 
-def _ball_parts() -> tuple[Part, ...]:
+def _ball_parts() -> tuple[ShapePart, ...]:
     body = circle(0.0, 0.0, 0.86)
-    seams = union(circle(-1.24, 0.0, 0.8), circle(1.24, 0.0, 0.8))
+    seams = union_of(circle(-1.24, 0.0, 0.8), circle(1.24, 0.0, 0.8))
     return (
-        Part(body),
-        Part(within(seams, circle(0.0, 0.0, 0.83)), WHITE, line=0.04),
-        Part(ellipse(-0.16, -0.5, 0.2, 0.11), WHITE, line=0.0),
+        ShapePart(body),
+        ShapePart(intersection_of(seams, circle(0.0, 0.0, 0.83)), WHITE, line=0.04),
+        ShapePart(ellipse(-0.16, -0.5, 0.2, 0.11), WHITE, line=0.0),
     )
 
 
-def _box_parts() -> tuple[Part, ...]:
+def _box_parts() -> tuple[ShapePart, ...]:
     return (
-        Part(polygon((-0.86, -0.36), (-0.44, -0.8), (0.86, -0.8), (0.5, -0.36)), shade=1.35),
-        Part(polygon((0.5, -0.36), (0.86, -0.8), (0.86, 0.42), (0.5, 0.84)), shade=0.55),
-        Part(slab(-0.86, -0.36, 0.5, 0.84)),
+        ShapePart(convex_polygon((-0.86, -0.36), (-0.44, -0.8), (0.86, -0.8), (0.5, -0.36)), shade=1.35),
+        ShapePart(convex_polygon((0.5, -0.36), (0.86, -0.8), (0.86, 0.42), (0.5, 0.84)), shade=0.55),
+        ShapePart(rounded_rectangle(-0.86, -0.36, 0.5, 0.84)),
     )
 
 
-def _star_parts() -> tuple[Part, ...]:
-    return (Part(pointed_star(1.02, 0.45, 0.06)),)
+def _star_parts() -> tuple[ShapePart, ...]:
+    return (ShapePart(pointed_star(1.02, 0.45, 0.06)),)
 
 
-def _heart_parts() -> tuple[Part, ...]:
+def _heart_parts() -> tuple[ShapePart, ...]:
     # Two discs and the corner between their tangents from the tip.
-    discs = union(circle(-0.43, -0.3, 0.47), circle(0.43, -0.3, 0.47))
-    corner = polygon((0.0, -0.32), (0.782, 0.0138), (0.0, 0.9), (-0.782, 0.0138))
+    discs = union_of(circle(-0.43, -0.3, 0.47), circle(0.43, -0.3, 0.47))
+    corner = convex_polygon((0.0, -0.32), (0.782, 0.0138), (0.0, 0.9), (-0.782, 0.0138))
     shine = ellipse(-0.48, -0.42, 0.13, 0.1)
-    return (Part(union(discs, corner)), Part(shine, WHITE, line=0.0))
+    return (ShapePart(union_of(discs, corner)), ShapePart(shine, WHITE, line=0.0))
 
 
-def _car_parts() -> tuple[Part, ...]:
-    cabin = polygon((-0.66, -0.02), (-0.42, -0.5), (0.22, -0.5), (0.56, -0.02))
-    rear = polygon((-0.51, -0.05), (-0.34, -0.39), (-0.1, -0.39), (-0.1, -0.05))
-    front = polygon((0.02, -0.05), (0.02, -0.39), (0.17, -0.39), (0.4, -0.05))
-    wheels = union(circle(-0.52, 0.42, 0.25), circle(0.52, 0.42, 0.25))
-    hubs = union(circle(-0.52, 0.42, 0.11), circle(0.52, 0.42, 0.11))
+def _car_parts() -> tuple[ShapePart, ...]:
+    cabin = convex_polygon((-0.66, -0.02), (-0.42, -0.5), (0.22, -0.5), (0.56, -0.02))
+    rear = convex_polygon((-0.51, -0.05), (-0.34, -0.39), (-0.1, -0.39), (-0.1, -0.05))
+    front = convex_polygon((0.02, -0.05), (0.02, -0.39), (0.17, -0.39), (0.4, -0.05))
+    wheels = union_of(circle(-0.52, 0.42, 0.25), circle(0.52, 0.42, 0.25))
+    hubs = union_of(circle(-0.52, 0.42, 0.11), circle(0.52, 0.42, 0.11))
     return (
-        Part(cabin),
-        Part(union(rear, front), GLASS, line=0.035),
-        Part(slab(-0.96, -0.08, 0.98, 0.42, 0.14)),
-        Part(circle(0.86, 0.1, 0.09), LAMP, line=0.03),
-        Part(wheels, DARK, line=0.03),
-        Part(hubs, GREY, line=0.0),
+        ShapePart(cabin),
+        ShapePart(union_of(rear, front), GLASS, line=0.035),
+        ShapePart(rounded_rectangle(-0.96, -0.08, 0.98, 0.42, 0.14)),
+        ShapePart(circle(0.86, 0.1, 0.09), LAMP, line=0.03),
+        ShapePart(wheels, DARK, line=0.03),
+        ShapePart(hubs, GREY, line=0.0),
     )
 
 
-def _fish_parts() -> tuple[Part, ...]:
-    upper = polygon((-0.36, 0.06), (-1.0, -0.52), (-0.78, 0.06))
-    lower = polygon((-0.36, -0.06), (-0.78, -0.06), (-1.0, 0.52))
-    tail = union(upper, lower)
-    fins = union(
-        polygon((-0.18, -0.3), (0.02, -0.76), (0.42, -0.36)), polygon((-0.02, 0.36), (0.3, 0.36), (0.0, 0.68))
+def _fish_parts() -> tuple[ShapePart, ...]:
+    upper = convex_polygon((-0.36, 0.06), (-1.0, -0.52), (-0.78, 0.06))
+    lower = convex_polygon((-0.36, -0.06), (-0.78, -0.06), (-1.0, 0.52))
+    tail = union_of(upper, lower)
+    fins = union_of(
+        convex_polygon((-0.18, -0.3), (0.02, -0.76), (0.42, -0.36)),
+        convex_polygon((-0.02, 0.36), (0.3, 0.36), (0.0, 0.68)),
     )
-    gill = within(ring(circle(0.2, 0.0, 0.28), 0.03), slab(0.3, -0.3, 0.6, 0.3))
+    gill = intersection_of(shape_border(circle(0.2, 0.0, 0.28), 0.03), rounded_rectangle(0.3, -0.3, 0.6, 0.3))
     return (
-        Part(tail, shade=0.7),
-        Part(fins, shade=0.7),
-        Part(ellipse(0.18, 0.0, 0.74, 0.46)),
-        Part(gill, INK, line=0.0),
-        Part(circle(0.62, -0.12, 0.12), WHITE, line=0.03),
-        Part(circle(0.65, -0.12, 0.055), INK, line=0.0),
+        ShapePart(tail, shade=0.7),
+        ShapePart(fins, shade=0.7),
+        ShapePart(ellipse(0.18, 0.0, 0.74, 0.46)),
+        ShapePart(gill, INK, line=0.0),
+        ShapePart(circle(0.62, -0.12, 0.12), WHITE, line=0.03),
+        ShapePart(circle(0.65, -0.12, 0.055), INK, line=0.0),
     )
 
 
-def _cup_parts() -> tuple[Part, ...]:
-    body = within(
-        polygon((-0.74, -0.62), (0.44, -0.62), (0.34, 0.84), (-0.64, 0.84)), slab(-0.9, -1.0, 0.6, 0.84, 0.2)
-    )
-    return (
-        Part(ring(ellipse(0.46, 0.06, 0.36, 0.38), 0.085), shade=0.8),
-        Part(body),
-        Part(ellipse(-0.15, -0.62, 0.6, 0.17), shade=1.3),
-        Part(ellipse(-0.15, -0.6, 0.47, 0.1), (92, 56, 34), line=0.02),
-    )
-
-
-def _house_parts() -> tuple[Part, ...]:
-    panes = slab(-0.5, 0.16, -0.12, 0.5)
-    return (
-        Part(slab(0.34, -0.84, 0.58, -0.2), (150, 82, 70)),
-        Part(slab(-0.72, -0.12, 0.72, 0.88)),
-        Part(polygon((0.0, -0.92), (1.0, -0.08), (-1.0, -0.08)), (124, 66, 52)),
-        Part(slab(0.12, 0.26, 0.5, 0.88), WOODEN, line=0.04),
-        Part(circle(0.41, 0.58, 0.04), LAMP, line=0.0),
-        Part(panes, LAMP, line=0.04),
-        Part(union(slab(-0.325, 0.16, -0.295, 0.5), slab(-0.5, 0.315, -0.12, 0.345)), INK, line=0.0),
-    )
-
-
-def _boat_parts() -> tuple[Part, ...]:
-    return (
-        Part(slab(-0.09, -1.0, 0.0, 0.4), WOODEN, line=0.03),
-        Part(polygon((0.06, -0.94), (0.82, 0.2), (0.06, 0.2)), WHITE),
-        Part(polygon((-0.15, -0.8), (-0.15, 0.2), (-0.74, 0.2)), shade=1.3),
-        Part(polygon((-1.0, 0.32), (1.0, 0.32), (0.68, 0.84), (-0.62, 0.84))),
-    )
-
-
-def _bird_parts() -> tuple[Part, ...]:
-    tail = polygon((-0.42, 0.0), (-1.02, -0.24), (-0.96, 0.14), (-0.4, 0.3))
-    legs = union(stroke(-0.1, 0.5, -0.1, 0.88, 0.035), stroke(0.14, 0.5, 0.14, 0.88, 0.035))
-    feet = union(stroke(-0.1, 0.88, 0.04, 0.88, 0.035), stroke(0.14, 0.88, 0.28, 0.88, 0.035))
-    wing = within(
-        ellipse(-0.1, 0.02, 0.42, 0.3), polygon((-0.7, -0.12), (0.6, -0.02), (0.6, 0.6), (-0.7, 0.6))
+def _cup_parts() -> tuple[ShapePart, ...]:
+    body = intersection_of(
+        convex_polygon((-0.74, -0.62), (0.44, -0.62), (0.34, 0.84), (-0.64, 0.84)),
+        rounded_rectangle(-0.9, -1.0, 0.6, 0.84, 0.2),
     )
     return (
-        Part(union(legs, feet), BEAK, line=0.035),
-        Part(tail, shade=0.7),
-        Part(polygon((0.68, -0.56), (1.04, -0.36), (0.66, -0.22)), BEAK),
-        Part(union(ellipse(0.02, 0.14, 0.58, 0.44), circle(0.42, -0.36, 0.37))),
-        Part(wing, shade=0.6),
-        Part(circle(0.5, -0.44, 0.115), WHITE, line=0.03),
-        Part(circle(0.53, -0.44, 0.055), INK, line=0.0),
+        ShapePart(shape_border(ellipse(0.46, 0.06, 0.36, 0.38), 0.085), shade=0.8),
+        ShapePart(body),
+        ShapePart(ellipse(-0.15, -0.62, 0.6, 0.17), shade=1.3),
+        ShapePart(ellipse(-0.15, -0.6, 0.47, 0.1), (92, 56, 34), line=0.02),
     )
 
 
-SHAPES: Mapping[str, tuple[Part, ...]] = MappingProxyType(
+def _house_parts() -> tuple[ShapePart, ...]:
+    panes = rounded_rectangle(-0.5, 0.16, -0.12, 0.5)
+    return (
+        ShapePart(rounded_rectangle(0.34, -0.84, 0.58, -0.2), (150, 82, 70)),
+        ShapePart(rounded_rectangle(-0.72, -0.12, 0.72, 0.88)),
+        ShapePart(convex_polygon((0.0, -0.92), (1.0, -0.08), (-1.0, -0.08)), (124, 66, 52)),
+        ShapePart(rounded_rectangle(0.12, 0.26, 0.5, 0.88), WOODEN, line=0.04),
+        ShapePart(circle(0.41, 0.58, 0.04), LAMP, line=0.0),
+        ShapePart(panes, LAMP, line=0.04),
+        ShapePart(
+            union_of(
+                rounded_rectangle(-0.325, 0.16, -0.295, 0.5), rounded_rectangle(-0.5, 0.315, -0.12, 0.345)
+            ),
+            INK,
+            line=0.0,
+        ),
+    )
+
+
+def _boat_parts() -> tuple[ShapePart, ...]:
+    return (
+        ShapePart(rounded_rectangle(-0.09, -1.0, 0.0, 0.4), WOODEN, line=0.03),
+        ShapePart(convex_polygon((0.06, -0.94), (0.82, 0.2), (0.06, 0.2)), WHITE),
+        ShapePart(convex_polygon((-0.15, -0.8), (-0.15, 0.2), (-0.74, 0.2)), shade=1.3),
+        ShapePart(convex_polygon((-1.0, 0.32), (1.0, 0.32), (0.68, 0.84), (-0.62, 0.84))),
+    )
+
+
+def _bird_parts() -> tuple[ShapePart, ...]:
+    tail = convex_polygon((-0.42, 0.0), (-1.02, -0.24), (-0.96, 0.14), (-0.4, 0.3))
+    legs = union_of(round_line(-0.1, 0.5, -0.1, 0.88, 0.035), round_line(0.14, 0.5, 0.14, 0.88, 0.035))
+    feet = union_of(round_line(-0.1, 0.88, 0.04, 0.88, 0.035), round_line(0.14, 0.88, 0.28, 0.88, 0.035))
+    wing = intersection_of(
+        ellipse(-0.1, 0.02, 0.42, 0.3), convex_polygon((-0.7, -0.12), (0.6, -0.02), (0.6, 0.6), (-0.7, 0.6))
+    )
+    return (
+        ShapePart(union_of(legs, feet), BEAK, line=0.035),
+        ShapePart(tail, shade=0.7),
+        ShapePart(convex_polygon((0.68, -0.56), (1.04, -0.36), (0.66, -0.22)), BEAK),
+        ShapePart(union_of(ellipse(0.02, 0.14, 0.58, 0.44), circle(0.42, -0.36, 0.37))),
+        ShapePart(wing, shade=0.6),
+        ShapePart(circle(0.5, -0.44, 0.115), WHITE, line=0.03),
+        ShapePart(circle(0.53, -0.44, 0.055), INK, line=0.0),
+    )
+
+
+SHAPES: Mapping[str, tuple[ShapePart, ...]] = MappingProxyType(
     {
         "ball": _ball_parts(),
         "box": _box_parts(),
@@ -303,7 +311,7 @@ SHAPES: Mapping[str, tuple[Part, ...]] = MappingProxyType(
 
 
 def paint_parts(
-    parts: tuple[Part, ...], u: Plane, v: Plane, width: float, own: Float[np.ndarray, "3 h w"]
+    parts: tuple[ShapePart, ...], u: Plane, v: Plane, width: float, own: Float[np.ndarray, "3 h w"]
 ) -> tuple[Float[np.ndarray, "3 h w"], Plane]:
     """Return colour and alpha, both in [0, 1], of an object seen at texture coordinates `u`, `v`.
 
@@ -316,11 +324,11 @@ def paint_parts(
     for part in parts:
         distance = part.distance(u, v)
         if part.line:
-            drawn = unit(0.5 - (distance - part.line) / width)
+            drawn = clamp_unit(0.5 - (distance - part.line) / width)
             alpha = np.maximum(alpha, drawn)
             for channel, level in zip(colour, INK, strict=True):
                 channel += drawn * (level / 255 - channel)
-        filled = unit(0.5 - distance / width)
+        filled = clamp_unit(0.5 - distance / width)
         alpha = np.maximum(alpha, filled)
         for channel, mine, level in zip(colour, own, part.colour or INK, strict=True):
             if part.colour is not None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from retouch.world.exact import Plane, smooth, to_bytes, uniform, unit
+from retouch.world.exact import Plane, clamp_unit, random_uniform, smooth_step, to_bytes
 
 Picture: TypeAlias = Float[np.ndarray, "3 h w"]
 
@@ -80,11 +80,11 @@ def _local_step(picture: Float[np.ndarray, "*c h w"], reach: int) -> Float[np.nd
 def _screen_grain(h: int, w: int, cell: float, key: int) -> Plane:
     """Return smooth noise in [0, 1] fixed to the screen, its grains `cell` pixels wide."""
     down, across = int(h / cell) + 3, int(w / cell) + 3
-    values = uniform(down * across, key, _STREAM).astype(np.float32).reshape(down, across)
+    values = random_uniform(down * across, key, _STREAM).astype(np.float32).reshape(down, across)
     for axis, n in ((0, h), (1, w)):
         place = (np.arange(n, dtype=np.float32) + np.float32(0.5)) / np.float32(cell)
         low = np.floor(place).astype(np.int64)
-        share = smooth(place - low.astype(np.float32))
+        share = smooth_step(place - low.astype(np.float32))
         share = share[:, None] if axis == 0 else share
         below, above = np.take(values, low, axis), np.take(values, low + 1, axis)
         values = below + share * (above - below)
@@ -107,15 +107,17 @@ def _pencil_style(picture: Picture) -> Picture:
     reach = max(1, round(_relative_length(picture, 0.75)))
     tone = _grey_plane(_box_blur(picture, round(_relative_length(picture, 0.6))))
     colour = _box_blur(picture, round(_relative_length(picture, 0.6)))
-    line = unit(_local_step(_grey_plane(picture), reach) * np.float32(1.5) - np.float32(0.16))
+    line = clamp_unit(_local_step(_grey_plane(picture), reach) * np.float32(1.5) - np.float32(0.16))
     period = max(3.0, _relative_length(picture, 3.2))
     first, second = _hatching_lines(h, w, period, 1), _hatching_lines(h, w, period, -1)
-    hatched: Plane = unit((np.float32(0.72) - tone) * 2 - first + np.float32(0.35)) * np.float32(0.42)
-    hatched = hatched + unit((np.float32(0.42) - tone) * 2 - second + np.float32(0.2)) * np.float32(0.42)
+    hatched: Plane = clamp_unit((np.float32(0.72) - tone) * 2 - first + np.float32(0.35)) * np.float32(0.42)
+    hatched = hatched + clamp_unit((np.float32(0.42) - tone) * 2 - second + np.float32(0.2)) * np.float32(
+        0.42
+    )
     paper = np.float32(0.97) - np.float32(0.07) * _screen_grain(
         h, w, max(1.5, _relative_length(picture, 1.2)), 1
     )
-    light = unit(paper - hatched) * (1 - np.float32(0.85) * line)
+    light = clamp_unit(paper - hatched) * (1 - np.float32(0.85) * line)
     tint = colour - tone
     drawn: Picture = light + tint * np.float32(0.62) * light
     return drawn
@@ -126,10 +128,10 @@ def _neon_style(picture: Picture) -> Picture:
     strongest = np.maximum(np.maximum(picture[0], picture[1]), picture[2])
     weakest = np.minimum(np.minimum(picture[0], picture[1]), picture[2])
     spread = np.maximum(strongest - weakest, np.float32(0.12))
-    vivid = unit((picture - weakest) / spread * np.float32(0.85) + np.float32(0.15) * strongest)
+    vivid = clamp_unit((picture - weakest) / spread * np.float32(0.85) + np.float32(0.15) * strongest)
     steps = _local_step(picture, reach)
     change = np.maximum(np.maximum(steps[0], steps[1]), steps[2])
-    line = unit(change * np.float32(2.2) - np.float32(0.75))
+    line = clamp_unit(change * np.float32(2.2) - np.float32(0.75))
     lit = vivid * line
     glow = _box_blur(
         _box_blur(lit, max(1, round(_relative_length(picture, 1.5)))),
@@ -170,7 +172,7 @@ def _watercolour_style(picture: Picture) -> Picture:
     radius = max(1, round(_relative_length(picture, 0.8)))
     soft = _box_blur(wobbled, radius)
     pooled = _box_blur(soft, max(1, round(_relative_length(picture, 1.6))))
-    rim = unit(np.abs(_grey_plane(soft) - _grey_plane(pooled)) * 2)
+    rim = clamp_unit(np.abs(_grey_plane(soft) - _grey_plane(pooled)) * 2)
     wash = np.float32(0.55) + np.float32(0.5) * _screen_grain(
         h, w, max(3.0, _relative_length(picture, 10.0)), 5
     )
@@ -186,7 +188,7 @@ def _unpainted_border(h: int, w: int) -> Plane:
     y, x = np.arange(h, dtype=np.float32)[:, None], np.arange(w, dtype=np.float32)[None, :]
     nearest = np.minimum(np.minimum(y, h - 1 - y), np.minimum(x, w - 1 - x)) / m
     ragged = _screen_grain(h, w, max(2.0, float(m) / 9), 7) * np.float32(0.09)
-    plane = unit((np.float32(0.005) + ragged - nearest) * np.float32(40) + np.float32(0.5))
+    plane = clamp_unit((np.float32(0.005) + ragged - nearest) * np.float32(40) + np.float32(0.5))
     plane.setflags(write=False)
     return plane
 

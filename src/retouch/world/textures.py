@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from retouch.world.exact import Plane, smooth, to_bytes, uniform, unit, waves
+from retouch.world.exact import Plane, clamp_unit, random_uniform, sine_waves, smooth_step, to_bytes
 
 SPAN = 4.0
 """World units that one tile spans."""
@@ -29,7 +29,7 @@ RGB: TypeAlias = tuple[int, int, int]
 
 def lattice_noise(cells_down: int, cells_across: int, key: int, size: int = TILE) -> Plane:
     """Return noise in [0, 1] that repeats over the tile: random values on a lattice, blended between."""
-    values = uniform(cells_down * cells_across, key, _STREAM).astype(np.float32)
+    values = random_uniform(cells_down * cells_across, key, _STREAM).astype(np.float32)
     values = values.reshape(cells_down, cells_across)
     values = _stretch_values(values, size)  # down
     return np.ascontiguousarray(_stretch_values(np.ascontiguousarray(values.T), size).T)
@@ -39,7 +39,7 @@ def _stretch_values(values: Float[np.ndarray, "v u"], size: int) -> Float[np.nda
     cells = values.shape[0]
     place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     low = np.floor(place).astype(np.int64)
-    share = smooth(place - low.astype(np.float32))[:, None]
+    share = smooth_step(place - low.astype(np.float32))[:, None]
     below, above = values[low % cells], values[(low + 1) % cells]
     between: Float[np.ndarray, "h u"] = below + share * (above - below)
     return between
@@ -61,7 +61,7 @@ def cloud_noise(cells: int, key: int, octaves: int = 3, *, wide: int = 1, high: 
 
 def mix_colours(share: Plane, low: RGB, high: RGB) -> Float[np.ndarray, "3 h w"]:
     """Return the colour that lies `share` of the way from `low` to `high`, in [0, 1]."""
-    s = unit(share)
+    s = clamp_unit(share)
     return np.stack(
         [np.float32(a / 255) + s * np.float32((b - a) / 255) for a, b in zip(low, high, strict=True)]
     )
@@ -69,7 +69,7 @@ def mix_colours(share: Plane, low: RGB, high: RGB) -> Float[np.ndarray, "3 h w"]
 
 def lay_colour(picture: Float[np.ndarray, "3 h w"], share: Plane, colour: RGB) -> None:
     """Blend a colour into a picture in place."""
-    s = unit(share)
+    s = clamp_unit(share)
     for channel, level in zip(picture, colour, strict=True):
         channel += s * (np.float32(level / 255) - channel)
 
@@ -85,7 +85,7 @@ def scatter_stamps(
     `stamp` answers share and colour for distances in texels to the right of and below a place, and the
     place's number.
     """
-    places = uniform(2 * count, key, _STREAM + 1).reshape(count, 2)
+    places = random_uniform(2 * count, key, _STREAM + 1).reshape(count, 2)
     steps = np.arange(-reach, reach + 1)
     for number, (down, across) in enumerate(places * TILE):
         rows, columns = (int(down) + steps) % TILE, (int(across) + steps) % TILE
@@ -105,9 +105,9 @@ def tile_ramp() -> Plane:
     return np.broadcast_to(line, (TILE, TILE))
 
 
-def soft_edge(distance: Plane, soft: float = 1.5) -> Plane:
+def soft_border(distance: Plane, soft: float = 1.5) -> Plane:
     """1 inside (distance in texels below 0), 0 outside, with a soft border."""
-    return unit(np.float32(0.5) - distance / np.float32(soft))
+    return clamp_unit(np.float32(0.5) - distance / np.float32(soft))
 
 
 def _grass_blade(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
@@ -115,9 +115,9 @@ def _grass_blade(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
     high = 44 + (number * 13) % 26
     along = (y + high / 2) / high  # 0 at the tip
     middle = lean * (1 - along) * (1 - along) * high
-    half = 8.0 * unit(along)
+    half = 8.0 * clamp_unit(along)
     colour = ((44, 112, 36), (126, 192, 66), (64, 142, 44), (160, 214, 84))[number % 4]
-    return soft_edge(np.maximum(np.abs(x - middle) - half, np.abs(y) - high / 2), 2.5), colour
+    return soft_border(np.maximum(np.abs(x - middle) - half, np.abs(y) - high / 2), 2.5), colour
 
 
 def _grass_tile() -> Float[np.ndarray, "3 h w"]:
@@ -128,15 +128,17 @@ def _grass_tile() -> Float[np.ndarray, "3 h w"]:
 
 def _sand_tile() -> Float[np.ndarray, "3 h w"]:
     warp = cloud_noise(4, 2, 2)
-    ripples = waves(tile_ramp().T * 14 + warp * np.float32(2.2)) * np.float32(0.5) + np.float32(0.5)
+    ripples = sine_waves(tile_ramp().T * 14 + warp * np.float32(2.2)) * np.float32(0.5) + np.float32(0.5)
     picture = mix_colours(
         ripples * np.float32(0.75) + cloud_noise(16, 3, 2) * np.float32(0.3), (206, 166, 104), (244, 218, 160)
     )
 
     def grain(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
-        return soft_edge(np.sqrt(x * x + y * y) - 6, 3.0), ((150, 112, 66), (255, 240, 200), (176, 130, 84))[
-            number % 3
-        ]
+        return soft_border(np.sqrt(x * x + y * y) - 6, 3.0), (
+            (150, 112, 66),
+            (255, 240, 200),
+            (176, 130, 84),
+        )[number % 3]
 
     scatter_stamps(picture, 420, 2, 10, grain)
     return picture
@@ -147,11 +149,11 @@ def _water_tile() -> Float[np.ndarray, "3 h w"]:
     warp = lattice_noise(8, 8, 77)
     for row, (waves_across, phase) in enumerate(((16, 0.0), (16, 0.5))):
         y = tile_ramp().T * 16 + np.float32(row * 0.5)
-        swell = waves(
+        swell = sine_waves(
             tile_ramp() * waves_across + np.float32(phase) + np.floor(y) * np.float32(0.5)
         ) * np.float32(0.12)
         inside = y - np.floor(y) - np.float32(0.5) + swell
-        share = soft_edge((np.abs(inside) - np.float32(0.06)) * np.float32(TILE / 16), 4.0) * unit(
+        share = soft_border((np.abs(inside) - np.float32(0.06)) * np.float32(TILE / 16), 4.0) * clamp_unit(
             warp * 3 - np.float32(0.9)
         )
         if row == 0:
@@ -171,7 +173,7 @@ def _sky_tile() -> Float[np.ndarray, "3 h w"]:
         nearest = np.full_like(x, 999)
         for px, py, radius in puffs:
             nearest = np.minimum(nearest, np.sqrt((x - px) * (x - px) + (y - py) * (y - py)) - radius)
-        return soft_edge(np.maximum(nearest, y - 18), 5.0), (252, 253, 255)
+        return soft_border(np.maximum(nearest, y - 18), 5.0), (252, 253, 255)
 
     scatter_stamps(picture, 16, 5, 110, cloud)
     return picture
@@ -189,12 +191,12 @@ def _brick_tile() -> Float[np.ndarray, "3 h w"]:
     )
     fx, fy = np.abs(x - np.floor(x) - np.float32(0.5)), np.abs(y - np.floor(y) - np.float32(0.5))
     gap = np.minimum((np.float32(0.5) - fx) * (TILE / across), (np.float32(0.5) - fy) * (TILE / down))
-    lay_colour(picture, soft_edge(gap - 6, 2.0), (218, 206, 190))
+    lay_colour(picture, soft_border(gap - 6, 2.0), (218, 206, 190))
     return picture
 
 
 def _snow_tile() -> Float[np.ndarray, "3 h w"]:
-    picture = mix_colours(smooth(cloud_noise(4, 7, 2, wide=2)), (206, 222, 240), (248, 251, 255))
+    picture = mix_colours(smooth_step(cloud_noise(4, 7, 2, wide=2)), (206, 222, 240), (248, 251, 255))
 
     def flake(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
         long, half = (40.0, 3.6) if number % 2 else (28.0, 3.0)
@@ -207,7 +209,7 @@ def _snow_tile() -> Float[np.ndarray, "3 h w"]:
             arms = np.minimum(arms, np.maximum(across - half, along - long))
             barb = np.abs(along - np.float32(0.62 * long) - across)
             arms = np.minimum(arms, np.maximum(barb - half, across - np.float32(0.32 * long)))
-        return soft_edge(arms, 2.0), (128, 172, 222)
+        return soft_border(arms, 2.0), (128, 172, 222)
 
     scatter_stamps(picture, 52, 7, 46, flake)
     return picture
@@ -226,17 +228,17 @@ def _wood_tile() -> Float[np.ndarray, "3 h w"]:
     def knot(x: Plane, y: Plane, _: int) -> tuple[Plane, RGB]:
         far = np.sqrt(x * x / 4 + y * y)
         rings = (
-            soft_edge(np.abs(far - 22) - 3, 3.0)
-            + soft_edge(np.abs(far - 12) - 3, 3.0)
-            + soft_edge(far - 4, 3.0)
+            soft_border(np.abs(far - 22) - 3, 3.0)
+            + soft_border(np.abs(far - 12) - 3, 3.0)
+            + soft_border(far - 4, 3.0)
         )
-        return unit(rings), (84, 48, 24)
+        return clamp_unit(rings), (84, 48, 24)
 
     scatter_stamps(picture, 12, 8, 56, knot)
     gap = (np.float32(0.5) - np.abs(y - plank - np.float32(0.5))) * (TILE / down)
     seam = tile_ramp() * 2 + (plank * 3 % 4) * np.float32(0.25)
     joint = (np.float32(0.5) - np.abs(seam - np.floor(seam) - np.float32(0.5))) * (TILE / 2)
-    lay_colour(picture, soft_edge(np.minimum(gap, joint) - 4, 2.0), (58, 32, 16))
+    lay_colour(picture, soft_border(np.minimum(gap, joint) - 4, 2.0), (58, 32, 16))
     return picture
 
 
@@ -246,13 +248,13 @@ def _night_tile() -> Float[np.ndarray, "3 h w"]:
     def star(x: Plane, y: Plane, number: int) -> tuple[Plane, RGB]:
         far = np.sqrt(x * x + y * y)
         if number % 3:
-            return soft_edge(far - 5, 4.0), (240, 240, 220)
+            return soft_border(far - 5, 4.0), (240, 240, 220)
         ray = np.minimum(np.abs(x) * 5 + np.abs(y), np.abs(y) * 5 + np.abs(x))
-        return soft_edge(np.minimum(ray - 24, far - 6), 4.0), (255, 250, 200)
+        return soft_border(np.minimum(ray - 24, far - 6), 4.0), (255, 250, 200)
 
     def moon(x: Plane, y: Plane, _: int) -> tuple[Plane, RGB]:
         bite = np.sqrt((x - 26) * (x - 26) + (y + 12) * (y + 12)) - 52
-        return soft_edge(np.maximum(np.sqrt(x * x + y * y) - 62, -bite), 3.0), (250, 236, 170)
+        return soft_border(np.maximum(np.sqrt(x * x + y * y) - 62, -bite), 3.0), (250, 236, 170)
 
     scatter_stamps(picture, 130, 11, 26, star)
     scatter_stamps(picture, 3, 13, 70, moon)
@@ -336,20 +338,22 @@ def second_share(pattern: str, u: Plane, v: Plane, width: float) -> Plane | None
     if pattern == "plain":
         return None
     if pattern == "striped":
-        return unit(
+        return clamp_unit(
             np.float32(0.5)
             + (np.abs(_centred_phase(u, period)) - np.float32(0.29) * period) / np.float32(width)
         )
     if pattern == "dotted":
         turned = (u + v, u - v)
         a, b = (_centred_phase(place, np.float32(1.35) * period) for place in turned)
-        return unit(np.float32(0.5) + (np.float32(0.125) - np.sqrt((a * a + b * b) / 2)) / np.float32(width))
+        return clamp_unit(
+            np.float32(0.5) + (np.float32(0.125) - np.sqrt((a * a + b * b) / 2)) / np.float32(width)
+        )
     a, b = (
         np.abs(_centred_phase(place, period * np.float32(1.2))) - period * np.float32(0.3) for place in (u, v)
     )
     nearer = np.minimum(np.abs(a), np.abs(b))
     same = (a < 0) == (b < 0)
-    return unit(np.float32(0.5) + np.where(same, -nearer, nearer) / np.float32(width))
+    return clamp_unit(np.float32(0.5) + np.where(same, -nearer, nearer) / np.float32(width))
 
 
 def _centred_phase(place: Plane, period: np.float32) -> Plane:

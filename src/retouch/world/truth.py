@@ -21,7 +21,7 @@ from retouch.errors import RequestError
 from retouch.video import Video
 from retouch.world.render import (
     FPS,
-    Sheet,
+    LayerSheet,
     Size,
     background_planes,
     compose_sheets,
@@ -280,7 +280,7 @@ def _draw_layers(
 
 
 def _spread_sheet(
-    sheet: Sheet | None, hw: tuple[int, int]
+    sheet: LayerSheet | None, hw: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"]]:
     colour, alpha = np.zeros((3, *hw), np.uint8), np.zeros((1, *hw), np.uint8)
     if sheet is not None:

@@ -16,7 +16,7 @@ from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.media.io import Encoding, write
 from retouch.media.masks import read_masks
 from retouch.models.segment_sam2 import MEAN, STD, Sam2Segmenter
-from retouch.tracking.segment import Mark, Segmenter
+from retouch.tracking.segment import ObjectMark, ObjectSegmenter
 from retouch.video import Video
 
 SIDE = 64
@@ -89,7 +89,11 @@ def drawn(video: Video) -> np.ndarray:
 def test_following_agrees_with_the_models_own_way(model: Sam2VideoModel) -> None:
     video = clip()
     found = Sam2Segmenter(model).segment(
-        video, [Mark("box", 2, ((10, 12), (50, 40)), "a"), Mark("mask", 1, name="b", drawn=drawn(video))]
+        video,
+        [
+            ObjectMark("box", 2, ((10, 12), (50, 40)), "a"),
+            ObjectMark("mask", 1, name="b", drawn=drawn(video)),
+        ],
     )
     pixels = torch.from_numpy(video.frames).float() / 255
     pixels = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -114,7 +118,7 @@ def test_following_agrees_with_the_models_own_way(model: Sam2VideoModel) -> None
 
 def test_a_drawn_mask_comes_back_on_its_frame_in_a_wide_clip(model: Sam2VideoModel) -> None:
     video = clip(64, 128)
-    found = Sam2Segmenter(model).segment(video, [Mark("mask", 1, drawn=drawn(video))])
+    found = Sam2Segmenter(model).segment(video, [ObjectMark("mask", 1, drawn=drawn(video))])
     off = (found.full(0, 1, 2)[0, 0] > 127) != (drawn(video) > 127)
     assert off.mean() < 0.1
     assert found.masks.shape[1] == FRAMES
@@ -122,9 +126,9 @@ def test_a_drawn_mask_comes_back_on_its_frame_in_a_wide_clip(model: Sam2VideoMod
 
 def test_a_stroke_and_what_it_is_not_lead_to_other_masks(model: Sam2VideoModel) -> None:
     video = clip()
-    stroke = Mark("stroke", 0, ((10, 10), (30, 40)))
+    stroke = ObjectMark("stroke", 0, ((10, 10), (30, 40)))
     alone = Sam2Segmenter(model).segment(video, [stroke])
-    less = Sam2Segmenter(model).segment(video, [stroke, Mark("not", 0, ((50, 50),))])
+    less = Sam2Segmenter(model).segment(video, [stroke, ObjectMark("not", 0, ((50, 50),))])
     assert np.abs(alone.masks[0, 0].astype(int) - less.masks[0, 0]).max() > 0
 
 
@@ -133,16 +137,16 @@ def test_bad_marks_are_refused(model: Sam2VideoModel) -> None:
     with pytest.raises(ParamsError, match="no object is marked"):
         segmenter.segment(clip(), [])
     with pytest.raises(ParamsError, match="only what it is not"):
-        segmenter.segment(clip(), [Mark("not", 0, ((5, 5),))])
+        segmenter.segment(clip(), [ObjectMark("not", 0, ((5, 5),))])
     with pytest.raises(EmptyMask, match="frame 1"):
-        segmenter.segment(clip(), [Mark("mask", 1, drawn=np.zeros((SIDE, SIDE), np.uint8))])
+        segmenter.segment(clip(), [ObjectMark("mask", 1, drawn=np.zeros((SIDE, SIDE), np.uint8))])
 
 
 def test_a_saved_model_loads_as_the_same(model: Sam2VideoModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "sam2")
     loaded = Sam2Segmenter.from_pretrained(str(tmp_path / "sam2"), Compute(device="cpu"))
-    assert isinstance(loaded, Segmenter)
-    marks = [Mark("box", 2, ((10, 12), (50, 40)))]
+    assert isinstance(loaded, ObjectSegmenter)
+    marks = [ObjectMark("box", 2, ((10, 12), (50, 40)))]
     before, after = (s.segment(clip(), marks) for s in (Sam2Segmenter(model), loaded))
     assert np.array_equal(before.masks, after.masks)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retouch.errors import ParamsError
-from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent, round_trip, warp
+from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent_flow, round_trip, warp_picture
 
 SUBPIXEL = (
     0.25  # dense inverse search on smooth texture is good to a fraction of a pixel away from the border
@@ -65,7 +65,7 @@ def test_warping_b_by_the_flow_from_a_to_b_gives_a() -> None:
     a = cloud(3)
     b = shifted(a, 4.0, 1.0)
     flow = np.broadcast_to(np.array([4.0, 1.0], np.float32)[:, None, None], (2, 72, 96)).copy()
-    np.testing.assert_array_equal(warp(b, flow)[:-4, :-8], a[:-4, :-8])
+    np.testing.assert_array_equal(warp_picture(b, flow)[:-4, :-8], a[:-4, :-8])
 
 
 def test_a_vector_and_its_opposite_make_a_round_trip_of_length_zero() -> None:
@@ -77,7 +77,7 @@ def test_a_vector_and_its_opposite_make_a_round_trip_of_length_zero() -> None:
 def test_what_leaves_the_picture_is_not_consistent() -> None:
     there = np.zeros((2, 20, 30), np.float32)
     there[0] = 5
-    reliable = consistent(there, -there)
+    reliable = consistent_flow(there, -there)
     assert reliable[:, :24].all()
     assert not reliable[:, 25:].any()
 
@@ -86,7 +86,7 @@ def test_ground_that_a_moving_patch_covers_is_not_consistent() -> None:
     there, back = np.zeros((2, 2, 40, 80), np.float32)
     there[0, 10:30, 20:40] = 12  # the patch moves right; the ground stays
     back[0, 10:30, 32:52] = -12
-    reliable = consistent(there, back)
+    reliable = consistent_flow(there, back)
     assert reliable[12:28, 22:38].all()
     assert not reliable[12:28, 42:50].any()
     assert reliable[32:].all()

@@ -10,10 +10,10 @@ import pytest
 from retouch.errors import EmptyMask, ParamsError
 from retouch.run import Run
 from retouch.tracking.segment import (
-    Cutout,
     GrabCutSegmenter,
-    Mark,
-    Segmenter,
+    ObjectMark,
+    ObjectMasks,
+    ObjectSegmenter,
     parse_mark,
     working_size,
 )
@@ -49,7 +49,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_grab_cut_is_a_segmenter() -> None:
-    assert isinstance(GrabCutSegmenter(), Segmenter)
+    assert isinstance(GrabCutSegmenter(), ObjectSegmenter)
 
 
 def test_a_box_on_one_frame_finds_the_object_in_all() -> None:
@@ -73,7 +73,7 @@ def test_a_second_marked_frame_anchors_what_is_near_it() -> None:
     video, truth = scene(8)
     drawn = truth[0, 7].copy()
     drawn[:44] = 0  # from frame 7 on, only the lower half is wanted
-    marks = [parse_mark("box", "0:16,20 64,68"), Mark("mask", 7, drawn=drawn)]
+    marks = [parse_mark("box", "0:16,20 64,68"), ObjectMark("mask", 7, drawn=drawn)]
     cutout = GrabCutSegmenter().segment(video, marks)
     assert overlap(cutout.full(0, 1, 2)[0, 0], truth[0, 1]) > FOUND
     assert overlap(cutout.full(0, 7, 8)[0, 0], drawn) > FOUND
@@ -130,7 +130,7 @@ def test_what_grows_with_the_clip_lies_where_the_shelf_says(tmp_path: Path) -> N
 
 
 def test_masks_come_at_the_size_of_the_clip() -> None:
-    cutout = Cutout(("object",), np.full((1, 2, 24, 32), 255, np.uint8), 96, 128)
+    cutout = ObjectMasks(("object",), np.full((1, 2, 24, 32), 255, np.uint8), 96, 128)
     assert cutout.full(0, 0, 2).shape == (2, 1, 96, 128)
     assert working_size(480, 960, 240) == (120, 240)
     assert working_size(100, 50, 240) == (100, 50)
@@ -156,7 +156,7 @@ def test_marks_outside_the_clip_or_of_another_size_are_refused() -> None:
     with pytest.raises(ParamsError, match="frames 0 to 1"):
         GrabCutSegmenter().segment(video, [parse_mark("box", "2:1,1 9,9")])
     with pytest.raises(ParamsError, match="drawn mask"):
-        GrabCutSegmenter().segment(video, [Mark("mask", 0, drawn=np.zeros((5, 5), np.uint8))])
+        GrabCutSegmenter().segment(video, [ObjectMark("mask", 0, drawn=np.zeros((5, 5), np.uint8))])
     with pytest.raises(ParamsError, match="no object is marked"):
         GrabCutSegmenter().segment(video, [])
 
@@ -164,4 +164,4 @@ def test_marks_outside_the_clip_or_of_another_size_are_refused() -> None:
 def test_a_mark_that_holds_nothing_is_refused() -> None:
     video, _ = scene(1)
     with pytest.raises(EmptyMask, match="frame 0"):
-        GrabCutSegmenter().segment(video, [Mark("mask", 0, drawn=np.zeros((96, 128), np.uint8))])
+        GrabCutSegmenter().segment(video, [ObjectMark("mask", 0, drawn=np.zeros((96, 128), np.uint8))])

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from retouch.errors import RequestError
-from retouch.world import LANDMARKS, PARTS, Expression, FaceClip, Identity, Liveliness, Portrait, face_picture
+from retouch.world import (
+    LANDMARKS,
+    PARTS,
+    Expression,
+    FaceClip,
+    Identity,
+    Liveliness,
+    Portrait,
+    face_picture,
+)
 from retouch.world.faces import FACE_WORDS, sample_identity, sample_motion
 
 STILL = Liveliness()

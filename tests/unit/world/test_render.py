@@ -91,7 +91,9 @@ def test_objects_keep_within_their_reach(name: str) -> None:
     sheet = picture(replace(plain(name, scale=1.0), background="night", ground=(0.0, 0.0)), size=(256, 256))
     bare = picture(
         replace(
-            plain(name), actors=(Actor(name, "red", motion=Motion(centre=(9.0, 9.0))),), background="night"
+            plain(name),
+            actors=(Actor(name, "red", motion=Motion(centre=(9.0, 9.0))),),
+            background="night",
         ),
         size=256,
     )

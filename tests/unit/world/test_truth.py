@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retouch.errors import RequestError
 from retouch.world import COLOURS, OBJECTS, Change, Clip, Scene, Variety, edited_clip, reachable_pixels
-from retouch.world.exact import over
+from retouch.world.exact import blend_over
 from retouch.world.render import texture_coordinates, world_points
 
 WARPED = 30.0
@@ -77,7 +77,7 @@ def test_layers_laid_over_one_another_are_the_frames() -> None:
     for t in range(len(found.video)):
         frame = found.layers[-1].colour[t]
         for layer in reversed(found.layers[:-1]):
-            frame = over(layer.colour[t], layer.alpha[t, 0], frame)
+            frame = blend_over(layer.colour[t], layer.alpha[t, 0], frame)
         assert np.array_equal(frame, found.video.frames[t])
 
 
