@@ -129,6 +129,8 @@ class BenchPlan:
     frames: int = 8
     size: int = 64
     seed: int = 0
+    world_seed: int = HELD_OUT
+    """Of the first clip's scene; the others count on from it."""
     model: str = "tiny:sd"
     steps: int = 10
     """Of every method that goes in steps, so that time is what they have alike."""
@@ -153,7 +155,7 @@ def make_trials(bench: BenchPlan) -> Iterator[BenchTrial]:
     """The trials: every clip with a change of every kind; the words follow from the seed of the clip."""
     variety = Variety(pair=0.0, styles=("none",), patterns=PATTERNS)
     for number in range(bench.clips):
-        seed = HELD_OUT + number
+        seed = bench.world_seed + number
         clip = Clip.of(Scene.sample(seed, variety), bench.frames, bench.size)
         for kind in bench.kinds:
             word = _pick_word(clip.scene, kind, seed)
@@ -455,6 +457,7 @@ def settings_of(bench: BenchPlan) -> dict[str, object]:
         "frames": bench.frames,
         "size": bench.size,
         "seed": bench.seed,
+        "world_seed": bench.world_seed,
         "model": bench.model,
         "steps": bench.steps,
         "network": bench.network,
@@ -478,7 +481,7 @@ def _kept_row(bench: BenchPlan, folder: Path) -> list[BenchRow]:
     settings = json.loads(json.dumps(settings_of(bench), default=str))
     now = settings["methods"]
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = {"world_seed": HELD_OUT, **json.loads(path.read_text(encoding="utf-8"))}
         # A method that joins, or is left out this time, makes the rows of the others no worse.
         known = before.get("methods", {})
         settings["methods"] = {**settings["methods"], **known}
@@ -518,7 +521,7 @@ def _table_introduction(bench: BenchPlan, rows: Sequence[BenchRow], keys: Sequen
     clips = len({row.trial.partition("-")[0] for row in rows})
     idle = [_figure_name(key) for key in keys if find_metric(_figure_name(key)).rewards_doing_nothing]
     return [
-        f"{clips} held-out clips of {bench.frames} frames at {bench.size} px, world seeds from {HELD_OUT}.",
+        f"{clips} clips of {bench.frames} frames at {bench.size} px, world seeds from {bench.world_seed}.",
         f"Model `{bench.model}`, {bench.steps} steps, seed {bench.seed}.",
         "Means with 95 % bootstrap intervals over clips.",
         "",

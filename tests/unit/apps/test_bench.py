@@ -102,6 +102,25 @@ def test_held_out_seeds_are_never_those_of_training() -> None:
     assert HELD_OUT > TRAINED_BELOW
 
 
+def test_the_world_seed_is_that_of_the_first_clip_and_the_others_count_on() -> None:
+    first, second = (t for t in make_trials(replace(SMALL, kinds=("colour",), world_seed=7)))
+    (alone,) = make_trials(replace(SMALL, kinds=("colour",), clips=1, world_seed=8))
+    assert np.array_equal(second.clip.video.frames, alone.clip.video.frames)
+    assert not np.array_equal(first.clip.video.frames, alone.clip.video.frames)
+
+
+def test_rows_of_other_clips_are_not_mixed_and_older_folders_go_on(tmp_path: Path) -> None:
+    small = replace(SMALL, kinds=("colour",), clips=1)
+    rows = run_bench(small, tmp_path)
+    path = tmp_path / "settings.json"
+    older = json.loads(path.read_text())
+    assert older.pop("world_seed") == HELD_OUT
+    path.write_text(json.dumps(older))
+    assert run_bench(small, tmp_path) == rows
+    with pytest.raises(InputError, match="world_seed"):
+        run_bench(replace(small, world_seed=7), tmp_path)
+
+
 def test_trials_change_one_thing_each_and_are_the_same_every_time() -> None:
     bench = BenchPlan(methods=(), kinds=tuple(KINDS), clips=3, frames=2, size=32)
     made = list(make_trials(bench))

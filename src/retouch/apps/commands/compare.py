@@ -135,6 +135,13 @@ def bench() -> None:
 @click.option("--set", "settings", multiple=True, metavar="METHOD.NAME=VALUE", help="A method's parameter.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The methods' seed.")
 @click.option(
+    "--world-seed",
+    default=2_000_000_000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="The first clip's seed; the default and what follows it are never trained on.",
+)
+@click.option(
     "-o",
     "--out",
     type=PATH,
@@ -156,6 +163,7 @@ def truth(
     eyes: str,
     settings: tuple[str, ...],
     seed: int,
+    world_seed: int,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -179,6 +187,7 @@ def truth(
         frames=frames,
         size=size,
         seed=seed,
+        world_seed=world_seed,
         model=model,
         steps=steps,
         settings=_read_settings(settings),
