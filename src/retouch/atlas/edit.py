@@ -12,6 +12,7 @@ from collections.abc import Mapping as Pairs
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -39,6 +40,10 @@ CARRIED: Final = 0.25
 """Weight of what another chart hands on, beside what a frame painted directly."""
 OWN: Final = 0.25
 """Share of a pixel below which paint on it says nothing about a layer: soft edges would leave specks."""
+SCRAP: Final = 30
+"""Pixels below which a piece of paint over a layer's edge is left out, if it is an eighth of its stroke."""
+EDGE_REACH: Final = 3
+"""Pixels around the pieces of a layer's paint that count as their soft edge."""
 LEAST: Final = 1 / 512
 """Strength below which an edit cannot change a byte."""
 
@@ -128,13 +133,37 @@ def patches_from_frames(
         layers: Layers that may be edited; all if not given.
     """
     direct: dict[int, list[Patch]] = {}
+    wholly = [[key] * len(atlas.names) if layers else without_scraps(atlas, key) for key in keys]
     for index, chart in enumerate(atlas.charts):
         if layers is not None and chart.layer not in layers:
             continue
-        seen = [k for k in keys if chart.start <= k.frame < chart.stop and k.cover.any()]
+        own = [per_layer[chart.layer] for per_layer in wholly]
+        seen = [k for k in own if chart.start <= k.frame < chart.stop and k.cover.any()]
         found = [fetched(atlas, index, key) for key in seen]
         direct[index] = [patch for patch in found if patch is not None]
     return propagate_to_neighbours(atlas, direct)
+
+
+def without_scraps(atlas: Atlas, key: Key) -> list[Key]:
+    """Return what a painted frame says about each layer, without the slivers that ran over a layer's edge.
+
+    They would stay behind as specks when the object moves on. A piece of a stroke is one if it is tiny and
+    most of the stroke lies on another layer.
+    """
+    painted = key.cover[0].cpu().numpy() > 0
+    shares = [share[0, 0].cpu().numpy() for share in atlas.shares(key.frame, key.frame + 1)]
+    strokes, stroke = cv2.connectedComponents(painted.astype(np.uint8))
+    areas = np.stack([np.bincount(stroke[painted], s[painted], strokes) for s in shares])
+    tiny = np.minimum(areas.sum(0) / 8, SCRAP)[stroke]
+    made = []
+    for layer, share in enumerate(shares):
+        _, piece = cv2.connectedComponents((painted & (share > 0.5)).astype(np.uint8))
+        large = (piece > 0) & (np.bincount(piece.ravel())[piece] >= tiny)
+        # What is kept is kept with its soft edge.
+        soft = cv2.dilate(large.astype(np.uint8), np.ones((2 * EDGE_REACH + 1,) * 2, np.uint8)) > 0
+        kept = torch.from_numpy(soft | (areas.argmax(0)[stroke] == layer)).to(key.cover.device)
+        made.append(replace(key, cover=key.cover * kept))
+    return made
 
 
 def propagate_to_neighbours(atlas: Atlas, direct: Pairs[int, Sequence[Patch]]) -> list[Patch]:
@@ -409,6 +438,29 @@ def _layer_colours(chart: Chart, window: PixelWindow, start: int, stop: int) -> 
     return sample_texture(chart.texture, chart.part(start, stop).uv(window)) * chart.gains(
         window, start, stop
     )
+
+
+@torch.no_grad()
+def position_patches(atlas: Atlas, frame: int, layer: int) -> list[Patch]:
+    """Return patches of a layer that hold, in place of paint, where each pixel of a frame lies in it."""
+    share = atlas.shares(frame, frame + 1)[layer][0]
+    y, x = torch.meshgrid(torch.arange(atlas.height), torch.arange(atlas.width), indexing="ij")
+    ramp = torch.stack([x / atlas.width, y / atlas.height, torch.zeros_like(x)]).to(share)
+    return patches_from_frames(atlas, [Key(frame, ramp, (share > 0.5).float())], [layer])
+
+
+@torch.no_grad()
+def read_positions(
+    atlas: Atlas, patches: Sequence[Patch], start: int, stop: int
+) -> tuple[Float[Tensor, "f 2 h w"], Float[Tensor, "f 1 h w"]]:
+    """Return the place, x then y, that each pixel shows of the frame of `position_patches`, and its cover.
+
+    Partial cover is divided out, so that places are exact wherever the cover is not zero.
+    """
+    nothing = torch.zeros(stop - start, 3, atlas.height, atlas.width, device=atlas.device)
+    places, cover = _changes(atlas, patches, "over", nothing, start, stop)
+    size = places.new_tensor([atlas.width, atlas.height])[:, None, None]
+    return places[:, :2] / cover.clamp(min=1e-6) * size, cover
 
 
 def propagated(atlas: Atlas, video: Video, frame: int, layer: int) -> list[Patch]:

@@ -13,14 +13,18 @@ from retouch.atlas.edit import (
     painted_key,
     patches_from_frames,
     patches_from_textures,
+    position_patches,
     propagated,
+    read_positions,
     render,
+    without_scraps,
 )
 from retouch.atlas.textures import as_picture
 from retouch.errors import ParamsError
 from retouch.video import Video
 
 NEAR = 34.0  # dB: two bilinear readings of a picture with detail of a few pixels
+TWICE = 0.15  # pixels: what two bilinear readings of a ramp lose beside an edge
 PAINT = np.array([250, 20, 30], np.uint8)
 
 
@@ -214,3 +218,49 @@ def test_a_whole_frame_propagates_through_the_atlas(
 def test_a_key_without_cover_is_passed_over(atlas: Atlas) -> None:
     nothing = Key(4, torch.zeros(3, 72, 120), torch.zeros(1, 72, 120))
     assert patches_from_frames(atlas, [nothing]) == []
+
+
+def square_at_the_edge(atlas: Atlas, clip: Video, over: int) -> Key:
+    """A square on the object of frame 4 that reaches over its left edge by some pixels."""
+    share = atlas.shares(4, 5)[0][0, 0].numpy()
+    row = 36
+    edge = int(np.argmax(share[row] > 0.5))
+    picture = with_square(clip, 4, top=row - 3, left=edge - over, side=14)
+    return painted_key(source(clip, 4), picture, 4)
+
+
+def test_a_sliver_of_paint_over_the_edge_does_not_stay_behind(atlas: Atlas, clip: Video) -> None:
+    key = square_at_the_edge(atlas, clip, over=1)
+    assert {atlas.charts[p.chart].layer for p in patches_from_frames(atlas, [key])} == {0}
+    wide = square_at_the_edge(atlas, clip, over=7)
+    assert {atlas.charts[p.chart].layer for p in patches_from_frames(atlas, [wide])} == {0, 1}
+
+
+def test_a_sliver_is_kept_where_its_layer_is_asked_for(atlas: Atlas, clip: Video) -> None:
+    key = square_at_the_edge(atlas, clip, over=1)
+    assert patches_from_frames(atlas, [key], [1])
+
+
+def test_a_speck_of_its_own_is_kept_however_small(atlas: Atlas, clip: Video) -> None:
+    key = painted_key(source(clip, 4), with_square(clip, 4, side=2), 4)
+    kept = without_scraps(atlas, key)
+    assert sum(int((k.cover > 0).sum()) for k in kept) == 4
+
+
+def test_positions_are_read_where_the_pixels_lie_in_the_painted_frame(
+    atlas: Atlas, truth: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> None:
+    _, front, _ = truth
+    places, cover = read_positions(atlas, position_patches(atlas, 4, 0), 7, 8)
+    sure = (cover[0, 0] > 0.95 * atlas.shares(7, 8)[0][0, 0]) & (atlas.shares(7, 8)[0][0, 0] > 0.98)
+    x, y = places[0][:, sure].round().long()
+    known = front[4][:, y.numpy(), x.numpy()]
+    wanted = front[7][:, sure.numpy()]
+    pitch = np.abs(np.diff(front[4][0], axis=1)).mean()
+    assert int(sure.sum()) > 300
+    # Rounded to whole pixels, a place is at most 0.71 pixels off; the mapping adds little.
+    assert np.percentile(np.hypot(*(known - wanted)), 95) < 1.2 * pitch
+    there, _ = read_positions(atlas, position_patches(atlas, 4, 0), 4, 5)
+    grid = torch.stack(torch.meshgrid(torch.arange(120), torch.arange(72), indexing="xy"))
+    still = atlas.shares(4, 5)[0][0, 0] > 0.98
+    assert float((there[0] - grid)[:, still].abs().max()) < TWICE
