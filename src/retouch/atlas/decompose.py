@@ -3,7 +3,8 @@
     flow        optical flow between neighbours; per layer and pair one robust matrix; as few
                 reference frames as show the whole layer; outwards from each, every frame's controls fitted
                 to flow and colours
-    pixels      Gauss-Newton on colours, coarse to fine, textures averaged anew between the steps
+    pixels      Gauss-Newton on colours, coarse to fine, textures averaged anew between the steps; then the
+                stiffest mapping that explains as much
     textures    all textures together by least squares, at full size
     edges       mattes, pixel by pixel in closed form, in a band around each mask's edge
     light       a coarse gain per frame in closed form; then the textures once more
@@ -19,7 +20,7 @@ from typing import Final, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
@@ -37,6 +38,7 @@ from retouch.atlas.solve import (
     roughness_gradient,
     solve_each,
 )
+from retouch.atlas.stiffness import STIFF, as_homographies, as_still, camera_stands_still, stiffer
 from retouch.atlas.textures import fill_unseen, sample_texture, shrink_pictures, splat_values
 from retouch.errors import ArtifactError, EmptyMask, VideoError
 from retouch.run import Run, SetProgress
@@ -49,6 +51,8 @@ SMALL: Final = 200
 """Long side in pixels below which flow is worth computing on magnified frames."""
 EDGE: Final = 2
 """Pixels on either side of a soft edge that may change when mattes are refined."""
+SOLID: Final = 3
+"""Pixels inside an object's edge from which on it lets nothing through: paint there is not to be weak."""
 TRUST: Final = 0.04
 """How much colours must speak against a matte before it moves: the weight of the mask's own word."""
 
@@ -75,7 +79,7 @@ class OutOfTime(Exception):
         self.atlas = atlas
 
 
-@artifact("atlas", version=2)
+@artifact("atlas", version=3)
 def kept_atlas(
     video: Video,
     mattes: tuple[Mattes, ...],
@@ -343,7 +347,28 @@ def on_pixels(
             charts.append(_step_chart(chart, pyramid, level, pyramid.stiffness(chart.layer, settings)))
         atlas = replace(atlas, charts=tuple(charts), stage="pixels")
         set_progress((step + 1) * len(pyramid.video) // settings.steps)
-    return replace(average_textures(atlas, pyramid, size), stage="pixels")
+    atlas = average_textures(atlas, pyramid, size)
+    stiffened = tuple(stiffen_chart(chart, pyramid, size, settings, run) for chart in atlas.charts)
+    return replace(atlas, charts=stiffened, stage="pixels")
+
+
+def stiffen_chart(
+    chart: Chart, pyramid: ClipPyramid, size: tuple[int, int], settings: AtlasSettings, run: Run
+) -> Chart:
+    """Return the stiffest version of a chart that explains its frames about as well."""
+
+    def averaged(bare: Chart) -> Chart:
+        run.check()
+        return mean_texture(reframe_texture(bare, pyramid, size, chart.scale), pyramid, size)
+
+    if chart.layer < pyramid.layers - 1:
+        stiff = chart
+        for _ in range((settings.steps + 1) // 2 if settings.stiffness < STIFF else 0):
+            stiff = averaged(_step_chart(stiff, pyramid, size, STIFF))
+        return stiffer(chart, stiff, pyramid, size)
+    if camera_stands_still(pyramid, chart, size):
+        return averaged(as_still(chart))
+    return stiffer(chart, averaged(as_homographies(chart, pyramid, size)), pyramid, size)
 
 
 def _step_chart(chart: Chart, pyramid: ClipPyramid, level: tuple[int, int], stiffness: float) -> Chart:
@@ -485,7 +510,18 @@ def _refine_matte(
     )
     soft = ((prior > 0.02) & (prior < 0.98)).float()
     band = F.max_pool2d(soft, 2 * EDGE + 1, 1, EDGE) > 0
-    return torch.where(band, best.clamp(0, 1), prior)
+    refined = torch.where(band, best.clamp(0, 1), prior)
+    return torch.where(deep_inside(prior), torch.ones_like(prior), refined)
+
+
+def deep_inside(alpha: Float[Tensor, "f 1 h w"]) -> Bool[Tensor, "f 1 h w"]:
+    """Mark what a matte gives wholly to an object, more than `SOLID` pixels from the object's edge.
+
+    A wide soft edge is the user's, and stays.
+    """
+    around = 2 * SOLID + 1
+    outside = F.max_pool2d((alpha <= 0.5).float(), around, 1, SOLID) > 0
+    return ~outside & (alpha > 0.9)
 
 
 # light
