@@ -1,6 +1,7 @@
 """Measures how well paint is carried over real clips, by coordinates: methods side by side in one run.
 
-    python benchmarks/transport.py --clips FOLDER                wolf, car-turn, man-surfing that lie there
+    python benchmarks/transport.py                               drawn scenes, whose truth is known
+    python benchmarks/transport.py --clips FOLDER                also the clips of the table that lie there
     python benchmarks/transport.py --clips FOLDER --fits PLACE   keeps the atlases there, for the next run
 
 A row holds a painted frame's own pixels, carried to frames at some distance on both sides, against those
@@ -14,13 +15,14 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from atlas import MARKS, NAMES, run_in
+from atlas import MARKS, NAMES, drift, packed, run_in
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.decompose import decompose
 from retouch.atlas.edit import position_patches, read_positions
@@ -29,12 +31,21 @@ from retouch.atlas.prepare import objects_from_cutout
 from retouch.atlas.pyramid import AtlasSettings
 from retouch.media.io import read
 from retouch.metrics.propagation import position_flicker, propagation_decibels, straightness
-from retouch.tracking.flow import DisFlow, inside, pixel_grid, warp
+from retouch.tracking.flow import DisFlow, inside, pixel_grid, warp_picture
 from retouch.tracking.segment import GrabCutSegmenter
 from retouch.video import Video
+from retouch.world import Actor, Camera, Clip, Motion, Scene
 
 CLIPS = {"wolf": (None, 20), "car-turn": (70, 46), "man-surfing": (None, 37)}
 """How many frames of each clip are taken, and which one is painted."""
+SCENES = {
+    "bare cup": (
+        Actor("cup", "red", "plain", Motion(swing=(0.3, 0.06), turn_swing=0.1, scale_swing=0.1, period=8.0)),
+        Camera(pan=(0.2, 0.08), zoom_swing=0.06, period=7.0),
+    ),
+    "still camera": (Actor("house", "red", "plain", Motion(swing=(0.3, 0.06), period=8.0)), Camera()),
+}
+"""Drawn scenes of 12 frames at 160x96: what moves, and the camera."""
 DISTANCES = (5, 10, 20, 30, 40)
 Maps = Iterator[tuple[int, np.ndarray, np.ndarray]]
 """Frame numbers, position maps, and where these are known."""
@@ -95,7 +106,7 @@ def dis_chain(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
         places, before = here, key
         for t in frames:
             step = flow.pair(upright(video, t), upright(video, before))
-            places = warp(places, step)
+            places = warp_picture(places, step)
             # What comes in over the frame's edge was never seen.
             places[~inside(here + step.transpose(1, 2, 0))] = -1e4
             yield t, places, inside(places)
@@ -175,6 +186,19 @@ def measure_layer(video: Video, atlas: Atlas, key: int, layer: int) -> dict[str,
     return figures
 
 
+def measure_scenes() -> dict[str, float]:
+    """Return how far points painted on the middle frame of each drawn scene slide, rms, in pixels."""
+    figures = {}
+    for name, (actor, camera) in SCENES.items():
+        clip = Clip.of(Scene((actor,), "bricks", camera=camera), 12, (96, 160), Fraction(12))
+        with tempfile.TemporaryDirectory() as place:
+            mattes = packed(clip.shares[:, 0])
+            atlas = decompose(clip.video, mattes, NAMES, AtlasSettings(), run=run_in(place))
+        for layer, what in enumerate(NAMES):
+            figures[f"{name}, {what}: drift px"] = drift(clip, atlas, layer, 6)[0]
+    return figures
+
+
 def table(figures: dict[str, float], what: str) -> str:
     """Return the figures of one kind, a line a method."""
     lines = []
@@ -189,16 +213,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--clips", type=Path, required=True, help="folder with the clips")
+    parser.add_argument("--clips", type=Path, help="folder with the clips")
     parser.add_argument("--fits", type=Path, help="folder that keeps the fitted atlases")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--only", default="", help=f"one of: {', '.join(CLIPS)}")
     given = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    everything = {}
+    everything = measure_scenes()
+    for what, value in everything.items():
+        print(f"{what:40} {value:8.3f}", flush=True)
     for name, (_, key) in CLIPS.items():
-        if given.only in ("", name) and (given.clips / f"{name}.mp4").exists():
+        if given.clips and given.only in ("", name) and (given.clips / f"{name}.mp4").exists():
             video, atlas, seconds = fitted(given.clips, name, given.fits)
             everything[f"{name} fit seconds"] = seconds
             for layer, what in enumerate(NAMES):

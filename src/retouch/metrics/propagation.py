@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from retouch.errors import InputError
-from retouch.tracking.flow import inside, pixel_grid, remap, warp
+from retouch.tracking.flow import inside, pixel_grid, remap, warp_picture
 from retouch.video import decibels
 
 Positions = Float32[np.ndarray, "h w 2"]
@@ -47,8 +47,8 @@ def swim(positions: Positions, known: Known) -> float:
 def straightness(positions: Positions, known: Known, *, reach: int = 4, percentile: float = 95) -> float:
     """Measure how far straight lines of paint bend over twice `reach` pixels, in pixels of the key frame.
 
-    It is the length of the map's second difference, along x and along y, over the pixels that are known
-    together with their neighbours.
+    Where neighbours at both sides are known: the length of the map's second difference along x or y,
+    whichever is longer.
 
     Raises:
         InputError: no pixel is known together with its neighbours.
@@ -61,7 +61,7 @@ def straightness(positions: Positions, known: Known, *, reach: int = 4, percenti
         )
         for axis in (0, 1)
     ]
-    return float(np.percentile(np.stack(bends)[:, _counted(solid)], percentile))
+    return float(np.percentile(np.maximum(*bends)[_counted(solid)], percentile))
 
 
 def position_flicker(
@@ -83,7 +83,7 @@ def position_flicker(
         InputError: no pixel is known.
     """
     before, now, after = maps
-    back, forth = (warp(other, flow) for other, flow in zip((before, after), flows, strict=True))
+    back, forth = (warp_picture(other, flow) for other, flow in zip((before, after), flows, strict=True))
     tremble = 0.5 * np.linalg.norm(back - 2 * now + forth, axis=2)
     return float(np.percentile(tremble[_counted(known)], percentile))
 
