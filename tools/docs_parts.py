@@ -1,5 +1,6 @@
 """What cog writes into the pages: help texts and parameter tables, taken from the program itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from retouch.registry import method
 def help_of(*words: str) -> str:
     """The help of a command as a text block."""
     command = [str(Path(sys.executable).with_name("retouch")), *words, "--help"]
-    plain = {"COLUMNS": "100", "PATH": ""}
+    plain = {"COLUMNS": "100", "PATH": "", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     said = subprocess.run(command, check=True, capture_output=True, text=True, env=plain)
     return f"```text\n$ retouch {' '.join([*words, '--help'])}\n{said.stdout.rstrip()}\n```"
 

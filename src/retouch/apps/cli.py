@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "edit": ("retouch.apps.commands.edit:edit", "Edit a clip with one of the methods."),
     "methods": ("retouch.apps.commands.edit:methods", "List the methods, or show one with its parameters."),
     "demo": ("retouch.apps.commands.demo:demo", "Edit a clip made on the spot and say where to look."),
+    "web": ("retouch.apps.commands.web:web", "Paint, mark, edit and compare in the browser."),
     "probe": ("retouch.apps.commands.media:probe", "Print what a file is, or what differs between two."),
     "keyframe": ("retouch.apps.commands.media:keyframe", "Take one frame out of a clip as a picture."),
     "mask": ("retouch.apps.commands.atlas:mask", "Follow an object from boxes and strokes; write its mask."),

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, final
 
@@ -25,9 +25,9 @@ from retouch.files import in_our_words, replace_whole, system_error, write_whole
 from retouch.identity import file_digest
 from retouch.media.io import Encoding, read, write, write_picture
 from retouch.media.opening import check_part
-from retouch.media.probe import PictureStream, probe
+from retouch.media.probe import probe
 from retouch.models.estimate import Estimate
-from retouch.params import frame_range, of_part
+from retouch.params import Params, frame_range, of_part
 from retouch.places import home
 from retouch.registry import method
 from retouch.regular import open_own
@@ -110,15 +110,7 @@ def run_edit(
             tell(Notice(text))
         started = time.perf_counter()
         _tell_device(request.compute, tell)
-        check_prompts(params, anyway=request.anyway, tell=tell)
-        clip = probe(request.video)
-        check_part(request.video, part, clip.video.frames)
-        check_clip_output(output, encoding, force=True, clip=clip)
-        check_given(params, clip, part)
-        if spec.preflight:
-            spec.load(spec.preflight)(clip, params, tell)
-        shown = replace(clip.video, frames=len(part)) if part else clip.video
-        _estimate_run(spec, shown, request).require(request.compute)
+        _estimate(spec, params, request, encoding, tell).require(request.compute)
         params = of_part(params, part)
         source = read(request.video, part=part, scratch=folder / "scratch", listen=tell)
         run = Run.alone(
@@ -183,12 +175,36 @@ def count_untouched(source: Video, edited: Edited) -> dict[str, object]:
     return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
 
 
-def _estimate_run(spec: MethodSpec, video: PictureStream, request: EditRequest) -> Estimate:
-    """What the method says it will need; a method that says nothing needs nothing."""
+def plan(request: EditRequest, listen: Listener = ignore) -> Estimate:
+    """Return what an edit will need, after every check that costs little.
+
+    Raises:
+        RetouchError: what the edit itself would be refused for.
+    """
+    spec = method(request.method)
+    params = spec.fill(renamed(spec.params, request.params, lambda text: listen(Notice(text))))
+    encoding = Encoding(**request.output.model_dump())
+    check_clip_output(request.out or Path(_result_name(request)), encoding, force=not request.out)
+    return _estimate(spec, params, request, encoding, listen)
+
+
+def _estimate(
+    spec: MethodSpec, params: Params, request: EditRequest, encoding: Encoding, tell: Listener
+) -> Estimate:
+    """What the method says it will need, once words, clip, output and pictures are looked at."""
+    part = frame_range(request.range)
+    check_prompts(params, anyway=request.anyway, tell=tell)
+    clip = probe(request.video)
+    check_part(request.video, part, clip.video.frames)
+    check_clip_output(request.out or Path(_result_name(request)), encoding, force=True, clip=clip)
+    check_given(params, clip, part)
+    if spec.preflight:
+        spec.load(spec.preflight)(clip, params, tell)
     if not spec.plan:
         return Estimate(0)
-    plan = cast("Callable[..., Estimate]", spec.load(spec.plan))
-    return plan(video.frames, video.height, video.width, spec.fill(request.params), request.compute)
+    frames = len(part) if part else clip.video.frames
+    estimate = cast("Callable[..., Estimate]", spec.load(spec.plan))
+    return estimate(frames, clip.video.height, clip.video.width, params, request.compute)
 
 
 def _call_method(spec: MethodSpec, video: Video, params: object, run: Run) -> Edited:

@@ -36,7 +36,11 @@ from retouch.events import Listener, as_json, from_json, ignore
 from retouch.files import in_our_words
 
 PROTOCOL: Final = 1
-JOBS: Mapping[str, str] = {"edit": "retouch.apps.worker:edit"}
+_PAGE: Final = "look device plan proxy small still compose cutout carry coverage report"
+JOBS: Mapping[str, str] = {
+    "edit": "retouch.apps.worker:edit",
+    **{name: f"retouch.apps.web.jobs:{name}" for name in _PAGE.split()},
+}
 """Each job with its function: it takes `listen`, `stopped` and what was given, and returns plain values."""
 NEVER: Final = float("inf")
 Said: TypeAlias = dict[str, Any]
@@ -199,7 +203,7 @@ def _hear(process: "subprocess.Popen[str]", heard: "queue.SimpleQueue[Said | Non
 def _outcome(said: Said) -> object:
     if "error" not in said:
         return said["done"]
-    kind = getattr(errors, said["error"], RetouchError)
+    kind: type[RetouchError] = getattr(errors, said["error"], RetouchError)
     raise kind(said["message"], hint=said["hint"])
 
 

@@ -384,17 +384,29 @@ def render(
     for a, b in frame_blocks(0, len(video)):
         source = np.array(video.frames[a:b])
         release_pages(video.frames)
-        strengths = torch.tensor([period.strength(t) for t in range(a, b)])
-        if not patches or not strengths.any():
-            yield a, source, np.zeros((b - a, 1, *source.shape[2:]), bool)
-            continue
-        below = torch.from_numpy(source).to(atlas.device).float() / 255
-        strength = strengths.to(below)[:, None, None, None]
-        change, cover = _changes(atlas, patches, mode, below, a, b)
-        touched = cover * strength > LEAST
-        edited = ((below + strength * change).clamp(0, 1) * 255).round().to(torch.uint8)
-        made = torch.where(touched, edited, torch.from_numpy(source).to(edited.device))
-        yield a, made.cpu().numpy(), touched.cpu().numpy()
+        yield a, *render_frames(atlas, source, a, patches, mode, [period.strength(t) for t in range(a, b)])
+
+
+@torch.no_grad()
+def render_frames(
+    atlas: Atlas,
+    source: UInt8[np.ndarray, "f 3 h w"],
+    first: int,
+    patches: Sequence[Patch],
+    mode: Mode = "over",
+    strengths: Sequence[float] = (),
+) -> tuple[UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]:
+    """Return the frames `source`, which begin with frame `first`, edited, and where they may differ."""
+    strength = torch.tensor(strengths or [1.0] * len(source))
+    if not patches or not strength.any():
+        return source, np.zeros((len(source), 1, *source.shape[2:]), bool)
+    below = torch.from_numpy(source).to(atlas.device).float() / 255
+    strength = strength.to(below)[:, None, None, None]
+    change, cover = _changes(atlas, patches, mode, below, first, first + len(source))
+    touched = cover * strength > LEAST
+    edited = ((below + strength * change).clamp(0, 1) * 255).round().to(torch.uint8)
+    made = torch.where(touched, edited, torch.from_numpy(source).to(edited.device))
+    return made.cpu().numpy(), touched.cpu().numpy()
 
 
 def _changes(

@@ -109,6 +109,45 @@ def read_frame(path: Path | str, index: int) -> UInt8[np.ndarray, "h w channels"
     )
 
 
+def timed_frames(path: Path) -> "Iterator[tuple[int | None, UInt8[np.ndarray, '3 h w']]]":
+    """Yield the frames of a clip, upright, each with the time that the file gives it, if it gives one."""
+    if not _in_container(path):
+        yield from ((None, rgb) for rgb, _ in _shown_frames(path))
+        return
+    with open_by_content(path) as container:
+        for frame in _decode_frames(container, the_video(container, path), path):
+            yield frame.pts, _turn_upright(frame, _FrameConverter(path, frame))[0]
+
+
+def frame_at(path: Path, moment: int) -> UInt8[np.ndarray, "h w channels"] | None:
+    """Return the frame at a time, by a jump to the key frame before it; None where that does not find it.
+
+    Whether it is, bit for bit, the one that `read_frame` gives, is for the caller to see: some files do not
+    take jumps well.
+    """
+    with open_by_content(path) as container:
+        stream = the_video(container, path)
+        if _alpha_decoder(stream):
+            return None
+        try:
+            container.seek(moment, stream=stream)
+            for frame in container.decode(stream):
+                assert isinstance(frame, av.VideoFrame)
+                if frame.pts is None or frame.pts > moment or frame.is_corrupt:
+                    return None
+                if frame.pts == moment:
+                    rgb, alpha = _turn_upright(frame, _FrameConverter(path, frame))
+                    both = rgb if alpha is None else np.concatenate([rgb, alpha])
+                    return np.moveaxis(both, 0, -1).copy()
+        except av.FFmpegError:
+            return None
+    return None
+
+
+def _in_container(path: Path) -> bool:
+    return not (pictures_at(path) or is_picture(path) or is_animation(path))
+
+
 def _shown_frames(path: Path) -> "Iterator[_Shot]":
     listed = pictures_at(path) or ([path] if is_picture(path) else [])
     if listed:

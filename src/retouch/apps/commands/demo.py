@@ -76,6 +76,7 @@ def demo(folder: Path, *, force: bool, as_json: bool, quiet: bool) -> None:
     click.echo("  sheet.png    both, side by side: look here first")
     click.echo(f"\n{untouched['sentence']}")
     click.echo(f"\nThe edit was this command:\n  {result.report['command']}")
+    click.echo(f"\nTo paint on it yourself, in the browser:\n  retouch web {folder / 'clip.mp4'}")
 
 
 def _paint_frame(frame: "np.ndarray", mask: "np.ndarray") -> "np.ndarray":

@@ -1,0 +1,270 @@
+"""The clips that the page knows, each in a folder named by its digest: facts, copy, frames, paint, draft.
+
+What a browser sends lies here, and what is made of it; a clip that was opened by its path stays where it is.
+Imports no torch: all looking is done by a worker, under limits of time and memory.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+from anyio import to_thread
+
+from retouch.apps.worker import Worker
+from retouch.errors import RequestError, ResourceError, RetouchError, VideoError
+from retouch.events import Advanced, Event
+from retouch.files import beside, remove, replace_whole, write_whole
+from retouch.identity import file_digest
+from retouch.media.png import read_header
+from retouch.places import usable_home
+
+MEMORY: Final = 16 << 30
+"""Bytes of address space for a worker that looks at clips."""
+PATIENCE: Final = 120.0
+"""Seconds for one look at a clip."""
+STILLS: Final = 96
+"""Exact frames of a clip that are kept."""
+SPARE: Final = 2 << 30
+"""Bytes of the disk that an upload leaves free."""
+
+
+class NotThere(RequestError):
+    """There is no clip, run or file of that name."""
+
+
+@final
+class Clips:
+    """Clips by digest, in `RETOUCH_HOME/web/clips`."""
+
+    def __init__(self) -> None:
+        self.folder = usable_home() / "web" / "clips"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for draft in self.folder.glob(".*.draft*"):  # of an upload that was cut off
+            remove(draft)
+        self.eyes, self.copier = (Worker(memory=MEMORY, environment=_OFF_THE_GPU) for _ in range(2))
+        self.progress: dict[str, float | str] = {}
+        self.uploading = threading.Lock()
+        self.copying = threading.Lock()
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in (self.eyes, self.copier):
+            worker.close()
+
+    async def ask(self, job: str, **given: object) -> Any:
+        """Have the worker do a job of `jobs.py`."""
+        return await to_thread.run_sync(partial(self.eyes.call, job, given, patience=PATIENCE))
+
+    def place(self, clip: str) -> Path:
+        """Return the folder of a clip.
+
+        Raises:
+            NotThere: there is no such clip.
+        """
+        folder = self.folder / clip
+        if not re.fullmatch("[0-9a-f]{64}", clip) or not (folder / "clip.json").is_file():
+            raise NotThere("there is no such clip", hint="Open it again.")
+        return folder
+
+    def about(self, clip: str) -> dict[str, Any]:
+        """Return what is known of a clip, with the numbers of its painted frames."""
+        folder = self.place(clip)
+        facts: dict[str, Any] = json.loads((folder / "clip.json").read_text(encoding="utf-8"))
+        painted = sorted(int(path.stem) for path in folder.glob("keys/*.png"))
+        return {**facts, "painted": {at: str(folder / f"keys/{at}.png") for at in painted}}
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return all clips, the last opened first."""
+        folders = sorted(self.folder.glob("*/clip.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [self.about(path.parent.name) for path in folders]
+
+    def source(self, clip: str) -> Path:
+        """Return where a clip lies."""
+        return Path(str(self.about(clip)["path"]))
+
+    async def open(self, path: Path, name: str = "") -> dict[str, Any]:
+        """Take in a clip where it lies.
+
+        Raises:
+            VideoError: it is none.
+        """
+        facts = await self.ask("look", path=str(path))
+        digest = await to_thread.run_sync(file_digest, path)
+        folder = self.folder / digest
+        folder.mkdir(exist_ok=True)
+        about = {"id": digest, "name": name or path.name, "path": str(path), **facts}
+        write_whole(folder / "clip.json", json.dumps(about))
+        return self.about(digest)
+
+    async def take(self, body: AsyncIterator[bytes], name: str) -> dict[str, Any]:
+        """Take in a clip that is sent, and keep it if it is one.
+
+        Raises:
+            RequestError: another is being sent.
+            ResourceError: the disk has no room for it.
+            VideoError: it is no clip.
+        """
+        if not self.uploading.acquire(blocking=False):
+            raise RequestError("another clip is being sent", hint="Wait until it is here.")
+        draft = beside(self.folder / "clip")
+        try:
+            digest = hashlib.sha256()
+            with draft.open("xb") as file:
+                room = shutil.disk_usage(self.folder).free - SPARE
+                async for block in body:
+                    room -= len(block)
+                    if room < 0:
+                        raise ResourceError("the disk is nearly full", hint="Free some space, or send less.")
+                    digest.update(block)
+                    await to_thread.run_sync(file.write, block)
+            await self.ask("look", path=str(draft))
+            folder = self.folder / digest.hexdigest()
+            folder.mkdir(exist_ok=True)
+            draft.replace(folder / "source")
+            return await self.open(folder / "source", name)
+        finally:
+            remove(draft)
+            self.uploading.release()
+
+    def forget(self, clip: str) -> None:
+        """Forget a clip, its paint and its copy; what lies elsewhere stays."""
+        remove(self.place(clip))
+
+    def start_proxy(self, clip: str) -> float | None:
+        """Begin to make the small copy, if it is not there; return how far it is, None when it is whole.
+
+        Raises:
+            VideoError: it cannot be made.
+        """
+        folder = self.place(clip)
+        if (folder / "proxy.mp4").exists():
+            return None
+        with self.copying:
+            if clip not in self.progress:
+                self.progress[clip] = 0.0
+                threading.Thread(target=self._copy, args=(clip, folder), daemon=True).start()
+        found = self.progress[clip]
+        if isinstance(found, str):
+            del self.progress[clip]
+            raise VideoError(found, hint="The clip may be damaged; retouch probe says more.")
+        return found
+
+    def _copy(self, clip: str, folder: Path) -> None:
+        def heard(event: Event) -> None:
+            if isinstance(event, Advanced):
+                self.progress[clip] = event.done / event.total
+
+        about = self.about(clip)
+        given = {"path": about["path"], "rate": about["rate"], "frames": about["frames"]}
+        files = {"out": str(folder / "proxy.mp4"), "index": str(folder / "index.json")}
+        try:
+            self.copier.call("proxy", {**given, **files}, listen=heard)
+            self.progress.pop(clip, None)
+        except RetouchError as error:
+            self.progress[clip] = str(error)
+
+    async def still(self, clip: str, frame: int, side: int = 0) -> Path:
+        """Return the picture of a frame: exact, or at most `side` pixels.
+
+        Raises:
+            NotThere: the clip has no such frame.
+        """
+        folder = self.place(clip)
+        about = self.about(clip)
+        if not 0 <= frame < about["frames"]:
+            raise NotThere(f"there is no frame {frame}", hint=f"frames are 0 to {about['frames'] - 1}")
+        path = folder / (f"small/{frame}-{side}.jpg" if side else f"stills/{frame}.png")
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            copy, index = folder / "proxy.mp4", str(folder / "index.json")
+            given = {"frame": frame, "out": str(path), "side": side}
+            if side and copy.exists():
+                await self.ask("small", copy=str(copy), rate=about["rate"], **given)
+            else:
+                await self.ask("still", path=about["path"], index=index, **given)
+            self._drop_old(path)
+        return path
+
+    def _drop_old(self, kept: Path) -> None:
+        """Keep no more than so many exact frames."""
+        if kept.suffix == ".png" and len(pictures := list(kept.parent.glob("[0-9]*.png"))) > STILLS:
+            pictures.sort(key=lambda path: path.stat().st_mtime)
+            for path in pictures[: STILLS // 4]:
+                path.unlink(missing_ok=True)
+
+    async def paint(self, clip: str, frame: int, content: bytes, layer: str) -> dict[str, str]:
+        """Keep what is painted on a frame; return where the frame lies with the paint over it.
+
+        With a `layer`, a number, only that layer's own bitmap is kept, for going on with it.
+
+        Raises:
+            VideoError: it is no picture of the clip's size.
+        """
+        about, folder = self.about(clip), self.place(clip)
+        kind = ".jpg" if content.startswith(b"\xff\xd8\xff") else ".png"
+        place = folder / (f"layers/{frame}-{int(layer)}.png" if layer else f"paint/{frame}.png")
+        place.parent.mkdir(exist_ok=True)
+        with replace_whole(place, force=True) as draft:
+            draft.write_bytes(content)
+            if kind == ".png":
+                _check_size(draft, about)
+        if layer:
+            return {"path": str(place)}
+        still = await self.still(clip, frame)
+        key = folder / f"keys/{frame}.png"
+        key.parent.mkdir(exist_ok=True)
+        try:
+            await self.ask("compose", still=str(still), layer=str(place), out=str(key))
+        except RetouchError:
+            place.unlink(missing_ok=True)
+            raise
+        return {"path": str(key)}
+
+    def unpaint(self, clip: str, frame: int) -> None:
+        """Forget what is painted on a frame."""
+        folder = self.place(clip)
+        for path in (*folder.glob(f"layers/{frame}-*.png"), folder / f"paint/{frame}.png"):
+            path.unlink(missing_ok=True)
+        (folder / f"keys/{frame}.png").unlink(missing_ok=True)
+
+    async def cutout(self, clip: str, frame: int, marks: Mapping[str, Any]) -> Path:
+        """Return a picture whose alpha is what the marks select on a frame."""
+        still, out = await self.still(clip, frame), self.place(clip) / "cutout.png"
+        await self.ask("cutout", still=str(still), frame=frame, marks=marks, out=str(out))
+        return out
+
+    async def carry(self, clip: str, frame: int, object_of: Mapping[str, Any]) -> Path:
+        """Return the picture of a frame as the paint will make it."""
+        about, out = self.about(clip), self.place(clip) / "carry.jpg"
+        given = {"path": about["path"], "keys": about["painted"], "object_of": object_of}
+        await self.ask("carry", **given, frame=frame, out=str(out))
+        return out
+
+    async def coverage(self, clip: str, object_of: Mapping[str, Any]) -> Any:
+        """Return where the paint will slide, lean, be hidden or be out of sight."""
+        about = self.about(clip)
+        given = {"path": about["path"], "keys": about["painted"], "object_of": object_of}
+        return await self.ask("coverage", **given)
+
+
+_OFF_THE_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def _check_size(picture: Path, about: Mapping[str, Any]) -> None:
+    """Refuse a picture of another size than the clip, by its header, before anything is unpacked."""
+    with picture.open("rb") as file:
+        try:
+            header = read_header(file)
+        except ValueError as error:
+            raise VideoError(f"the paint cannot be used: {error}", hint="Send a PNG or a JPEG.") from None
+    if (header.width, header.height) != (about["width"], about["height"]):
+        raise VideoError(
+            f"the paint is {header.width}x{header.height}, the clip {about['width']}x{about['height']}",
+            hint="Send a picture of the clip's size.",
+        )

@@ -1,0 +1,186 @@
+// What stands left of the stage: tools, brush, layers, marks; and the saving of all of it.
+
+import { ask, clipPath } from './api.js';
+import { addLayer, forget, isBlank, keepLists, newCanvas, pencil } from './history.js';
+import { addMark } from './stage.js';
+import { change, layersHere, marksByKind, on, readMark, spelled, state } from './store.js';
+import { el, go } from './timeline.js';
+
+const at = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
+
+/** Tools with their keys and their icons, drawn in a square of 20. */
+export const TOOLS = {
+  move: ['V', 'Move', 'M10 2v16M2 10h16M10 2l-2 2m2-2 2 2M10 18l-2-2m2 2 2-2M2 10l2-2m-2 2 2 2M18 10l-2-2m2 2-2 2'],
+  hand: ['H', 'Hand', 'M6 11V6a1.3 1.3 0 0 1 2.6 0v4V4a1.3 1.3 0 0 1 2.6 0v6V5a1.3 1.3 0 0 1 2.6 0v7c0 4-2 6-4.500 6-2.600 0-3.700-1.500-5.300-5z'],
+  brush: ['B', 'Brush', 'M17 3 9 11M8 11c-3 0-2 4-5 5 3 2 7 1 7-3z'],
+  eraser: ['E', 'Eraser', 'm4 13 8-9 5 5-7 8H7zM8 9l5 5'],
+  pick: ['I', 'Pick a colour', 'm4 16 1-3 7-7 2 2-7 7zM11 5l2-2 4 4-2 2'],
+  box: ['M', 'Box', 'M4 5h12v10H4z'],
+  stroke: ['S', 'Stroke on the object', 'M3 14c4-10 6 4 14-7'],
+  outside: ['X', 'Stroke outside it', 'M3 14c4-10 6 4 14-7M13 13l4 4m0-4-4 4'],
+  polygon: ['G', 'Outline', 'm10 3 7 5-3 8H6L3 8z'],
+};
+
+function icon(/** @type {string} */ path) {
+  const made = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
+  made.setAttribute('viewBox', '0 0 20 20');
+  made.setAttribute('aria-hidden', 'true');
+  const line = document.createElementNS('http://www.w3.org/2000/svg', 'path');
+  line.setAttribute('d', path);
+  made.append(line);
+  return made;
+}
+
+on('tool', () => at('tools').replaceChildren(...Object.entries(TOOLS).map(([tool, [key, name, path]]) =>
+  el('button', { type: 'button', className: 'tool', title: `${name} (${key})`, onclick: () => change({ tool }),
+    aria: { role: 'radio', 'aria-checked': tool === state.tool, 'aria-label': `${name}, key ${key}` } }, icon(path)))));
+
+const slider = (/** @type {string} */ name, /** @type {'size'|'hardness'|'opacity'} */ field, /** @type {number} */ low, /** @type {number} */ high, step = 0.01) =>
+  el('label', { className: 'slide' }, name, el('input', { type: 'range', min: low, max: high, step, value: state.brush[field],
+    oninput: (/** @type {any} */ event) => change({ brush: { ...state.brush, [field]: +event.target.value } }) }), el('output', { textContent: state.brush[field] }));
+on('brush tool', () => {
+  if (at('brush').contains(document.activeElement) && at('brush').children.length) {
+    at('brush').querySelectorAll('.slide').forEach((/** @type {any} */ row) => { row.querySelector('output').textContent = row.querySelector('input').value; });
+    return;
+  }
+  at('brush').replaceChildren(
+    el('label', { className: 'slide' }, 'Colour', el('input', { type: 'color', value: state.brush.colour, oninput: (/** @type {any} */ event) => change({ brush: { ...state.brush, colour: event.target.value } }) }), el('output', { textContent: state.brush.colour })),
+    slider('Size', 'size', 1, 200, 1), slider('Hardness', 'hardness', 0, 1), slider('Opacity', 'opacity', 0.05, 1));
+});
+
+// --- layers
+
+function alter(/** @type {number} */ index, /** @type {Object<string, any>} */ what) {
+  keepLists();
+  const layers = layersHere().map((layer, i) => (i === index ? { ...layer, ...what } : layer));
+  change({ keys: new Map(state.keys).set(state.frame, layers), version: state.version + 1 });
+}
+
+function drop(/** @type {number} */ index) {
+  keepLists();
+  const layers = layersHere().filter((_, i) => i !== index);
+  const keys = new Map(state.keys);
+  if (layers.length) keys.set(state.frame, layers);
+  else keys.delete(state.frame);
+  change({ keys, layer: Math.max(0, state.layer - 1), version: state.version + 1 });
+}
+
+/** Copy a layer to another key frame. */
+function copyTo(/** @type {any} */ layer) {
+  const to = Number(prompt('Copy this layer to which frame?', String(state.frame)));
+  if (!state.clip || !Number.isInteger(to) || to < 0 || to >= state.clip.frames) return;
+  const canvas = newCanvas(layer.canvas.width, layer.canvas.height);
+  pencil(canvas).drawImage(layer.canvas, 0, 0);
+  go(to);
+  addLayer(canvas, layer.name);
+}
+
+on('keys frame layer version', () => at('layers').replaceChildren(...layersHere().map((layer, index) => {
+  const row = el('li', { className: index === state.layer ? 'current' : '' },
+    el('input', { type: 'checkbox', checked: layer.visible, aria: { 'aria-label': `Show ${layer.name}` }, onchange: (/** @type {any} */ event) => alter(index, { visible: event.target.checked }) }),
+    el('button', { type: 'button', className: 'link', textContent: layer.name, onclick: () => change({ layer: index }), aria: { 'aria-pressed': index === state.layer } }),
+    el('input', { type: 'number', min: 0, max: 100, value: Math.round(100 * layer.opacity), className: 'short', aria: { 'aria-label': `Opacity of ${layer.name}, per cent` }, onchange: (/** @type {any} */ event) => alter(index, { opacity: event.target.value / 100 }) }),
+    el('button', { type: 'button', className: 'icon', textContent: 'copy', title: 'Copy to another frame', onclick: () => copyTo(layer), aria: { 'aria-label': `Copy ${layer.name} to another frame` } }),
+    el('button', { type: 'button', className: 'icon', textContent: '×', title: 'Remove', onclick: () => drop(index), aria: { 'aria-label': `Remove ${layer.name}` } }));
+  return row;
+}).reverse()));
+at('add-layer').onclick = () => addLayer();
+
+/** Lay a picture from another program over the frame, as a layer of its own, in the middle at most as large. */
+export async function layPicture(/** @type {Blob} */ file) {
+  const clip = state.clip;
+  if (!clip) return;
+  const image = await createImageBitmap(file);
+  const whole = image.width === clip.width && image.height === clip.height;
+  const share = whole ? 1 : Math.min(1, 0.5 * clip.width / image.width, 0.5 * clip.height / image.height);
+  const canvas = newCanvas(clip.width, clip.height);
+  const [width, height] = [image.width * share, image.height * share];
+  pencil(canvas).drawImage(image, (clip.width - width) / 2, (clip.height - height) / 2, width, height);
+  addLayer(canvas, 'picture');
+}
+
+// --- marks
+
+on('marks', () => at('marks').replaceChildren(...state.marks.map((mark, index) => el('li', {},
+  el('b', { className: `kind ${mark.kind}`, textContent: mark.kind }),
+  el('button', { type: 'button', className: 'link', textContent: spelled(mark).slice(0, 26), title: spelled(mark), onclick: () => go(mark.frame) }),
+  el('button', { type: 'button', className: 'icon', textContent: '×', aria: { 'aria-label': `Remove the ${mark.kind} on frame ${mark.frame}` },
+    onclick: () => { keepLists(); change({ marks: state.marks.filter((_, i) => i !== index), version: state.version + 1 }); } })))));
+at('mark-by-numbers').onsubmit = (/** @type {Event} */ event) => {
+  event.preventDefault();
+  const mark = readMark(at('mark-kind').value, at('mark-text').value);
+  at('mark-text').setAttribute('aria-invalid', String(!mark));
+  if (!mark) return;
+  addMark(mark);
+  at('mark-text').value = '';
+};
+
+// --- saving: every change is with the server within two seconds
+
+/** @type {Map<string, number>} */ const saved = new Map();
+/** @type {any} */ let timer = 0;
+/** @type {Promise<void>} */ let saving = Promise.resolve();
+on('version', () => { clearTimeout(timer); timer = setTimeout(save, 700); });
+
+/** Send what changed since the last time: bitmaps, the paint of each key frame, and the list of it all. */
+export function save() {
+  clearTimeout(timer);
+  return (saving = saving.then(saveNow, saveNow));
+}
+
+async function saveNow() {
+  const clip = state.clip;
+  if (!clip) return;
+  const keys = Object.fromEntries([...state.keys].map(([frame, layers]) => [frame, layers.map(({ name, opacity, visible }) => ({ name, opacity, visible }))]));
+  const painted = { ...clip.painted };
+  for (const [frame, layers] of state.keys) {
+    const flat = newCanvas(clip.width, clip.height);
+    for (const [index, layer] of layers.entries()) {
+      if (layer.visible) { pencil(flat).globalAlpha = layer.opacity; pencil(flat).drawImage(layer.canvas, 0, 0); }
+      await put(`/paint/${frame}?layer=${index}`, layer.canvas);
+    }
+    if (isBlank(flat)) { if (painted[frame]) await ask(clipPath(clip.id, `/paint/${frame}`), { method: 'DELETE' }); delete painted[frame]; saved.delete(`/paint/${frame}`); }
+    else painted[frame] = (await put(`/paint/${frame}`, flat)) ?? painted[frame];
+  }
+  for (const frame of Object.keys(painted)) if (!state.keys.has(+frame)) { await ask(clipPath(clip.id, `/paint/${frame}`), { method: 'DELETE' }); delete painted[frame]; }
+  await ask(clipPath(clip.id, '/draft'), { method: 'PUT', body: { keys, marks: state.marks, method: state.method, params: state.params } });
+  if (clip === state.clip) change({ clip: Object.assign(clip, { painted }) });
+  if (Object.keys(painted).length && state.marks.length) {
+    try { change({ coverage: await ask(clipPath(clip.id, '/coverage'), { method: 'POST', body: marksByKind() }) }); } catch { change({ coverage: null }); }
+  }
+}
+
+async function put(/** @type {string} */ path, /** @type {HTMLCanvasElement} */ canvas) {
+  const pixels = new Uint32Array(pencil(canvas).getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+  let sum = 7;
+  for (let i = 0; i < pixels.length; i++) sum = (Math.imul(sum, 31) + pixels[i]) | 0;
+  if (saved.get(path) === sum) return null;
+  const blob = await new Promise((/** @type {(blob: Blob) => void} */ done) => canvas.toBlob((made) => done(/** @type {Blob} */ (made))));
+  const told = await ask(clipPath(/** @type {any} */ (state.clip).id, path), { method: 'PUT', body: blob });
+  saved.set(path, sum);
+  return told.path;
+}
+
+/** Bring back where the work on the clip stood. */
+export async function restore() {
+  const clip = state.clip;
+  saved.clear();
+  forget();
+  change({ keys: new Map(), marks: [], coverage: null, layer: 0 });
+  if (!clip) return;
+  const draft = await ask(clipPath(clip.id, '/draft'));
+  const keys = new Map();
+  for (const [frame, layers] of Object.entries(draft.keys ?? {})) {
+    const made = [];
+    for (const [index, layer] of layers.entries()) {
+      const canvas = newCanvas(clip.width, clip.height);
+      try {
+        const answer = await ask(clipPath(clip.id, `/paint/${frame}?layer=${index}`));
+        pencil(canvas).drawImage(await createImageBitmap(await answer.blob()), 0, 0);
+      } catch { /* a layer that was never sent is empty */ }
+      made.push({ ...layer, id: -made.length - 1, canvas });
+    }
+    keys.set(+frame, made);
+  }
+  change({ keys, marks: draft.marks ?? [], params: draft.params ?? {}, method: draft.method ?? state.method, version: state.version + 1 });
+}

@@ -1,0 +1,291 @@
+// The stage: a frame with what is painted and marked on it, tools that work there, and comparing.
+
+import { ask, clipPath, picture, runPath } from './api.js';
+import { StrokeRecorder, keepLists, layerToPaint, pencil } from './history.js';
+import { outline, tinted } from './marks.js';
+import { change, layersHere, marksByKind, on, state } from './store.js';
+
+const canvas = /** @type {HTMLCanvasElement} */ (document.getElementById('stage'));
+const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
+const proxy = /** @type {HTMLVideoElement} */ (document.getElementById('proxy'));
+const result = /** @type {HTMLVideoElement} */ (document.getElementById('result'));
+const say = (/** @type {string} */ id, /** @type {string} */ text) => { const at = document.getElementById(id); if (at) at.textContent = text; };
+
+/** @type {{frame: number, image: CanvasImageSource} | null} */ let still = null;
+/** @type {{frame: number, image: ImageBitmap} | null} */ let carried = null;
+/** @type {ImageBitmap | null} */ let object = null;
+/** @type {{frame: number, image: ImageBitmap} | null} */ let preview = null;
+/** @type {any} */ let drawing = null;
+let flick = false;
+/** @type {AbortController | null} */ let fetching = null;
+/** @type {number} */ let resting = 0;
+
+/** How image pixels become canvas pixels. */
+export function view() {
+  const clip = state.clip;
+  if (!clip) return { scale: 1, x: 0, y: 0 };
+  const pixels = devicePixelRatio;
+  const fit = Math.min(canvas.width / clip.width, canvas.height / clip.height) * 0.97;
+  const scale = state.zoom ? state.zoom * pixels : fit;
+  return { scale, x: (canvas.width - clip.width * scale) / 2 + state.pan[0] * pixels, y: (canvas.height - clip.height * scale) / 2 + state.pan[1] * pixels };
+}
+
+/** Draw the stage, or only a rectangle of it in pixels of the clip, which is what keeps a stroke quick. */
+export function draw(/** @type {number[] | null} */ part = null) {
+  const clip = state.clip;
+  pen.setTransform(1, 0, 0, 1, 0, 0);
+  if (!clip) return pen.clearRect(0, 0, canvas.width, canvas.height);
+  const { scale, x, y } = view();
+  pen.save();
+  pen.setTransform(scale, 0, 0, scale, x, y);
+  if (part) { pen.beginPath(); pen.rect(part[0], part[1], part[2], part[3]); pen.clip(); } else {
+    pen.save(); pen.setTransform(1, 0, 0, 1, 0, 0); pen.clearRect(0, 0, canvas.width, canvas.height); pen.restore();
+  }
+  pen.imageSmoothingEnabled = scale < 3;
+  const exact = still?.frame === state.frame && !state.playing;
+  const shown = exact && still ? still.image : proxy;
+  if (exact || proxy.readyState >= 2) pen.drawImage(shown, 0, 0, clip.width, clip.height);
+  if (state.compare) compareOver(clip);
+  else {
+    if (state.carry && carried?.frame === state.frame && !layersHere().length) pen.drawImage(carried.image, 0, 0, clip.width, clip.height);
+    if (object && state.cutout && !state.playing) { pen.globalAlpha = 0.32; pen.drawImage(object, 0, 0, clip.width, clip.height); pen.globalAlpha = 1; }
+    for (const layer of layersHere()) if (layer.visible) { pen.globalAlpha = layer.opacity; pen.drawImage(layer.canvas, 0, 0); }
+    pen.globalAlpha = 1;
+    for (const mark of [...state.marks, ...(drawing?.mark ? [drawing.mark] : [])]) if (mark.frame === state.frame) outline(pen, mark, scale);
+  }
+  pen.restore();
+  say('exact', exact ? 'exact' : 'small copy');
+}
+
+function compareOver(/** @type {any} */ clip) {
+  const { mode, at, gain } = /** @type {any} */ (state.compare);
+  const other = preview?.frame === state.frame && !state.playing ? preview.image : result.readyState >= 2 ? result : null;
+  if (!other) return;
+  if (mode === 'side') {
+    pen.drawImage(proxy, 0, 0, clip.width / 2, clip.height / 2);
+    pen.clearRect(0, 0, clip.width, clip.height);
+    const source = still?.frame === state.frame ? still.image : proxy;
+    pen.drawImage(source, 0, clip.height / 4, clip.width / 2, clip.height / 2);
+    pen.drawImage(other, clip.width / 2, clip.height / 4, clip.width / 2, clip.height / 2);
+  } else if (mode === 'difference') {
+    pen.globalCompositeOperation = 'difference';
+    pen.drawImage(other, 0, 0, clip.width, clip.height);
+    pen.globalCompositeOperation = 'color-dodge';
+    pen.fillStyle = `rgb(${Array(3).fill(Math.round(255 * (1 - 1 / gain))).join(' ')})`;
+    pen.fillRect(0, 0, clip.width, clip.height);
+    pen.globalCompositeOperation = 'source-over';
+  } else if (mode === 'flicker') {
+    if (flick) pen.drawImage(other, 0, 0, clip.width, clip.height);
+  } else {
+    pen.save(); pen.beginPath(); pen.rect(clip.width * at, 0, clip.width, clip.height); pen.clip();
+    pen.drawImage(other, 0, 0, clip.width, clip.height); pen.restore();
+    pen.fillStyle = '#fff'; pen.fillRect(clip.width * at - 1 / view().scale, 0, 2 / view().scale, clip.height);
+  }
+}
+
+/** Show the other of two in a flicker. */
+export function flicker() { flick = !flick; draw(); }
+
+/** Bring the exact frame, the cut-out, the carried paint and the compared frame, once the playhead rests. */
+function rest() {
+  clearTimeout(resting);
+  fetching?.abort();
+  if (!state.clip || state.playing) return;
+  resting = setTimeout(bring, 150);
+}
+
+async function bring() {
+  const { clip, frame } = state;
+  if (!clip) return;
+  const { signal } = (fetching = new AbortController());
+  const quiet = async (/** @type {() => Promise<any>} */ work) => { try { await work(); } catch (error) { if (!signal.aborted) say('cutout-note', `${error.message}. ${error.hint ?? ''}`); } };
+  const get = async (/** @type {string} */ path, /** @type {any} */ more = {}) => picture(path, { signal, ...more });
+  if (still?.frame !== frame) await quiet(async () => { still = { frame, image: await get(clipPath(clip.id, `/frames/${frame}.png`)) }; });
+  if (state.compare) await quiet(async () => { preview = { frame, image: await get(runPath(/** @type {any} */ (state.compare).run, `/preview/${frame}.jpg`)) }; });
+  object = null;
+  const marks = marksByKind();
+  if (state.cutout && state.marks.some((mark) => mark.frame === frame))
+    await quiet(async () => { object = await tinted(await get(clipPath(clip.id, '/cutout'), { method: 'POST', body: { frame, marks } })); say('cutout-note', ''); });
+  if (state.carry && !layersHere().length && state.keys.size)
+    await quiet(async () => { carried = { frame, image: await get(clipPath(clip.id, '/carry'), { method: 'POST', body: { frame, ...marks } }) }; say('cutout-note', ''); });
+  draw();
+}
+
+/** Show the frame under the playhead from the small copy. */
+function seek() {
+  if (!state.clip || state.playing) return;
+  const moment = (state.frame + 0.5) / rate();
+  if (proxy.readyState) proxy.currentTime = moment;
+  if (state.compare && result.readyState) result.currentTime = moment;
+  draw();
+  rest();
+}
+
+/** Frames a second, exactly. */
+export function rate() {
+  const [over, under] = (state.clip?.rate ?? '25').split('/').map(Number);
+  return over / (under || 1);
+}
+
+proxy.addEventListener('seeked', () => draw());
+result.addEventListener('seeked', () => draw());
+
+/** Play, or rest on the frame that is shown. */
+export function play() {
+  if (!state.clip || !proxy.readyState) return;
+  if (state.playing) { proxy.pause(); result.pause(); return change({ playing: false }); }
+  proxy.loop = state.loop;
+  proxy.playbackRate = result.playbackRate = state.speed;
+  change({ playing: true });
+  proxy.play();
+  if (state.compare) result.play();
+  const follow = (/** @type {number} */ _now, /** @type {{mediaTime: number}} */ shown) => {
+    if (!state.playing) return;
+    change({ frame: Math.min(/** @type {any} */ (state.clip).frames - 1, Math.floor(shown.mediaTime * rate() + 0.01)) });
+    if (state.compare && Math.abs(result.currentTime - proxy.currentTime) > 0.08) result.currentTime = proxy.currentTime;
+    draw();
+    proxy.requestVideoFrameCallback(follow);
+  };
+  proxy.requestVideoFrameCallback(follow);
+}
+proxy.addEventListener('ended', () => change({ playing: false }));
+
+/** Load the small copy of the clip, waiting while it is made. */
+export async function loadProxy() {
+  const clip = state.clip;
+  [still, carried, object, preview] = [null, null, null, null];
+  proxy.removeAttribute('src');
+  while (clip && clip === state.clip) {
+    const answer = await ask(clipPath(clip.id, '/proxy'), { headers: { Range: 'bytes=0-0' } });
+    if (answer instanceof Response) break;
+    say('copying', `making a small copy: ${Math.round(100 * answer.done)} %`);
+    await new Promise((done) => setTimeout(done, 300));
+  }
+  if (!clip || clip !== state.clip) return;
+  say('copying', '');
+  proxy.src = clipPath(clip.id, '/proxy');
+  proxy.addEventListener('loadeddata', () => change({ frame: state.frame }), { once: true });
+}
+
+// --- tools
+
+const placeOf = (/** @type {PointerEvent} */ event) => {
+  const box = canvas.getBoundingClientRect();
+  const { scale, x, y } = view();
+  return [((event.clientX - box.left) * devicePixelRatio - x) / scale, ((event.clientY - box.top) * devicePixelRatio - y) / scale];
+};
+
+canvas.addEventListener('pointerdown', (event) => {
+  if (!state.clip || state.playing || event.button) return;
+  canvas.setPointerCapture(event.pointerId);
+  const at = placeOf(event);
+  if (state.compare) drawing = { split: true };
+  else if (state.tool === 'brush' || state.tool === 'eraser') {
+    const layer = layerToPaint();
+    drawing = { layer, recorder: new StrokeRecorder(layer.canvas), last: at };
+    dab(at, at, event.pressure);
+  } else if (state.tool === 'hand') drawing = { from: [event.clientX, event.clientY], pan: state.pan };
+  else if (state.tool === 'pick') change({ brush: { ...state.brush, colour: colourAt(at) }, tool: 'brush' });
+  else if (state.tool !== 'move') drawing = { mark: { kind: state.tool, frame: state.frame, points: [at, at], name: '' } };
+});
+
+canvas.addEventListener('pointermove', (event) => {
+  if (!drawing) return;
+  const at = placeOf(event);
+  if (drawing.split) change({ compare: { ...state.compare, at: Math.min(1, Math.max(0, at[0] / /** @type {any} */ (state.clip).width)) } });
+  else if (drawing.from) change({ pan: [drawing.pan[0] + event.clientX - drawing.from[0], drawing.pan[1] + event.clientY - drawing.from[1]] });
+  else if (drawing.recorder) {
+    for (const step of event.getCoalescedEvents?.().length ? event.getCoalescedEvents() : [event]) {
+      const to = placeOf(step);
+      dab(drawing.last, to, step.pressure);
+      drawing.last = to;
+    }
+  } else if (drawing.mark) {
+    if (drawing.mark.kind === 'box') drawing.mark.points[1] = at;
+    else drawing.mark.points.push(at);
+    draw();
+  }
+});
+
+function finish() {
+  const ended = drawing;
+  drawing = null;
+  if (ended?.recorder) { ended.recorder.end(); change({ version: state.version + 1 }); }
+  if (ended?.mark) addMark(ended.mark);
+}
+canvas.addEventListener('pointerup', finish);
+canvas.addEventListener('pointercancel', finish);
+
+/** Take in a mark that is large enough to mean something, with the corners of a box in order. */
+export function addMark(/** @type {any} */ mark) {
+  let points = mark.points;
+  if (mark.kind === 'box') {
+    const [[a, b], [c, d]] = points;
+    points = [[Math.min(a, c), Math.min(b, d)], [Math.max(a, c), Math.max(b, d)]];
+    if (points[1][0] - points[0][0] < 2 || points[1][1] - points[0][1] < 2) return draw();
+  } else points = points.filter((/** @type {any} */ _, /** @type {number} */ i) => i === 0 || i === points.length - 1 || i % Math.ceil(points.length / 60) === 0);
+  keepLists();
+  change({ marks: [...state.marks, { ...mark, points }], version: state.version + 1 });
+}
+
+/** Paint from one place to another and show it at once. */
+function dab(/** @type {number[]} */ from, /** @type {number[]} */ to, pressure = 0.5) {
+  const { size, hardness, opacity, colour } = state.brush;
+  const width = Math.max(1, size * (pressure && pressure !== 0.5 ? 0.3 + pressure : 1));
+  const soft = (1 - hardness) * width / 2;
+  const edge = width / 2 + 2 * soft + 2;
+  const box = [Math.floor(Math.min(from[0], to[0]) - edge), Math.floor(Math.min(from[1], to[1]) - edge)];
+  const area = [...box, Math.ceil(Math.max(from[0], to[0]) + edge) - box[0], Math.ceil(Math.max(from[1], to[1]) + edge) - box[1]];
+  drawing.recorder.touch(...area);
+  const brush = pencil(drawing.layer.canvas);
+  brush.save();
+  brush.globalCompositeOperation = state.tool === 'eraser' ? 'destination-out' : 'source-over';
+  brush.globalAlpha = opacity;
+  brush.strokeStyle = colour;
+  brush.lineWidth = width;
+  brush.lineCap = brush.lineJoin = 'round';
+  if (soft > 0.5) brush.filter = `blur(${soft.toFixed(1)}px)`;
+  brush.beginPath(); brush.moveTo(from[0], from[1]); brush.lineTo(to[0] + 0.01, to[1]); brush.stroke();
+  brush.restore();
+  draw(area);
+}
+
+function colourAt(/** @type {number[]} */ at) {
+  const { scale, x, y } = view();
+  const [r, g, b] = pen.getImageData(at[0] * scale + x, at[1] * scale + y, 1, 1).data;
+  return `#${[r, g, b].map((value) => value.toString(16).padStart(2, '0')).join('')}`;
+}
+
+canvas.addEventListener('wheel', (event) => {
+  event.preventDefault();
+  zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2);
+}, { passive: false });
+
+export function zoomBy(/** @type {number} */ factor) {
+  change({ zoom: Math.min(16, Math.max(0.05, view().scale / devicePixelRatio * factor)) });
+}
+
+new ResizeObserver(() => {
+  const box = /** @type {HTMLElement} */ (canvas.parentElement).getBoundingClientRect();
+  [canvas.width, canvas.height] = [Math.round(box.width * devicePixelRatio), Math.round(box.height * devicePixelRatio)];
+  draw();
+}).observe(/** @type {HTMLElement} */ (canvas.parentElement));
+
+on('frame', seek);
+on('clip marks keys layer version zoom pan compare carry cutout playing', () => {
+  if (state.compare && !result.src.endsWith(runPath(state.compare.run, '/result'))) result.src = runPath(state.compare.run, '/result');
+  if (!state.compare) preview = null;
+  const clip = state.clip;
+  say('zoom', clip ? `zoom ${Math.round(100 * view().scale / devicePixelRatio)} %` : '');
+  canvas.dataset.tool = state.tool;
+  draw();
+  rest();
+});
+on('frame clip', () => {
+  const clip = state.clip;
+  say('where', clip ? `frame ${state.frame} of ${clip.frames}   ${(state.frame / clip.fps).toFixed(3)} s` : '');
+});
+on('marks keys frame', () => {
+  const kinds = state.marks.filter((mark) => mark.frame === state.frame).map((mark) => mark.kind);
+  say('stage-text', state.clip ? `Frame ${state.frame} of ${state.clip.name}; ${layersHere().length} paint layers; marks: ${kinds.join(', ') || 'none'}.` : 'No clip is open.');
+});

@@ -1,0 +1,450 @@
+"""The page's server: its routes, exact frames, what it refuses, and runs that nothing can lose."""
+
+import io
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from page_server import PageServer, page_server
+from PIL import Image
+
+pytest.importorskip("starlette", reason="the extra `web` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
+
+from retouch import registry
+from retouch.apps.web.guard import HEADERS, POLICY
+from retouch.fields import describe
+from retouch.media.io import read, read_frame, write
+from retouch.testing import Bouncing
+from retouch.video import Origin, Video
+
+pytestmark = pytest.mark.slow  # the first look at a clip waits for torch to be imported
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory, bouncing: Bouncing) -> Path:
+    """A folder that the page may use, with a clip of constant and one of varying rate."""
+    folder = tmp_path_factory.mktemp("root")
+    write(bouncing.video, folder / "clip.mp4")
+    frames = bouncing.video.frames
+    times = tuple(int(t) for t in np.cumsum([1 + t % 3 for t in range(len(frames))]) - 1)
+    origin = Origin(time_base=Fraction(1, 24), timestamps=times, end=times[-1] + 1, variable_rate=True)
+    write(Video(frames, Fraction(12), origin=origin), folder / "varying.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, roots: Path) -> Iterator[PageServer]:
+    with page_server(tmp_path_factory.mktemp("home"), "--root", roots) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def clip(server: PageServer, roots: Path) -> dict[str, Any]:
+    opened = server.ask("/api/clips", "POST", (roots / "clip.mp4").read_bytes())
+    assert opened.status == 201, opened.body
+    told: dict[str, Any] = opened.told
+    return told
+
+
+def until(true: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return found
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def tint(clip: dict[str, Any], **params: object) -> dict[str, object]:
+    return {"video": clip["path"], "method": "tint", "params": params, "compute": {"threads": 1}}
+
+
+def ended(server: PageServer, run: str) -> dict[str, Any]:
+    def over() -> Any:
+        told = server.ask(f"/api/runs/{run}").told
+        return told if told["state"] not in ("queued", "running") else None
+
+    found: dict[str, Any] = until(over)
+    return found
+
+
+# --- clips
+
+
+def test_a_clip_that_is_sent_is_known_by_its_digest_and_listed(
+    server: PageServer, clip: dict[str, Any]
+) -> None:
+    facts = {name: clip[name] for name in ("frames", "width", "height", "fps")}
+    assert facts == {"frames": 8, "width": 64, "height": 64, "fps": pytest.approx(clip["fps"])}
+    assert [each["id"] for each in server.ask("/api/clips").told if each["id"] == clip["id"]] == [clip["id"]]
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "varying.mp4"])
+def test_every_still_is_the_key_frame_bit_for_bit_before_and_after_the_copy(
+    server: PageServer, roots: Path, name: str
+) -> None:
+    opened = server.ask("/api/clips", "POST", {"path": str(roots / name)}).told
+    path = f"/api/clips/{opened['id']}"
+    for _ in range(2):
+        for frame in (5, 0, opened["frames"] - 1, 3):
+            still = server.ask(f"{path}/frames/{frame}.png")
+            found = np.asarray(Image.open(io.BytesIO(still.body)))
+            assert (found == read_frame(roots / name, frame)).all(), frame
+        until(lambda: server.ask(f"{path}/proxy").status == 200)
+        for still_kept in (server.home / "web/clips" / opened["id"] / "stills").iterdir():
+            still_kept.unlink()
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "varying.mp4"])
+def test_the_small_copy_shows_each_frame_at_its_own_number(
+    server: PageServer, roots: Path, name: str
+) -> None:
+    opened = server.ask("/api/clips", "POST", {"path": str(roots / name)}).told
+    path = f"/api/clips/{opened['id']}/proxy"
+    until(lambda: server.ask(path).status == 200)
+    copy = roots / f"copy-{name}"
+    copy.write_bytes(server.ask(path).body)
+    small, source = read(copy), read(roots / name)
+    assert len(small) == len(source)
+    assert small.fps == Fraction(opened["rate"])
+    distance = [
+        [float(np.abs(a.astype(int) - b.astype(int)).mean()) for b in source.frames[:8]]
+        for a in small.frames[:8]
+    ]
+    assert [int(np.argmin(row)) for row in distance] == list(range(8))
+    assert server.ask(path, headers={**server.own, "Range": "bytes=0-99"}).status == 206
+
+
+def test_what_is_not_painted_is_the_frames_own(server: PageServer, roots: Path, clip: dict[str, Any]) -> None:
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[10:20, 10:20] = (255, 0, 0, 255)
+    layer[30:40, 30:40] = (0, 255, 0, 128)
+    put = server.ask(f"/api/clips/{clip['id']}/paint/3", "PUT", png(layer))
+    key = np.asarray(Image.open(put.told["path"]))
+    source = read_frame(roots / "clip.mp4", 3)
+    outside = layer[..., 3] == 0
+    assert (key[outside] == source[outside]).all()
+    assert (key[10:20, 10:20] == (255, 0, 0)).all()
+    assert (key[30:40, 30:40] != source[30:40, 30:40]).any()
+    assert server.ask(f"/api/clips/{clip['id']}/paint/3").body == png(layer)
+    assert server.ask(f"/api/clips/{clip['id']}/paint/3", "DELETE").status == 204
+    assert server.ask(f"/api/clips/{clip['id']}/paint/3").status == 404
+
+
+def test_marks_select_on_one_frame(server: PageServer, clip: dict[str, Any], bouncing: Bouncing) -> None:
+    rows, columns = np.nonzero(bouncing.mask[2, 0])
+    box = f"2:{columns.min() - 2},{rows.min() - 2} {columns.max() + 2},{rows.max() + 2}"
+    cut = server.ask(f"/api/clips/{clip['id']}/cutout", "POST", {"frame": 2, "marks": {"box": [box]}})
+    alpha = np.asarray(Image.open(io.BytesIO(cut.body)))[..., 3] > 127
+    truth = np.asarray(bouncing.mask[2, 0]) > 0
+    assert (alpha & truth).sum() / (alpha | truth).sum() > 0.7
+
+
+# --- methods, plans, runs
+
+
+def test_the_form_of_every_method_is_complete(server: PageServer) -> None:
+    told = {method["name"]: method for method in server.ask("/api/methods").told["methods"]}
+    assert list(told) == list(registry.names())
+    for name in registry.names():
+        options = describe(registry.method(name).params)
+        shown = [
+            (each["name"], each["description"], each["bounds"], each["kind"])
+            for each in told[name]["options"]
+        ]
+        assert shown == [(each.name, each.description, each.bounds, each.kind) for each in options]
+
+
+def test_a_wrong_value_is_told_at_its_field_as_the_command_line_tells_it(
+    server: PageServer, clip: dict[str, Any]
+) -> None:
+    refused = server.ask("/api/plan", "POST", tint(clip, steps=0))
+    assert refused.status == 400
+    assert refused.told["error"].startswith("steps is 0; it must be")
+    assert refused.told["field"] == "steps"
+
+
+def test_a_request_becomes_one_run_whose_events_come_once_each(
+    server: PageServer, clip: dict[str, Any]
+) -> None:
+    keyed = {**server.own, "Idempotency-Key": "k1"}
+    first = server.ask("/api/runs", "POST", tint(clip, steps=12, pause=0.1), keyed)
+    assert first.status == 201
+    assert server.ask("/api/runs", "POST", tint(clip, steps=12, pause=0.1), keyed).told == first.told
+    run = first.told["run"]
+    seen: list[int] = []
+    texts: list[str] = []
+    for _ in range(10):
+        seen, texts = followed(server, run, seen, texts)
+    while ended(server, run)["state"] != "done" or len(seen) < len(lines_of(server, run)):
+        seen, texts = followed(server, run, seen, texts)
+    assert seen == list(range(1, len(seen) + 1))
+    assert texts == lines_of(server, run)
+    result = server.ask(f"/api/runs/{run}/result")
+    assert result.headers["content-type"] == "video/mp4"
+    report = server.ask(f"/api/runs/{run}/report")
+    assert report.headers["content-security-policy"].startswith("sandbox")
+    assert server.ask(f"/api/runs/{run}/extras/words.txt").body == b"tinted"
+    assert server.ask(f"/api/runs/{run}/extras/request.json").status == 404
+
+
+def lines_of(server: PageServer, run: str) -> list[str]:
+    return (server.home / "runs" / run / "events.jsonl").read_text().splitlines()
+
+
+def followed(server: PageServer, run: str, seen: list[int], texts: list[str]) -> tuple[list[int], list[str]]:
+    """Read a stream for a moment after the last event that was seen, and cut it off."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+        last = {"Last-Event-ID": str(seen[-1])} if seen else {}
+        headers = "".join(f"{name}: {value}\r\n" for name, value in {**server.own, **last}.items())
+        line.sendall(f"GET /api/runs/{run}/events HTTP/1.1\r\n{headers}\r\n".encode())
+        line.settimeout(0.5)
+        text = b""
+        try:
+            while piece := line.recv(4096):
+                text += piece
+        except TimeoutError:
+            pass
+    for block in text.decode().split("\n\n"):
+        lines = [each for each in block.splitlines() if each.startswith(("id: ", "data: "))]
+        if len(lines) == 2 and lines[0].startswith("id: "):
+            seen.append(int(lines[0][4:]))
+            texts.append(lines[1][6:])
+    return seen, texts
+
+
+def test_no_more_than_sixteen_streams_are_open_and_a_closed_one_makes_room(
+    server: PageServer, clip: dict[str, Any]
+) -> None:
+    run = server.ask("/api/runs", "POST", tint(clip, steps=600, pause=0.1)).told["run"]
+    headers = "".join(f"{name}: {value}\r\n" for name, value in server.own.items())
+    lines = []
+    for _ in range(17):
+        line = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        line.sendall(f"GET /api/runs/{run}/events HTTP/1.1\r\n{headers}\r\n".encode())
+        lines.append((line, line.recv(200)))
+    assert [b"200 OK" in text for _, text in lines] == [True] * 16 + [False]
+    assert b"400 " in lines[-1][1]
+    for line, _ in lines:
+        line.close()
+    time.sleep(1)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+        line.sendall(f"GET /api/runs/{run}/events HTTP/1.1\r\n{headers}\r\n".encode())
+        assert b"200 OK" in line.recv(200)
+    server.ask(f"/api/runs/{run}/stop", "POST")
+    assert ended(server, run)["state"] == "stopped"
+
+
+def test_a_stopped_run_and_one_whose_worker_was_killed_go_on_to_the_same_bytes(
+    server: PageServer, clip: dict[str, Any]
+) -> None:
+    whole = ended(server, server.ask("/api/runs", "POST", tint(clip, steps=20, pause=0.1)).told["run"])
+    run = server.ask("/api/runs", "POST", tint(clip, steps=20, pause=0.1)).told["run"]
+    until((server.home / "runs" / run / "events.jsonl").exists)
+    server.ask(f"/api/runs/{run}/stop", "POST")
+    assert ended(server, run)["state"] == "stopped"
+    assert server.ask(f"/api/runs/{run}/resume", "POST").status == 202
+    until(lambda: server.ask(f"/api/runs/{run}").told["state"] == "running")
+    for child in children_of(server.process.pid):
+        os.kill(child, signal.SIGKILL)
+    assert ended(server, run)["state"].startswith("failed: the worker ended by SIGKILL")
+    server.ask(f"/api/runs/{run}/resume", "POST")
+    assert ended(server, run)["report"]["result_digest"] == whole["report"]["result_digest"]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] or [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if path.read_text().rpartition(")")[2].split()[1] == str(pid)
+    ]
+
+
+def test_a_killed_server_leaves_runs_that_the_next_one_goes_on_with(tmp_path: Path, roots: Path) -> None:
+    with page_server(tmp_path, "--root", roots) as first:
+        clip = first.ask("/api/clips", "POST", {"path": str(roots / "clip.mp4")}).told
+        run = first.ask("/api/runs", "POST", tint(clip, steps=40, pause=0.1)).told["run"]
+        waiting = first.ask("/api/runs", "POST", tint(clip, steps=2)).told["run"]
+        until((tmp_path / "runs" / run / "events.jsonl").exists)
+        first.process.kill()
+        first.process.wait()
+    with page_server(tmp_path, "--root", roots) as second:
+        assert ended(second, waiting)["state"] == "done"
+        assert ended(second, run)["state"] == "stopped"
+        second.ask(f"/api/runs/{run}/resume", "POST")
+        assert ended(second, run)["state"] == "done"
+
+
+# --- strangers
+
+
+def test_everything_carries_the_policy(server: PageServer) -> None:
+    for path in ("/", "/static/app.js", "/api/methods", "/nothing"):
+        answer = server.ask(path)
+        assert all(answer.headers[name.decode()] == value.decode() for name, value in HEADERS.items())
+    assert "unsafe" not in POLICY
+    assert "access-control-allow-origin" not in server.ask("/api/clips").headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1"}, 421),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"X-Retouch": "guessed"}, 403),
+        ({"X-Retouch": ""}, 403),
+        ({"Content-Length": "10737418240"}, 413),
+        ({"Content-Length": "-1"}, 400),
+    ],
+)
+def test_what_does_not_come_from_the_page_is_refused_in_json(
+    server: PageServer, headers: dict[str, str], status: int
+) -> None:
+    before = sorted(server.home.rglob("*"))
+    refused = server.ask("/api/runs", "POST", headers={**server.own, **headers})
+    assert refused.status == status
+    if status != 400:  # that one is no HTTP at all
+        assert set(refused.told) == {"error", "hint"}
+    assert sorted(server.home.rglob("*")) == before
+
+
+def test_nobody_reads_without_the_key(server: PageServer) -> None:
+    host = {"Host": f"127.0.0.1:{server.port}"}
+    assert server.ask("/api/runs", headers=host).status == 401
+    given = server.ask(f"/?token={server.token}", headers=host)
+    cookie = given.headers["set-cookie"]
+    assert given.status == 303
+    assert given.headers["location"] == "/"
+    assert "HttpOnly; SameSite=Strict" in cookie
+    assert server.ask("/api/runs", headers={**host, "Cookie": cookie.partition(";")[0]}).status == 200
+    assert server.ask("/", headers={**host, "Cookie": "retouch-1=\xff"}).status == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/static/..%2fserver.py",
+        "/static//etc/passwd",
+        "/static/a%00.js",
+        "/static/..%5cserver.py",
+        "/api/clips/../../runs",
+        "/api/clips/%2e%2e",
+        "/api/runs/..%2f..",
+        "/api/runs/20260101-000000-paint/result",
+        "/api/runs/20260101-000000-paint%0a/events",
+    ],
+)
+def test_names_are_never_paths(server: PageServer, path: str) -> None:
+    answer = server.ask(path)
+    assert 400 <= answer.status < 500
+    assert b"def " not in answer.body
+
+
+def test_paths_outside_the_roots_are_refused_links_followed(
+    server: PageServer, roots: Path, clip: dict[str, Any], tmp_path: Path
+) -> None:
+    outside = tmp_path / "secret.mp4"
+    outside.write_bytes((roots / "clip.mp4").read_bytes())
+    link = roots / "link.mp4"
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    for path in (outside, link, Path("/etc/passwd"), roots / ".." / "secret.mp4"):
+        refused = server.ask("/api/clips", "POST", {"path": str(path)})
+        assert refused.status == 400
+        assert "outside the folders" in refused.told["error"]
+    for params in ({"keyframe": [f"0={outside}"]}, {"atlas": str(outside)}, {"mask": str(link)}):
+        refused = server.ask(
+            "/api/runs", "POST", {"video": clip["path"], "method": "paint", "params": params}
+        )
+        assert refused.status == 400
+        assert "outside the folders" in refused.told["error"]
+        assert refused.told["field"] == next(iter(params))
+    out = {**tint(clip), "out": str(tmp_path / "o.mp4")}
+    assert server.ask("/api/runs", "POST", out).told["field"] == "out"
+    model = {"prompt": "a", "source_prompt": "a", "model": str(tmp_path)}
+    asked = {"video": clip["path"], "method": "fatezero", "params": model}
+    assert server.ask("/api/runs", "POST", asked).told["field"] == "model"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        b"<html><img src=x onerror=alert(1)>",
+        b"",
+        b"\0" * 1000,
+    ],
+    ids=["svg", "html", "nothing", "zeros"],
+)
+def test_what_is_no_clip_is_refused_and_nothing_of_it_stays(server: PageServer, content: bytes) -> None:
+    before = sorted(server.home.rglob("*"))
+    named = {**server.own, "X-Filename": "<img onerror=1>"}
+    refused = server.ask("/api/clips", "POST", content, named)
+    assert 400 <= refused.status < 500, refused.body
+    assert sorted(server.home.rglob("*")) == before
+
+
+def test_paint_of_another_size_is_refused_by_its_header_alone(
+    server: PageServer, clip: dict[str, Any]
+) -> None:
+    bomb = bytearray(png(np.zeros((1, 1, 4), np.uint8)))
+    bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    for content in (bytes(bomb), png(np.zeros((65, 64, 4), np.uint8)), b"GIF89a", b"\x89PNG"):
+        refused = server.ask(f"/api/clips/{clip['id']}/paint/1", "PUT", content)
+        assert refused.status == 400, refused.body
+    assert server.ask(f"/api/clips/{clip['id']}/paint/1").status == 404
+
+
+def test_an_endless_body_is_cut_off(server: PageServer) -> None:
+    headers = "".join(f"{name}: {value}\r\n" for name, value in server.own.items())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+        start = f"POST /api/plan HTTP/1.1\r\n{headers}Content-Type: application/json\r\n"
+        line.sendall(f"{start}Transfer-Encoding: chunked\r\n\r\n".encode())
+        sent = 0
+        try:
+            while sent < 1 << 25:
+                line.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+                sent += 0x10000
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert sent < 1 << 25 or b"413" in line.recv(200)
+    assert server.ask("/api/clips").status == 200
+
+
+def test_a_thousand_connections_that_say_nothing_keep_nobody_out(server: PageServer) -> None:
+    lines = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(500)]
+    try:
+        for line in lines:
+            line.send(b"GET / HT")
+        assert server.ask("/api/clips").status == 200
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_another_host_needs_a_key_of_its_own() -> None:
+    from click.testing import CliRunner
+
+    from retouch.apps.commands.web import web
+
+    ended = CliRunner().invoke(web, ["--host", "0.0.0.0"])
+    assert "others could reach 0.0.0.0" in str(ended.exception)
