@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from retouch.apps import batch
     from retouch.apps.runner import Result, edit, run_edit
     from retouch.compute import Compute
     from retouch.errors import RetouchError
@@ -32,6 +33,7 @@ __all__ = [
     "Run",
     "Video",
     "__version__",
+    "batch",
     "edit",
     "read",
     "run_edit",
@@ -47,6 +49,7 @@ _HOMES = {
     "RetouchError": "retouch.errors",
     "Run": "retouch.run",
     "Video": "retouch.video",
+    "batch": "retouch.apps.batch",
     "edit": "retouch.apps.runner",
     "read": "retouch.media.io",
     "run_edit": "retouch.apps.runner",
@@ -57,7 +60,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'retouch' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_HOMES[name])
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

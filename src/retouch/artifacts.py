@@ -7,12 +7,15 @@ remade. Long fits save checkpoints into a `DraftFile`, from which the next attem
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import functools
 import glob
 import inspect
 import json
 import math
 import os
+import secrets
 import stat
 import time
 import types
@@ -54,6 +57,8 @@ class ArtifactContext(typing.Protocol):
 
     def emit(self, event: Event) -> None: ...  # noqa: D102
 
+    def check(self) -> None: ...  # noqa: D102
+
     def inside(self, draft: "DraftFile", *, seed: int) -> "ArtifactContext": ...  # noqa: D102
 
 
@@ -81,21 +86,23 @@ def artifact(kind: str, *, version: int) -> Callable[[Callable[P, R]], Callable[
             hint = typing.get_type_hints(function)["return"]
             key = identity((kind, version, run.arithmetic, dict(bound.arguments)))
             kept = _find_kept(run, kind, key, hint)
-            if kept is not None:
-                run.emit(Reused(kind, key))
-                return cast("R", kept)
-            if run.store.keeps_older(kind, version):
-                old = f"a {kind} kept by an earlier version cannot be used"
-                run.emit(Notice(f"{old}; `retouch cache prune` removes it"))
-            draft = run.store.draft(kind, key)
-            inside = run.inside(draft, seed=int(key[:15], 16))
-            made = function(*args, **{**kwargs, "run": inside})  # type: ignore[arg-type]
-            tree, tensors = pack_value(made)
-            value = unpack_value(hint, tree, tensors)
-            run.store.keep(kind, key, tree, tensors, version=version)
-            draft.drop()
-            run.emit(Kept(kind, key))
-            return cast("R", value)
+            if kept is None:
+                with run.store.making(kind, key, check=run.check) as draft:
+                    kept = _find_kept(run, kind, key, hint)  # another process may have made it meanwhile
+                    if kept is None:
+                        if run.store.keeps_older(kind, version):
+                            old = f"a {kind} kept by an earlier version cannot be used"
+                            run.emit(Notice(f"{old}; `retouch cache prune` removes it"))
+                        inside = run.inside(draft, seed=int(key[:15], 16))
+                        made = function(*args, **{**kwargs, "run": inside})  # type: ignore[arg-type]
+                        tree, tensors = pack_value(made)
+                        value = unpack_value(hint, tree, tensors)
+                        run.store.keep(kind, key, tree, tensors, version=version)
+                        draft.drop()
+                        run.emit(Kept(kind, key))
+                        return cast("R", value)
+            run.emit(Reused(kind, key))
+            return cast("R", kept)
 
         return keep
 
@@ -285,12 +292,46 @@ class ArtifactStore:
         """The checkpoints of an artefact that is being made."""
         return DraftFile(self.folder / kind / f".{key}.checkpoint.safetensors")
 
+    @contextlib.contextmanager
+    def making(self, kind: str, key: str, *, check: Callable[[], None]) -> Iterator["DraftFile"]:
+        """Give the checkpoints of an artefact to one process at a time, which is to make it.
+
+        Others wait, asking `check` if they may go on to, and look again for what was made. Where a maker
+        shows no sign for long, or the file system knows no locks, the work is done beside, with checkpoints
+        of its own.
+        """
+        draft = self.draft(kind, key)
+        lock = draft.path.with_name(f".{key}.lock")
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            while (held := _try_lock(lock)) is None and time.time() - _last_sign(
+                lock, draft.path
+            ) < _PATIENCE:
+                check()
+                time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise system_error(error, self._place(kind, key)) from None
+            held = None
+        if held is None:
+            yield self.draft(kind, f"{key}.{secrets.token_hex(4)}")
+            return
+        try:
+            yield draft
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(held)
+
     def _place(self, kind: str, key: str) -> Path:
         assert kind.replace("_", "").isalnum(), kind
         assert key.isalnum(), key
         return self.folder / kind / key
 
 
+_PATIENCE = 600.0
+"""Seconds without a checkpoint after which whoever makes an artefact is no longer waited for."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system says that knows no locks."""
 _DRAFT_LIFETIME = 3600.0
 """Seconds after which an unfinished write, or a checkpoint that nobody renews, is taken for dead."""
 
@@ -478,6 +519,32 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path, *, seal: str = "")
         if code is None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def _try_lock(path: Path) -> int | None:
+    """Return the descriptor of a lock that is ours now; None where another process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):  # and not one that was removed meanwhile
+            os.utime(descriptor)
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _last_sign(*paths: Path) -> float:
+    """Return when the youngest of some files was written; now, where none is there."""
+    signs = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            signs.append(path.stat().st_mtime)
+    return max(signs, default=time.time())
 
 
 def _folder_state(folder: Path) -> tuple[int, int] | None:

@@ -62,7 +62,16 @@ class Kept:
     key: str
 
 
-Event: TypeAlias = Notice | Started | Advanced | Ended | Reused | Kept
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """A model was loaded; this process will not load it again."""
+
+    model: str
+    seconds: float
+
+
+Event: TypeAlias = Notice | Started | Advanced | Ended | Reused | Kept | Loaded
 Listener: TypeAlias = Callable[[Event], None]
 
 

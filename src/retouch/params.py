@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from retouch.errors import ParamsError
 
@@ -27,6 +28,7 @@ class Role(Enum):
     FRAMES = "frames of the clip: FIRST-LAST, or one"
     PROMPT = "words that a model reads"
     MODEL = "the model that reads the prompts"
+    WEIGHTS = "a model beside that one"
 
 
 class Params(BaseModel):
@@ -57,6 +59,37 @@ def given_as(params: Params, role: Role) -> "Iterator[tuple[str, Any]]":
             value = getattr(params, name)
             values = value if isinstance(value, tuple) else () if value is None else (value,)
             yield from ((name, one) for one in values)
+
+
+def named_paths(params: Params) -> Iterator[tuple[str, Path]]:
+    """Yield each file or folder that parameters name, with its parameter's name."""
+    for name, info in type(params).model_fields.items():
+        value = getattr(params, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Path):
+                yield name, one
+            elif isinstance(one, str) and "=" in one and _names_pictures(info):
+                yield name, Path(one.partition("=")[2])
+
+
+def from_folder(params: type[Params], given: Mapping[str, object], folder: Path) -> dict[str, object]:
+    """Return values whose relative paths, as `folder` is meant by them, are absolute."""
+    fields = params.model_fields
+
+    def placed(info: FieldInfo, value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            return [placed(info, one) for one in value]
+        if not isinstance(value, str):
+            return value
+        name, equals, picture = value.partition("=")
+        if equals and _names_pictures(info):
+            return f"{name}={folder / Path(picture).expanduser()}"
+        model = (Role.MODEL in info.metadata or Role.WEIGHTS in info.metadata) and value.startswith(".")
+        if model or info.annotation is Path or _says(info.annotation, Path):
+            return str(folder / Path(value).expanduser())
+        return value
+
+    return {name: placed(fields[name], value) if name in fields else value for name, value in given.items()}
 
 
 def frame_range(text: str) -> range | None:
@@ -106,8 +139,21 @@ def of_part(params: P, part: range | None) -> P:
     return params.model_copy(update=changed)
 
 
-def _says(annotation: object, role: Role) -> bool:
-    return any(part is role or _says(part, role) for part in get_args(annotation))
+def _says(annotation: object, mark: object) -> bool:
+    return any(part is mark or _says(part, mark) for part in get_args(annotation))
+
+
+def _names_pictures(info: FieldInfo) -> bool:
+    """Whether texts of a field are NAME=PICTURE."""
+    return any(
+        getattr(part, "func", None) is _with_whole_path for part in (*info.metadata, *_marks(info.annotation))
+    )
+
+
+def _marks(annotation: object) -> Iterator[object]:
+    for part in get_args(annotation):
+        yield part
+        yield from _marks(part)
 
 
 def _with_whole_path(text: str) -> str:
@@ -164,6 +210,7 @@ Strength: TypeAlias = Annotated[
 ]
 Control: TypeAlias = Annotated[
     str,
+    Role.WEIGHTS,
     Field(
         min_length=1,
         description="The model that holds the edit to the source's edges; it belongs to one base model.",
@@ -183,6 +230,7 @@ ReferenceScale: TypeAlias = Annotated[
 ]
 Adapter: TypeAlias = Annotated[
     str,
+    Role.WEIGHTS,
     Field(
         min_length=1,
         description="The model that shows the reference to the base model; it belongs to one base model.",

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from retouch.artifacts import ArtifactStore, DraftFile
 from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged, ModelMismatch, RetouchError
-from retouch.events import Advanced, Ended, Event, Listener, Notice, Started, ignore
+from retouch.events import Advanced, Ended, Event, Listener, Loaded, Notice, Started, ignore
 from retouch.files import system_error
 from retouch.video import Video
 
@@ -109,7 +110,11 @@ class Run:
 
     def load(self, ref: str, kind: type[M]) -> M:
         """The model of a kind that lies under a reference, loaded once a process."""
-        return cast("M", _load_once(kind, ref, self.compute))
+        before, started = _load_once.cache_info().misses, time.perf_counter()
+        model = _load_once(kind, ref, self.compute)
+        if _load_once.cache_info().misses > before:
+            self.emit(Loaded(ref, round(time.perf_counter() - started, 3)))
+        return cast("M", model)
 
     def steps(self, stage: str, items: Sequence[T]) -> Iterator[Step[T]]:
         """The items one by one, with progress told before and after each.

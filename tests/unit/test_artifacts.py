@@ -266,6 +266,36 @@ def draw(size: int, *, run: Run) -> Leaf:
     return Leaf(run.noise("leaf", torch.zeros(size)).numpy() + run.seed % 7)
 
 
+def make_slowly(folder: Path, begun: Path) -> None:
+    """Holds the right to make the artefact, until it is killed."""
+    with ArtifactStore(folder).making("tree", KEY, check=lambda: None):
+        begun.touch()
+        time.sleep(60)
+
+
+def test_who_needs_what_another_makes_waits_unless_that_one_dies_or_shows_no_sign(tmp_path: Path) -> None:
+    store, waited = ArtifactStore(tmp_path / "store"), itertools.count()
+    lock, begun = tmp_path / "store" / "tree" / f".{KEY}.lock", tmp_path / "begun"
+
+    def check() -> None:
+        if next(waited) == 3:
+            os.utime(lock, (time.time() - OLD, time.time() - OLD))
+
+    other = multiprocessing.get_context("fork").Process(target=make_slowly, args=(tmp_path / "store", begun))
+    other.start()
+    while not begun.exists():
+        assert other.is_alive()
+        time.sleep(0.01)
+    with store.making("tree", KEY, check=check) as beside:
+        assert beside != store.draft("tree", KEY)
+    assert next(waited) == 4
+    other.kill()
+    other.join()
+    with store.making("tree", KEY, check=check) as draft:
+        assert draft == store.draft("tree", KEY)
+    assert not lock.exists()
+
+
 def test_what_is_kept_does_not_depend_on_the_run_that_made_it(tmp_path: Path) -> None:
     one, other = (draw(5, run=Maker(tmp_path / str(seed), seed).run) for seed in (1, 2))
     assert_equal(one, other)

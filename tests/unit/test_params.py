@@ -1,6 +1,7 @@
 """Parameters: frozen, closed, and the same after a trip through JSON."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from retouch_tint.spec import TintParams
 
 from retouch import registry
 from retouch.fields import Option, describe
-from retouch.params import Params
+from retouch.params import Params, from_folder, named_paths
 
 SHARED_BY_DESIGN = {"strength"}
 """Names whose range a method may narrow."""
@@ -69,3 +70,15 @@ def test_a_name_that_two_methods_use_means_one_thing() -> None:
             assert (option.kind, option.item) == (other.kind, other.item), where
             if option.name not in SHARED_BY_DESIGN:
                 assert (option.low, option.high) == (other.low, other.high), where
+
+
+def test_paths_that_parameters_name_are_found_and_meant_from_a_folder() -> None:
+    spec, here = registry.method("paint"), Path("/here")
+    given = {"keyframe": ["4=a=b.png"], "mask": "m.mp4", "drawn": ["car@4=/d.png"], "layer": "x=y", "fade": 2}
+    placed = from_folder(spec.params, given, here)
+    assert placed == {**given, "keyframe": ["4=/here/a=b.png"], "mask": "/here/m.mp4"}
+    named = [("keyframe", "/here/a=b.png"), ("mask", "/here/m.mp4"), ("drawn", "/d.png")]
+    assert sorted((name, str(path)) for name, path in named_paths(spec.fill(placed))) == sorted(named)
+    words = registry.method("frame_by_frame").params
+    models = {"model": "./m", "control": "sd15-canny", "prompt": "./p"}
+    assert from_folder(words, models, here) == {**models, "model": "/here/m"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged
-from retouch.events import Advanced, Ended, Event, Started
+from retouch.events import Advanced, Ended, Event, Loaded, Started
 from retouch.run import Run, Step
 
 
@@ -168,6 +168,8 @@ class Counted:
 
 
 def test_a_model_is_loaded_once_a_process(tmp_path: Path) -> None:
-    one = run(tmp_path / "a").load("tiny:none", Counted)
-    assert run(tmp_path / "b").load("tiny:none", Counted) is one
+    told: list[Event] = []
+    one = run(tmp_path / "a", listen=told.append).load("tiny:none", Counted)
+    assert run(tmp_path / "b", listen=told.append).load("tiny:none", Counted) is one
     assert Counted.loaded == 1
+    assert [event.model for event in told if isinstance(event, Loaded)] == ["tiny:none"]

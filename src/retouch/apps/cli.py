@@ -16,6 +16,7 @@ from retouch.files import FULL, in_our_words
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "edit": ("retouch.apps.commands.edit:edit", "Edit a clip with one of the methods."),
+    "batch": ("retouch.apps.commands.batch:batch", "Carry out a file of requests, on one machine or many."),
     "methods": ("retouch.apps.commands.edit:methods", "List the methods, or show one with its parameters."),
     "demo": ("retouch.apps.commands.demo:demo", "Edit a clip made on the spot and say where to look."),
     "web": ("retouch.apps.commands.web:web", "Paint, mark, edit and compare in the browser."),

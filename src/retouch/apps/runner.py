@@ -87,8 +87,11 @@ def run_edit(
     folder: Path | None = None,
     stopped: Callable[[], bool] = lambda: False,
     on_step: OnStep | None = None,
+    store: Path | None = None,
 ) -> Result:
     """Carries out a request in a run folder, a new one unless one is given to go on with.
+
+    Kept results lie in `store`, or in the home folder's.
 
     Raises:
         RetouchError: whatever went wrong, with a hint; the run folder says so too and can be resumed.
@@ -117,7 +120,7 @@ def run_edit(
             folder,
             seed=request.seed,
             compute=request.compute,
-            store=home() / "store",
+            store=store or home() / "store",
             listen=tell,
             stopped=stopped,
             on_step=on_step,

@@ -39,6 +39,7 @@ PROTOCOL: Final = 1
 _PAGE: Final = "look device plan proxy small still compose cutout carry coverage report"
 JOBS: Mapping[str, str] = {
     "edit": "retouch.apps.worker:edit",
+    "row": "retouch.apps.batch_attempt:attempt",
     **{name: f"retouch.apps.web.jobs:{name}" for name in _PAGE.split()},
 }
 """Each job with its function: it takes `listen`, `stopped` and what was given, and returns plain values."""

@@ -1,5 +1,7 @@
 """The edit itself."""
 
+import os
+import signal
 import time
 from dataclasses import dataclass
 from typing import final
@@ -17,6 +19,8 @@ from retouch_tint.spec import TintParams
 def edit(video: Video, params: TintParams, run: Run) -> Edited:
     """Tints the upper rows, a little more in each step."""
     grain = fit(video, params.steps, params.pause, run=run).grain
+    if params.ends:
+        os.kill(os.getpid(), signal.SIGKILL)
     source = pixels = video.pixels()
     colour = torch.tensor([params.red, 0.0, 0.0]).view(1, 3, 1, 1)
     speck = run.noise("speck", grain)

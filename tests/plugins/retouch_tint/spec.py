@@ -19,6 +19,7 @@ class TintParams(Params):
     ] = 0.5
     strength: Strength = 1.0
     steps: Steps = 6
+    ends: Annotated[bool, Field(description="End the process that edits, by force.")] = False
     pause: Annotated[float, Field(ge=0, description="Seconds to wait in each step.")] = 0.0
 
 
