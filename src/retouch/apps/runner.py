@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, final
+from typing import BinaryIO, Final, cast, final
 
 import numpy as np
 
@@ -36,6 +36,8 @@ from retouch.run import Edited, OnStep, Run
 from retouch.spec import MethodSpec
 from retouch.video import FRAMES_AT_ONCE, Video
 
+LOOKING: Final = 1.0
+"""Seconds for which whoever only looks how a run stands may hold its lock."""
 _SUFFIXES = {"gif": ".gif", "ffv1": ".mkv", "prores": ".mov", "vp9": ".webm", "png": ""}
 
 
@@ -105,7 +107,7 @@ def run_edit(
     check_clip_output(output, encoding, force=replaces)
     folder = folder or new_folder(request.method)
     request = request.model_copy(update={"compute": request.compute.here()})
-    with _lock_folder(folder), _record_run(folder, listen) as tell, request.compute.repeatable():
+    with lock_folder(folder), _record_run(folder, listen) as tell, request.compute.repeatable():
         (folder / ERROR).unlink(missing_ok=True)
         (folder / QUEUED).unlink(missing_ok=True)
         write_whole(folder / "request.json", request.as_json())
@@ -280,15 +282,24 @@ def _hand_over(result: Path, out: Path, *, force: bool) -> RetouchError | None:
 
 
 @contextlib.contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Holds the folder, so that two processes never work in one; the lock dies with the process."""
     check_ours(folder)
     with open_own(folder / "lock", "wb") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"{folder.name} is running already", hint="see: retouch runs") from None
+        patience = time.monotonic() + LOOKING
+        while not _is_locked_by_us(handle):
+            if time.monotonic() > patience:
+                raise RequestError(f"{folder.name} is running already", hint="see: retouch runs")
+            time.sleep(0.02)
         yield
+
+
+def _is_locked_by_us(handle: BinaryIO) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

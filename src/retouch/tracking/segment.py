@@ -62,8 +62,8 @@ class ObjectMark:
 def parse_mark(kind: MarkKind, text: str) -> ObjectMark:
     """Read a mark written as `[NAME@]FRAME:x,y x,y ...`.
 
-    >>> parse_mark("box", "car@40:12,30 200,180")
-    Mark(kind='box', frame=40, points=((12.0, 30.0), (200.0, 180.0)), name='car', radius=0.0, drawn=None)
+    >>> parse_mark("box", "car@40:12,30 200,180").points
+    ((12.0, 30.0), (200.0, 180.0))
 
     Raises:
         ParamsError: the text is no such thing, or has too few points.

@@ -25,7 +25,7 @@ from retouch.atlas.edit import Key, Patch, Period, painted_key, patches_from_fra
 from retouch.atlas.paint_report import examine_paint
 from retouch.atlas.prepare import atlas_for, marks_from
 from retouch.compute import Compute, in_words
-from retouch.errors import EmptyMask, RequestError, VideoError
+from retouch.errors import Cancelled, EmptyMask, RequestError, VideoError
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started
 from retouch.files import replace_whole
 from retouch.media.io import read, read_frame, read_picture, write_picture
@@ -243,14 +243,19 @@ def _scene(path: str, object_of: str) -> tuple[Video, Atlas]:
     compute = Compute(**given.get("compute", {})).here()
     with tempfile.TemporaryDirectory() as folder, compute.repeatable():
         store = usable_home() / "store"
-        run = Run.alone(Path(folder), compute=compute, store=store, listen=_refuse_work)
-        atlas = atlas_for(
-            video,
-            run,
-            file=Path(given["atlas"]) if given.get("atlas") else None,
-            masks=[Path(given["mask"])] if given.get("mask") else [],
-            marks=_marks(given),
-        )
+        run = Run.alone(Path(folder), compute=compute, store=store, listen=_refuse_work, stopped=lambda: True)
+        try:
+            atlas = atlas_for(
+                video,
+                run,
+                file=Path(given["atlas"]) if given.get("atlas") else None,
+                masks=[Path(given["mask"])] if given.get("mask") else [],
+                marks=_marks(given),
+            )
+        except Cancelled:  # another process is making it: that is not waited for
+            raise RequestError(
+                "this clip's atlas of that object is being made", hint="It is shown when the run has it."
+            ) from None
     return video, atlas.to("cpu")
 
 
