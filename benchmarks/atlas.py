@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte, reconstruction_decibels
-from retouch.atlas.decompose import refinements
-from retouch.atlas.edit import Key, painted_key, patches_from_frames, render
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte, reconstruction_decibels
+from retouch.atlas.decompose import refine_stages
+from retouch.atlas.edit import PaintedFrame, painted_key, patches_from_frames, render_edit
 from retouch.atlas.prepare import kept_objects, objects_from_cutout
 from retouch.atlas.pyramid import AtlasSettings
-from retouch.atlas.report import examine
+from retouch.atlas.report import examine_atlas
 from retouch.compute import Compute
 from retouch.media.io import read
 from retouch.run import Run
@@ -65,9 +65,9 @@ def run_in(folder: str) -> Run:
     return Run.alone(Path(folder), compute=Compute(device="cpu"))
 
 
-def packed(masks: np.ndarray) -> tuple[Mattes, ...]:
+def packed(masks: np.ndarray) -> tuple[PackedMattes, ...]:
     """Masks (f, h, w) as one object's mattes."""
-    return (Mattes.pack([pack_matte(np.ascontiguousarray(m)) for m in masks], *masks.shape[1:]),)
+    return (PackedMattes.pack([pack_matte(np.ascontiguousarray(m)) for m in masks], *masks.shape[1:]),)
 
 
 def mean_db(decibels: Sequence[float]) -> float:
@@ -75,11 +75,11 @@ def mean_db(decibels: Sequence[float]) -> float:
     return float(-10 * np.log10(np.nanmean(10 ** (-np.array(decibels) / 10))))
 
 
-def solved(video: Video, mattes: tuple[Mattes, ...], what: str) -> tuple[Atlas, float]:
+def solved(video: Video, mattes: tuple[PackedMattes, ...], what: str) -> tuple[Atlas, float]:
     """The atlas and its CPU seconds; quality after each stage is printed, and its measuring not counted."""
     spent, atlas = 0.0, None
     with tempfile.TemporaryDirectory() as folder:
-        stages = refinements(video, mattes, NAMES, AtlasSettings(), run=run_in(folder))
+        stages = refine_stages(video, mattes, NAMES, AtlasSettings(), run=run_in(folder))
         while True:
             began = time.process_time()
             atlas_now = next(stages, None)
@@ -159,10 +159,10 @@ def edit_fidelity(clip: Clip, atlas: Atlas, layer: int, frame: int) -> tuple[flo
     painted = (wanted[frame] * 255).round().astype(np.uint8)
     source = np.ascontiguousarray(clip.video.frames[frame].transpose(1, 2, 0))
     key = painted_key(source, painted, frame)
-    only = Key(frame, key.colours, key.cover)
+    only = PaintedFrame(frame, key.colours, key.cover)
     patches = patches_from_frames(atlas, [only], [layer])
     ours = (
-        np.concatenate([made for _, made, _ in render(atlas, clip.video, patches)]).transpose(0, 2, 3, 1)
+        np.concatenate([made for _, made, _ in render_edit(atlas, clip.video, patches)]).transpose(0, 2, 3, 1)
         / 255
     )
 
@@ -214,7 +214,7 @@ def benchmark_world(figures: dict[str, float]) -> None:
         "world seconds": seconds,
         "world dB": mean_db(reconstruction_decibels(atlas, clip.video)["all"]),
     }
-    report = examine(atlas, clip.video)
+    report = examine_atlas(atlas, clip.video)
     for layer, name in enumerate(NAMES):
         figures[f"world {name} drift px"], figures[f"world {name} drift p95"] = drift(clip, atlas, layer, 12)
         ours, oracle = edit_fidelity(clip, atlas, layer, 12)
@@ -222,7 +222,7 @@ def benchmark_world(figures: dict[str, float]) -> None:
         figures[f"world {name} folds"] = report.layers[layer].folds
 
 
-def small_clip(folder: Path) -> tuple[Video, tuple[Mattes, ...], float]:
+def small_clip(folder: Path) -> tuple[Video, tuple[PackedMattes, ...], float]:
     """Frames 36 to 59 of car-turn at 144x144, its mask from one box and three strokes at that size."""
     whole = read(folder / "car-turn.mp4")[36:60]
     shots = [cv2.resize(f.transpose(1, 2, 0), (144, 144), interpolation=cv2.INTER_AREA) for f in whole.frames]
@@ -236,11 +236,13 @@ def small_clip(folder: Path) -> tuple[Video, tuple[Mattes, ...], float]:
     return video, objects.mattes, time.process_time() - began
 
 
-def benchmark_clip(name: str, video: Video, mattes: tuple[Mattes, ...], figures: dict[str, float]) -> Atlas:
+def benchmark_clip(
+    name: str, video: Video, mattes: tuple[PackedMattes, ...], figures: dict[str, float]
+) -> Atlas:
     """A real clip, which has no truth."""
     atlas, seconds = solved(video, mattes, name)
     figures[f"{name} seconds"] = figures.get(f"{name} mask seconds", 0.0) + seconds
-    report = examine(atlas, video)
+    report = examine_atlas(atlas, video)
     figures[f"{name} dB"] = report.explained
     for layer in report.layers:
         figures |= {
@@ -252,14 +254,14 @@ def benchmark_clip(name: str, video: Video, mattes: tuple[Mattes, ...], figures:
             f"{name} {layer.name} pictures": layer.pictures,
         }
     began = time.process_time()
-    for _ in render(atlas, video, patches_from_frames(atlas, [sticker(video, len(video) // 2)])):
+    for _ in render_edit(atlas, video, patches_from_frames(atlas, [sticker(video, len(video) // 2)])):
         pass
     figures[f"{name} rendered frames a second"] = len(video) / (time.process_time() - began)
     print(report.words(), flush=True)
     return atlas
 
 
-def sticker(video: Video, t: int, at: tuple[float, float] = (0.5, 0.65)) -> Key:
+def sticker(video: Video, t: int, at: tuple[float, float] = (0.5, 0.65)) -> PaintedFrame:
     """A disc with letters, painted on a frame."""
     source = np.ascontiguousarray(video.frames[t].transpose(1, 2, 0))
     picture = source.copy()
@@ -271,7 +273,7 @@ def sticker(video: Video, t: int, at: tuple[float, float] = (0.5, 0.65)) -> Key:
     return painted_key(source, picture, t)
 
 
-def whole_clip(folder: Path, name: str, frames: int | None) -> tuple[Video, tuple[Mattes, ...], float]:
+def whole_clip(folder: Path, name: str, frames: int | None) -> tuple[Video, tuple[PackedMattes, ...], float]:
     """A real clip with the mask that its marks give."""
     video = read(folder / f"{name}.mp4")
     video = video if frames is None else video[:frames]
@@ -280,11 +282,11 @@ def whole_clip(folder: Path, name: str, frames: int | None) -> tuple[Video, tupl
     return video, objects.mattes, time.process_time() - began
 
 
-def sheet(atlas: Atlas, video: Video, keys: Sequence[Key], path: Path) -> None:
+def sheet(atlas: Atlas, video: Video, keys: Sequence[PaintedFrame], path: Path) -> None:
     """A contact sheet of the clip with what was painted."""
     chosen = {int(t) for t in np.linspace(0, len(video) - 1, 18).round()}
     shots = []
-    for start, frames, _ in render(atlas, video, patches_from_frames(atlas, keys)):
+    for start, frames, _ in render_edit(atlas, video, patches_from_frames(atlas, keys)):
         for t in sorted(chosen & set(range(start, start + len(frames)))):
             picture = cv2.resize(
                 frames[t - start].transpose(1, 2, 0), (256, 256), interpolation=cv2.INTER_AREA
@@ -350,9 +352,9 @@ def memory_of(folder: Path, frames: int) -> dict[str, float]:
         with PeakMemory() as memory:
             mattes = kept_objects(video, tuple(marked), run=run).mattes
             print("masks", round(time.process_time() - began), round(memory.most), flush=True)
-            for atlas in refinements(video, mattes, NAMES, AtlasSettings(), run=run):
+            for atlas in refine_stages(video, mattes, NAMES, AtlasSettings(), run=run):
                 print(atlas.stage, round(time.process_time() - began), round(memory.most), flush=True)
-            for _ in render(atlas, video, patches_from_frames(atlas, [sticker(video, 40)])):
+            for _ in render_edit(atlas, video, patches_from_frames(atlas, [sticker(video, 40)])):
                 pass
         return {
             "own memory MB": memory.most,

@@ -24,7 +24,7 @@ import torch
 
 from atlas import MARKS, NAMES, drift, packed, run_in
 from retouch.atlas.atlas import Atlas
-from retouch.atlas.decompose import decompose
+from retouch.atlas.decompose import decompose_clip
 from retouch.atlas.edit import position_patches, read_positions
 from retouch.atlas.file import load_atlas, save_atlas
 from retouch.atlas.prepare import objects_from_cutout
@@ -62,7 +62,7 @@ def fitted(folder: Path, name: str, fits: Path | None) -> tuple[Video, Atlas, fl
     began = time.process_time()
     objects = objects_from_cutout(GrabCutSegmenter().segment(video, MARKS[name]))
     with tempfile.TemporaryDirectory() as place:
-        atlas = decompose(video, objects.mattes, NAMES, AtlasSettings(), run=run_in(place))
+        atlas = decompose_clip(video, objects.mattes, NAMES, AtlasSettings(), run=run_in(place))
     seconds = time.process_time() - began
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def measure_scenes() -> dict[str, float]:
         clip = Clip.of(Scene((actor,), "bricks", camera=camera), 12, (96, 160), Fraction(12))
         with tempfile.TemporaryDirectory() as place:
             mattes = packed(clip.shares[:, 0])
-            atlas = decompose(clip.video, mattes, NAMES, AtlasSettings(), run=run_in(place))
+            atlas = decompose_clip(clip.video, mattes, NAMES, AtlasSettings(), run=run_in(place))
         for layer, what in enumerate(NAMES):
             figures[f"{name}, {what}: drift px"] = drift(clip, atlas, layer, 6)[0]
     return figures

@@ -31,11 +31,11 @@ import torch  # noqa: E402
 from jaxtyping import Float  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte, reconstruction_decibels  # noqa: E402
+from retouch.atlas.atlas import Atlas, Chart, PackedMattes, pack_matte, reconstruction_decibels  # noqa: E402
 from retouch.atlas.charts import ChartSpan  # noqa: E402
 from retouch.atlas.decompose import reframe_texture  # noqa: E402
 from retouch.atlas.file import save_atlas  # noqa: E402
-from retouch.atlas.mapping import Mapping, PixelWindow  # noqa: E402
+from retouch.atlas.mapping import ChartMapping, PixelWindow  # noqa: E402
 from retouch.atlas.motion import layer_boxes  # noqa: E402
 from retouch.atlas.pyramid import ClipPyramid, frame_blocks  # noqa: E402
 from retouch.atlas.solve import fit_field  # noqa: E402
@@ -251,7 +251,7 @@ def _size(config: Named[str, object], key: str) -> int:
 @torch.no_grad()
 def converted(trained: Trained, video: Video, *, spacing: float, scale: float) -> tuple[Atlas, list[Fit]]:
     """The networks as an atlas of the clip, and how well each layer's mapping could be fitted."""
-    mattes = Mattes.pack(
+    mattes = PackedMattes.pack(
         [pack_matte(_matte(trained, t, video)) for t in range(len(video))], video.height, video.width
     )
     pyramid = ClipPyramid(video, (mattes,), torch.device("cpu"))
@@ -296,7 +296,7 @@ def _fitted(trained: Trained, pyramid: ClipPyramid, layer: int, spacing: float) 
     origins, extent = layer_boxes(pyramid, layer, ChartSpan(reference, 0, torch.ones(frames)), size)
     apart = max(size) / spacing
     rows, columns = (max(2, round(n / apart)) + 3 for n in (extent[1], extent[0]))
-    mapping = Mapping(
+    mapping = ChartMapping(
         torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1),
         torch.zeros(frames, 2, rows, columns),
         origins,

@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from retouch.atlas.mapping import Mapping, PixelWindow, cubic_spline, knot_distances
+from retouch.atlas.mapping import ChartMapping, PixelWindow, cubic_spline, knot_distances
 from retouch.atlas.textures import sample_texture
 from retouch.video import FRAMES_AT_ONCE, Video, decibels, release_pages
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Mattes:
+class PackedMattes:
     """One object's matte in every frame, packed without loss: memory hardly grows with the clip."""
 
     packed: UInt8[np.ndarray, " bytes"]
@@ -37,7 +37,7 @@ class Mattes:
     width: int
 
     @classmethod
-    def pack(cls, pictures: "list[bytes]", height: int, width: int) -> "Mattes":
+    def pack(cls, pictures: "list[bytes]", height: int, width: int) -> "PackedMattes":
         """Put packed pictures behind each other."""
         ends = np.cumsum([len(p) for p in pictures])
         return cls(np.frombuffer(b"".join(pictures), np.uint8), ends, height, width)
@@ -81,7 +81,7 @@ class Chart:
     """The frame that the texture looks like."""
     start: int
     """The first frame of the clip that `mapping`, `blend` and `gain` speak of."""
-    mapping: Mapping
+    mapping: ChartMapping
     scale: float
     """Texels for each pixel of the reference frame."""
     blend: Float[Tensor, " f"]
@@ -102,7 +102,7 @@ class Chart:
         """Return whether a frame takes anything from this chart."""
         return self.start <= t < self.stop and float(self.blend[t - self.start]) > 0
 
-    def part(self, start: int, stop: int) -> Mapping:
+    def part(self, start: int, stop: int) -> ChartMapping:
         """Return the mapping of some frames of the clip."""
         return self.mapping.part(start - self.start, stop - self.start)
 
@@ -131,7 +131,7 @@ class Atlas:
 
     names: tuple[str, ...]
     charts: tuple[Chart, ...]
-    mattes: tuple[Mattes, ...]
+    mattes: tuple[PackedMattes, ...]
     """One for each layer but the last, straight: not yet covered by the layers in front."""
     frames: int
     height: int

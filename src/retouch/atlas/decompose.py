@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.artifacts import artifact, pack_value, unpack_value
-from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte
-from retouch.atlas.mapping import Mapping, PixelWindow
+from retouch.atlas.atlas import Atlas, Chart, PackedMattes, pack_matte
+from retouch.atlas.mapping import ChartMapping, PixelWindow
 from retouch.atlas.motion import follow_layer, pair_matrices, plan_charts
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, frame_blocks, overlapping_spans
 from retouch.atlas.solve import (
@@ -59,7 +59,7 @@ TRUST: Final = 0.04
 
 @final
 @dataclass(frozen=True)
-class Deadline:
+class StageDeadline:
     """Seconds after which no new stage is begun; 0 is never."""
 
     seconds: float = 0.0
@@ -82,12 +82,12 @@ class OutOfTime(Exception):
 @artifact("atlas", version=3)
 def kept_atlas(
     video: Video,
-    mattes: tuple[Mattes, ...],
+    mattes: tuple[PackedMattes, ...],
     names: tuple[str, ...],
     settings: AtlasSettings,
     *,
     flow: Flow | None = None,
-    deadline: Deadline = Deadline(),
+    deadline: StageDeadline = StageDeadline(),
     run: Run,
 ) -> Atlas:
     """Decompose a clip, or take the result from the store; a stopped run goes on after its last stage.
@@ -95,16 +95,16 @@ def kept_atlas(
     Raises:
         OutOfTime: the deadline came before the last stage; nothing is kept but the checkpoint.
     """
-    atlas = decompose(video, mattes, names, settings, flow=flow, deadline=deadline.seconds, run=run)
+    atlas = decompose_clip(video, mattes, names, settings, flow=flow, deadline=deadline.seconds, run=run)
     if atlas.stage != STAGES[-1]:
         raise OutOfTime(atlas)
     return atlas
 
 
 @torch.no_grad()
-def decompose(
+def decompose_clip(
     video: Video,
-    mattes: tuple[Mattes, ...],
+    mattes: tuple[PackedMattes, ...],
     names: tuple[str, ...],
     settings: AtlasSettings,
     *,
@@ -129,7 +129,7 @@ def decompose(
     """
     began = time.monotonic()
     atlas = None
-    for better in refinements(video, mattes, names, settings, flow=flow, run=run):
+    for better in refine_stages(video, mattes, names, settings, flow=flow, run=run):
         atlas = better
         if deadline and time.monotonic() - began > deadline:
             break
@@ -138,9 +138,9 @@ def decompose(
 
 
 @torch.no_grad()
-def refinements(
+def refine_stages(
     video: Video,
-    mattes: tuple[Mattes, ...],
+    mattes: tuple[PackedMattes, ...],
     names: tuple[str, ...],
     settings: AtlasSettings,
     *,
@@ -171,7 +171,7 @@ def refinements(
         yield atlas
 
 
-def _check_mattes(video: Video, mattes: tuple[Mattes, ...], names: tuple[str, ...]) -> None:
+def _check_mattes(video: Video, mattes: tuple[PackedMattes, ...], names: tuple[str, ...]) -> None:
     if len(names) != len(mattes) + 1:
         raise VideoError(
             f"{len(mattes)} masks for the layers {', '.join(names)}",
@@ -258,7 +258,12 @@ def flow_between(video: Video, size: tuple[int, int], flow: Flow, run: Run) -> C
 
 
 def _untextured_chart(
-    layer: int, reference: int, start: int, mapping: Mapping, blend: Float[Tensor, " f"], pyramid: ClipPyramid
+    layer: int,
+    reference: int,
+    start: int,
+    mapping: ChartMapping,
+    blend: Float[Tensor, " f"],
+    pyramid: ClipPyramid,
 ) -> Chart:
     """Return a chart in pixels of the full reference frame, with nothing in its texture."""
     video, device = pyramid.video, pyramid.device
@@ -487,7 +492,7 @@ def with_edges(
                 pack_matte(m) for m in (alphas[i][:, 0] * 255).round().to(torch.uint8).cpu().numpy()
             ]
         set_progress(b)
-    mattes = tuple(Mattes.pack(p, atlas.height, atlas.width) for p in packed)
+    mattes = tuple(PackedMattes.pack(p, atlas.height, atlas.width) for p in packed)
     return replace(atlas, mattes=mattes, stage="edges")
 
 

@@ -50,7 +50,7 @@ LEAST: Final = 1 / 512
 
 @final
 @dataclass(frozen=True, eq=False)
-class Key:
+class PaintedFrame:
     """A painted frame: colours, or signed differences in mode `delta`, and where they hold."""
 
     frame: int
@@ -60,7 +60,7 @@ class Key:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Patch:
+class TexturePatch:
     """An edit of a rectangle of one chart's texture, finer than the texture."""
 
     chart: int
@@ -71,7 +71,7 @@ class Patch:
     picture: Float[Tensor, "4 v u"]
     """Colours times cover, and cover."""
     weight: Float[Tensor, "1 v u"]
-    """How well each texel is known; only `merged` reads it."""
+    """How well each texel is known; only `merge_patches` reads it."""
 
     def at(self, uv: Float[Tensor, "f 2 h w"]) -> Float[Tensor, "f 4 h w"]:
         """Read the patch at positions in the chart's texture; nothing outside."""
@@ -90,7 +90,7 @@ def painted_key(
     mode: Mode = "over",
     tolerance: int = 3,
     feather: float = 0.0,
-) -> Key:
+) -> PaintedFrame:
     """Take what was painted over a frame: where it differs by more than `tolerance` levels.
 
     Raises:
@@ -105,7 +105,7 @@ def painted_key(
     differs = np.uint8(255) * (np.abs(above - below).max(2) > tolerance)
     cover = torch.from_numpy(soft_edge(differs[None, None], feather)[0])
     value = above - below if mode == "delta" else above
-    return Key(frame, torch.from_numpy(value.transpose(2, 0, 1) / 255).float(), cover)
+    return PaintedFrame(frame, torch.from_numpy(value.transpose(2, 0, 1) / 255).float(), cover)
 
 
 def check_painted_size(frame: int, picture: tuple[int, ...], clip: tuple[int, ...]) -> None:
@@ -123,8 +123,8 @@ def check_painted_size(frame: int, picture: tuple[int, ...], clip: tuple[int, ..
 
 @torch.no_grad()
 def patches_from_frames(
-    atlas: Atlas, keys: Sequence[Key], layers: Sequence[int] | None = None
-) -> list[Patch]:
+    atlas: Atlas, keys: Sequence[PaintedFrame], layers: Sequence[int] | None = None
+) -> list[TexturePatch]:
     """Solve painted frames into one patch for every chart that shows what was painted.
 
     Args:
@@ -132,19 +132,19 @@ def patches_from_frames(
         keys: The painted frames.
         layers: Layers that may be edited; all if not given.
     """
-    direct: dict[int, list[Patch]] = {}
+    direct: dict[int, list[TexturePatch]] = {}
     wholly = [[key] * len(atlas.names) if layers else without_scraps(atlas, key) for key in keys]
     for index, chart in enumerate(atlas.charts):
         if layers is not None and chart.layer not in layers:
             continue
         own = [per_layer[chart.layer] for per_layer in wholly]
         seen = [k for k in own if chart.start <= k.frame < chart.stop and k.cover.any()]
-        found = [fetched(atlas, index, key) for key in seen]
+        found = [fetch_patch(atlas, index, key) for key in seen]
         direct[index] = [patch for patch in found if patch is not None]
     return propagate_to_neighbours(atlas, direct)
 
 
-def without_scraps(atlas: Atlas, key: Key) -> list[Key]:
+def without_scraps(atlas: Atlas, key: PaintedFrame) -> list[PaintedFrame]:
     """Return what a painted frame says about each layer, without the slivers that ran over a layer's edge.
 
     They would stay behind as specks when the object moves on. A piece of a stroke is one if it is tiny and
@@ -166,34 +166,34 @@ def without_scraps(atlas: Atlas, key: Key) -> list[Key]:
     return made
 
 
-def propagate_to_neighbours(atlas: Atlas, direct: Pairs[int, Sequence[Patch]]) -> list[Patch]:
+def propagate_to_neighbours(atlas: Atlas, direct: Pairs[int, Sequence[TexturePatch]]) -> list[TexturePatch]:
     """Let neighbouring charts of each layer pass their edits to each other, first to last and back."""
     made = []
     for layer in range(len(atlas.names)):
         row = sorted((c.start, i) for i, c in enumerate(atlas.charts) if c.layer == layer)
         order = [i for _, i in row]
-        onward, backward = _passed(atlas, order, direct), _passed(atlas, order[::-1], direct)
+        onward, backward = _passed_colours(atlas, order, direct), _passed_colours(atlas, order[::-1], direct)
         for i in order:
             parts = [*direct.get(i, []), *onward.get(i, []), *backward.get(i, [])]
             if parts:
-                made.append(merged(parts))
+                made.append(merge_patches(parts))
     return made
 
 
-def _passed(
-    atlas: Atlas, order: Sequence[int], direct: Pairs[int, Sequence[Patch]]
-) -> dict[int, list[Patch]]:
+def _passed_colours(
+    atlas: Atlas, order: Sequence[int], direct: Pairs[int, Sequence[TexturePatch]]
+) -> dict[int, list[TexturePatch]]:
     """Return what each chart gets from the one before it in an order."""
-    got: dict[int, list[Patch]] = {}
+    got: dict[int, list[TexturePatch]] = {}
     for before, after in itertools.pairwise(order):
         parts = [*direct.get(before, []), *got.get(before, [])]
-        propagated = patch_to_neighbour(atlas, merged(parts), after) if parts else None
+        propagated = patch_to_neighbour(atlas, merge_patches(parts), after) if parts else None
         if propagated is not None:
             got[after] = [propagated]
     return got
 
 
-def fetched(atlas: Atlas, index: int, key: Key) -> Patch | None:
+def fetch_patch(atlas: Atlas, index: int, key: PaintedFrame) -> TexturePatch | None:
     """Fetch a painted frame into a chart's texture, or nothing if the chart shows nothing of the paint."""
     chart = atlas.charts[index]
     part = chart.part(key.frame, key.frame + 1)
@@ -201,7 +201,7 @@ def fetched(atlas: Atlas, index: int, key: Key) -> Patch | None:
     share = atlas.shares(key.frame, key.frame + 1)[chart.layer]
     cover = key.cover[None].to(share) * (share > 0.02)
     uv = part.uv(window)
-    box = _box(uv, window.cut(cover) > 0, chart)
+    box = _patch_box(uv, window.cut(cover) > 0, chart)
     if box is None:
         return None
     picture = torch.cat([key.colours.to(share) * key.cover.to(share), key.cover.to(share)])
@@ -209,7 +209,7 @@ def fetched(atlas: Atlas, index: int, key: Key) -> Patch | None:
     return _read_back(atlas, index, key.frame, box, window, both)
 
 
-def patch_to_neighbour(atlas: Atlas, patch: Patch, after: int) -> Patch | None:
+def patch_to_neighbour(atlas: Atlas, patch: TexturePatch, after: int) -> TexturePatch | None:
     """Hand a chart's edit to its neighbour, through the frame where one fades into the other."""
     old, new = atlas.charts[patch.chart], atlas.charts[after]
     first, last = max(old.start, new.start), min(old.stop, new.stop)
@@ -222,14 +222,14 @@ def patch_to_neighbour(atlas: Atlas, patch: Patch, after: int) -> Patch | None:
     window = new.part(t, t + 1).window()
     shown = patch.at(old.part(t, t + 1).uv(window))
     share = window.cut(atlas.shares(t, t + 1)[new.layer])
-    box = _box(new.part(t, t + 1).uv(window), (shown[:, 3:] > LEAST) & (share > 0.02), new)
+    box = _patch_box(new.part(t, t + 1).uv(window), (shown[:, 3:] > LEAST) & (share > 0.02), new)
     if box is None:
         return None
     handed = _read_back(atlas, after, t, box, window, torch.cat([shown, share], 1)[0])
     return replace(handed, weight=handed.weight * CARRIED)
 
 
-def _box(
+def _patch_box(
     uv: Float[Tensor, "1 2 h w"], wanted: Bool[Tensor, "1 1 h w"], chart: Chart
 ) -> tuple[float, float, float, float] | None:
     """Return the rectangle of the chart that holds all wanted pixels, with a margin."""
@@ -249,7 +249,7 @@ def _read_back(
     box: tuple[float, float, float, float],
     window: PixelWindow,
     picture: Float[Tensor, "5 h w"],
-) -> Patch:
+) -> TexturePatch:
     """Let every texel of a rectangle read the pixel of frame `t` that shows it.
 
     The picture is colours times cover, cover, and the layer's share. A texel is known by how much of its
@@ -271,18 +271,18 @@ def _read_back(
     limit = at.new_tensor([window.width - 0.5, window.height - 0.5])[:, None, None]
     inside = ((at > -0.5) & (at < limit)).all(1, keepdim=True)
     read = sample_texture(picture, at)[0] * inside[0]
-    weight = read[4:] * (read[4:] > OWN) * _detail(at)
-    return Patch(index, (box[0], box[1]), fineness, read[:4] * (weight > 0), weight)
+    weight = read[4:] * (read[4:] > OWN) * _seen_detail(at)
+    return TexturePatch(index, (box[0], box[1]), fineness, read[:4] * (weight > 0), weight)
 
 
-def _detail(at: Float[Tensor, "1 2 v u"]) -> Float[Tensor, "1 v u"]:
+def _seen_detail(at: Float[Tensor, "1 2 v u"]) -> Float[Tensor, "1 v u"]:
     """Return how many pixels of the frame there are to a texel, which is how well the frame sees it."""
     along_u = F.pad(torch.diff(at, dim=3), (0, 1, 0, 0), mode="replicate")
     along_v = F.pad(torch.diff(at, dim=2), (0, 0, 0, 1), mode="replicate")
     return texel_area(torch.stack([along_u, along_v], 2)).abs().clamp(1e-3, 10)
 
 
-def merged(parts: Sequence[Patch]) -> Patch:
+def merge_patches(parts: Sequence[TexturePatch]) -> TexturePatch:
     """Join the patches of one chart into one; where all agree, that is what comes out.
 
     Minimises the sum over patches of weight * cover * (colour - c)^2, and the same for the cover: what one
@@ -314,13 +314,13 @@ def merged(parts: Sequence[Patch]) -> Patch:
         best = best.maximum(weight)
     cover = sums[3:] / weights.clamp(min=1e-9)
     colours = sums[:3] / weights.clamp(min=1e-9)
-    return Patch(parts[0].chart, (left, top), fineness, torch.cat([colours * cover, cover]), best)
+    return TexturePatch(parts[0].chart, (left, top), fineness, torch.cat([colours * cover, cover]), best)
 
 
 @torch.no_grad()
 def patches_from_textures(
     atlas: Atlas, pictures: Pairs[int, UInt8[np.ndarray, "v u c"]], mode: Mode
-) -> list[Patch]:
+) -> list[TexturePatch]:
     """Take edits that were painted on textures, by chart, and hand them on to the neighbouring charts.
 
     In mode `over` a picture is paint with transparency, as large as the texture or a whole number of times
@@ -329,7 +329,7 @@ def patches_from_textures(
     Raises:
         ParamsError: a picture's shape is not the texture's.
     """
-    direct: dict[int, list[Patch]] = {}
+    direct: dict[int, list[TexturePatch]] = {}
     for index, picture in pictures.items():
         chart = atlas.charts[index]
         v, u = chart.texture.shape[1:]
@@ -348,7 +348,9 @@ def patches_from_textures(
             cover = cover * ((colours - below.clamp(0, 1)).abs().amax(0, keepdim=True) > 1.5 / 255)
             colours = colours - below if mode == "delta" else colours
         edge = 0.5 / times - 0.5
-        made = Patch(index, (edge, edge), times, torch.cat([colours * cover, cover]), torch.ones_like(cover))
+        made = TexturePatch(
+            index, (edge, edge), times, torch.cat([colours * cover, cover]), torch.ones_like(cover)
+        )
         direct[index] = [made]
     return propagate_to_neighbours(atlas, direct)
 
@@ -373,8 +375,12 @@ class Period:
 
 
 @torch.no_grad()
-def render(
-    atlas: Atlas, video: Video, patches: Sequence[Patch], mode: Mode = "over", period: Period | None = None
+def render_edit(
+    atlas: Atlas,
+    video: Video,
+    patches: Sequence[TexturePatch],
+    mode: Mode = "over",
+    period: Period | None = None,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]]:
     """Yield the edited clip block by block: its first frame's number, frames, and where they may differ.
 
@@ -392,7 +398,7 @@ def render_frames(
     atlas: Atlas,
     source: UInt8[np.ndarray, "f 3 h w"],
     first: int,
-    patches: Sequence[Patch],
+    patches: Sequence[TexturePatch],
     mode: Mode = "over",
     strengths: Sequence[float] = (),
 ) -> tuple[UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]:
@@ -402,15 +408,15 @@ def render_frames(
         return source, np.zeros((len(source), 1, *source.shape[2:]), bool)
     below = torch.from_numpy(source).to(atlas.device).float() / 255
     strength = strength.to(below)[:, None, None, None]
-    change, cover = _changes(atlas, patches, mode, below, first, first + len(source))
+    change, cover = _layer_changes(atlas, patches, mode, below, first, first + len(source))
     touched = cover * strength > LEAST
     edited = ((below + strength * change).clamp(0, 1) * 255).round().to(torch.uint8)
     made = torch.where(touched, edited, torch.from_numpy(source).to(edited.device))
     return made.cpu().numpy(), touched.cpu().numpy()
 
 
-def _changes(
-    atlas: Atlas, patches: Sequence[Patch], mode: Mode, below: Float[Tensor, "f 3 h w"], a: int, b: int
+def _layer_changes(
+    atlas: Atlas, patches: Sequence[TexturePatch], mode: Mode, below: Float[Tensor, "f 3 h w"], a: int, b: int
 ) -> tuple[Float[Tensor, "f 3 h w"], Float[Tensor, "f 1 h w"]]:
     """Return what to add to frames, and how much of each pixel the edit makes up."""
     size = (atlas.height, atlas.width)
@@ -453,30 +459,30 @@ def _layer_colours(chart: Chart, window: PixelWindow, start: int, stop: int) -> 
 
 
 @torch.no_grad()
-def position_patches(atlas: Atlas, frame: int, layer: int) -> list[Patch]:
+def position_patches(atlas: Atlas, frame: int, layer: int) -> list[TexturePatch]:
     """Return patches of a layer that hold, in place of paint, where each pixel of a frame lies in it."""
     share = atlas.shares(frame, frame + 1)[layer][0]
     y, x = torch.meshgrid(torch.arange(atlas.height), torch.arange(atlas.width), indexing="ij")
     ramp = torch.stack([x / atlas.width, y / atlas.height, torch.zeros_like(x)]).to(share)
-    return patches_from_frames(atlas, [Key(frame, ramp, (share > 0.5).float())], [layer])
+    return patches_from_frames(atlas, [PaintedFrame(frame, ramp, (share > 0.5).float())], [layer])
 
 
 @torch.no_grad()
 def read_positions(
-    atlas: Atlas, patches: Sequence[Patch], start: int, stop: int
+    atlas: Atlas, patches: Sequence[TexturePatch], start: int, stop: int
 ) -> tuple[Float[Tensor, "f 2 h w"], Float[Tensor, "f 1 h w"]]:
     """Return the place, x then y, that each pixel shows of the frame of `position_patches`, and its cover.
 
     Partial cover is divided out, so that places are exact wherever the cover is not zero.
     """
     nothing = torch.zeros(stop - start, 3, atlas.height, atlas.width, device=atlas.device)
-    places, cover = _changes(atlas, patches, "over", nothing, start, stop)
+    places, cover = _layer_changes(atlas, patches, "over", nothing, start, stop)
     size = places.new_tensor([atlas.width, atlas.height])[:, None, None]
     return places[:, :2] / cover.clamp(min=1e-6) * size, cover
 
 
-def propagated(atlas: Atlas, video: Video, frame: int, layer: int) -> list[Patch]:
+def propagate_frame(atlas: Atlas, video: Video, frame: int, layer: int) -> list[TexturePatch]:
     """Return what one whole frame says about a layer, as patches: what painting over all of it would do."""
     picture = torch.tensor(np.array(video.frames[frame])).to(atlas.device).float() / 255
     share = atlas.shares(frame, frame + 1)[layer][0]
-    return patches_from_frames(atlas, [Key(frame, picture, (share > 0.5).float())], [layer])
+    return patches_from_frames(atlas, [PaintedFrame(frame, picture, (share > 0.5).float())], [layer])

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from retouch.atlas.atlas import Atlas, Chart, Mattes, pack_matte
+from retouch.atlas.atlas import Atlas, Chart, PackedMattes, pack_matte
 from retouch.atlas.decompose import flow_between
-from retouch.atlas.mapping import Mapping
+from retouch.atlas.mapping import ChartMapping
 from retouch.atlas.motion import TRACKING_STEPS, fit_to_flow, robust_matrix
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.atlas.solve import gauss_newton
@@ -50,17 +50,17 @@ def extend_atlas(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
     return replace(atlas, charts=tuple(charts), mattes=mattes, frames=len(video), source=video.digest)
 
 
-def _extend_matte(matte: Mattes, video: Video, known: int) -> Mattes:
+def _extend_matte(matte: PackedMattes, video: Video, known: int) -> PackedMattes:
     """Return the matte, followed into the new frames."""
     last = matte.frame(known - 1)
     packed = [matte.packed_frame(t) for t in range(known)]
     rest = video[known - 1 :]
     if last.max() <= 127:
         nothing = pack_matte(np.zeros_like(last))
-        return Mattes.pack([*packed, *[nothing] * (len(rest) - 1)], matte.height, matte.width)
+        return PackedMattes.pack([*packed, *[nothing] * (len(rest) - 1)], matte.height, matte.width)
     cutout = GrabCutSegmenter().segment(rest, [ObjectMark("mask", 0, drawn=last)])
     packed += [pack_matte(m[0]) for m in cutout.full(0, 1, len(rest))]
-    return Mattes.pack(packed, matte.height, matte.width)
+    return PackedMattes.pack(packed, matte.height, matte.width)
 
 
 def _with_frame(chart: Chart, pyramid: ClipPyramid, flow: ClipFlow, t: int, size: tuple[int, int]) -> Chart:
@@ -96,13 +96,13 @@ def _append_frames(first: Tensor, last: Tensor) -> Tensor:
     return torch.cat([first, last.to(first)])
 
 
-def _matrix_moved(before: Mapping, matrix: Float64[np.ndarray, "3 3"]) -> Mapping:
+def _matrix_moved(before: ChartMapping, matrix: Float64[np.ndarray, "3 3"]) -> ChartMapping:
     """Return the last frame's mapping, taken one frame on by the motion between them."""
     matrices = before.matrices.cpu().double() @ torch.from_numpy(np.linalg.inv(matrix))
     return replace(before, matrices=(matrices / matrices[:, 2:, 2:]).to(before.matrices))
 
 
-def _box_moved(mapping: Mapping, matrix: Float64[np.ndarray, "3 3"]) -> Mapping:
+def _box_moved(mapping: ChartMapping, matrix: Float64[np.ndarray, "3 3"]) -> ChartMapping:
     """Return the mapping with its box, an object's, taken along by the motion and kept inside the frame."""
     corner, extent = mapping.origins[0].cpu().double().numpy(), np.array(mapping.extent)
     middle = corner + extent / 2 - 0.5

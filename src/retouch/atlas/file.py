@@ -27,8 +27,8 @@ from safetensors.torch import load as load_numbers
 from safetensors.torch import save as save_numbers
 from torch import Tensor
 
-from retouch.atlas.atlas import Atlas, Chart, Mattes
-from retouch.atlas.mapping import Mapping
+from retouch.atlas.atlas import Atlas, Chart, PackedMattes
+from retouch.atlas.mapping import ChartMapping
 from retouch.atlas.textures import as_picture
 from retouch.compute import Compute
 from retouch.errors import ArtifactError, InputError, RetouchError
@@ -46,7 +46,7 @@ VERSION: Final = 1
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every member, so that the same atlas makes the same bytes."""
 NAME: Final = r"[a-z0-9 _-]{1,64}"
-"""What a layer may be called: `export` writes files of that name."""
+"""What a layer may be called: `export_atlas` writes files of that name."""
 _MOST_CONTROLS: Final = 1 << 14
 _MOST_GAINS: Final = 1 << 10
 _LARGEST_NUMBER: Final = 1e9
@@ -66,12 +66,12 @@ def save_atlas(atlas: Atlas, path: Path, *, force: bool = False) -> Path:
         replace_whole(path, force=force) as draft,
         zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive,
     ):
-        for name, content in _members(atlas):
+        for name, content in _read_members(atlas):
             archive.writestr(zipfile.ZipInfo(name, EPOCH), content)
     return path
 
 
-def _members(atlas: Atlas) -> "list[tuple[str, bytes]]":
+def _read_members(atlas: Atlas) -> "list[tuple[str, bytes]]":
     atlas = atlas.to("cpu")
     charts, pictures = [], []
     numbers: dict[str, Tensor] = {}
@@ -95,8 +95,8 @@ def _members(atlas: Atlas) -> "list[tuple[str, bytes]]":
             "gain": chart.gain,
         }
         numbers |= {f"{k}.{name}": part.contiguous().clone() for name, part in parts.items()}
-        pictures.append((f"textures/{k}.png", _png16(chart.texture)))
-        pictures.append((f"textures/{k}.seen.png", _png16(chart.seen / most)))
+        pictures.append((f"textures/{k}.png", _encode_png16(chart.texture)))
+        pictures.append((f"textures/{k}.seen.png", _encode_png16(chart.seen / most)))
     for layer, matte in enumerate(atlas.mattes):
         pictures += [(f"mattes/{layer}/{t:05d}.png", matte.packed_frame(t)) for t in range(len(matte))]
     described = {
@@ -177,7 +177,7 @@ def load_atlas(path: Path, video: Video | None = None) -> Atlas:
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            atlas = _read(archive, path)
+            atlas = _read_member(archive, path)
     except RetouchError:
         raise
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def load_atlas(path: Path, video: Video | None = None) -> Atlas:
     return atlas
 
 
-def _read(archive: zipfile.ZipFile, path: Path) -> Atlas:
+def _read_member(archive: zipfile.ZipFile, path: Path) -> Atlas:
     text = _member(archive, "atlas.json", 1 << 22)
     kind = _validated(_Kind, text)
     if kind.format != FORMAT:
@@ -207,7 +207,7 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Atlas:
     knots = len(said.charts) * said.frames * (12 + 2 * _MOST_CONTROLS + 3 * _MOST_GAINS)
     _require(8 * min(knots, archive.start_dir))
     numbers = load_numbers(_member(archive, "numbers.safetensors", 8 * knots + (1 << 16)))
-    charts = tuple(_chart(archive, numbers, k, said) for k in range(len(said.charts)))
+    charts = tuple(_read_chart(archive, numbers, k, said) for k in range(len(said.charts)))
     blends = torch.zeros(len(said.names), said.frames)
     for chart in charts:
         blends[chart.layer, chart.start : chart.stop] += chart.blend
@@ -215,7 +215,9 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Atlas:
         layer, t = divmod(int((blends - 1).abs().argmax()), said.frames)
         raise ValueError(f"numbers.safetensors: {said.names[layer]!r} has no whole picture of frame {t}")
     mattes = tuple(
-        Mattes.pack([_matte(archive, layer, t, said) for t in range(said.frames)], said.height, said.width)
+        PackedMattes.pack(
+            [_matte(archive, layer, t, said) for t in range(said.frames)], said.height, said.width
+        )
         for layer in range(len(said.names) - 1)
     )
     return Atlas(
@@ -261,7 +263,7 @@ def _require(size: int) -> None:
     Estimate(size).require(Compute())
 
 
-def _chart(archive: zipfile.ZipFile, numbers: dict[str, Tensor], k: int, clip: _Facts) -> Chart:
+def _read_chart(archive: zipfile.ZipFile, numbers: dict[str, Tensor], k: int, clip: _Facts) -> Chart:
     said = clip.charts[k]
     matrices = _numbers(numbers, f"{k}.matrices", -1, 3, 3)
     f = len(matrices)
@@ -273,7 +275,7 @@ def _chart(archive: zipfile.ZipFile, numbers: dict[str, Tensor], k: int, clip: _
     if not (said.layer < len(clip.names) and said.reference < clip.frames and said.start + f <= clip.frames):
         raise ValueError(f"atlas.json: charts.{k} speaks of layers or frames that are not there")
     side = 64 + 9 * said.scale * max(clip.height, clip.width)
-    mapping = Mapping(
+    mapping = ChartMapping(
         matrices, controls, _numbers(numbers, f"{k}.origins", f, 2), said.extent, clip.height, clip.width
     )
     texture = _texture(archive, f"textures/{k}.png", 3, side)
@@ -336,11 +338,13 @@ def _picture(
     return content
 
 
-def _png16(picture: Float[Tensor, "c v u"]) -> bytes:
-    return _packed16((picture.clamp(0, 1) * 65535).round().int().numpy().astype(np.uint16).transpose(1, 2, 0))
+def _encode_png16(picture: Float[Tensor, "c v u"]) -> bytes:
+    return _pack_sixteen(
+        (picture.clamp(0, 1) * 65535).round().int().numpy().astype(np.uint16).transpose(1, 2, 0)
+    )
 
 
-def _packed16(picture: UInt16[np.ndarray, "v u c"]) -> bytes:
+def _pack_sixteen(picture: UInt16[np.ndarray, "v u c"]) -> bytes:
     swapped = picture[..., ::-1] if picture.shape[2] == 3 else picture
     done, packed = cv2.imencode(".png", np.ascontiguousarray(swapped), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done
@@ -367,7 +371,7 @@ def texture_index(atlas: Atlas, name: str) -> int:
     return names.index(name)
 
 
-def export(atlas: Atlas, folder: Path, *, force: bool = False, exr: bool = False) -> list[Path]:
+def export_atlas(atlas: Atlas, folder: Path, *, force: bool = False, exr: bool = False) -> list[Path]:
     """Write textures, mattes and ST-maps as pictures that a compositor reads.
 
     An ST-map holds, for every pixel of a frame, where it lies in the texture: red is (x + 1/2) / width, green
@@ -388,31 +392,31 @@ def _export_into(folder: Path, atlas: Atlas, *, exr: bool) -> list[Path]:
     atlas = atlas.to("cpu")
     for index, chart in enumerate(atlas.charts):
         name = texture_name(atlas, index)
-        written.append(_write(folder / f"{name}.png", _png8(as_picture(chart.texture))))
+        written.append(_write_member(folder / f"{name}.png", _encode_png8(as_picture(chart.texture))))
         known = (chart.seen > 0.05).float()
-        written.append(_write(folder / f"{name}.seen.png", _png8(as_picture(known))))
+        written.append(_write_member(folder / f"{name}.seen.png", _encode_png8(as_picture(known))))
         written += [
-            _written(folder / "st" / name / f"{t:05d}", st_map(atlas, index, t), exr=exr)
+            _write_compositor(folder / "st" / name / f"{t:05d}", st_map(atlas, index, t), exr=exr)
             for t in range(chart.start, chart.stop)
         ]
     for layer, name in enumerate(atlas.names):
         for t in range(atlas.frames):
             share = atlas.shares(t, t + 1)[layer][0]
-            written.append(_written(folder / "mattes" / name / f"{t:05d}", share, exr=exr))
+            written.append(_write_compositor(folder / "mattes" / name / f"{t:05d}", share, exr=exr))
     return written
 
 
-def _written(stem: Path, picture: Float[Tensor, "c h w"], *, exr: bool) -> Path:
+def _write_compositor(stem: Path, picture: Float[Tensor, "c h w"], *, exr: bool) -> Path:
     """Return a picture for compositors: grey or in three colours."""
     if not exr:
-        return _write(stem.with_suffix(".png"), _png16(picture))
+        return _write_member(stem.with_suffix(".png"), _encode_png16(picture))
     stem.parent.mkdir(parents=True, exist_ok=True)
     names = "RGB" if len(picture) == 3 else "Y"
     return write_exr(stem.with_suffix(".exr"), dict(zip(names, picture.numpy(), strict=True)))
 
 
 def st_map(atlas: Atlas, index: int, t: int) -> Float[Tensor, "3 h w"]:
-    """Return where each pixel of a frame lies in a chart's texture, as `export` says it."""
+    """Return where each pixel of a frame lies in a chart's texture, as `export_atlas` says it."""
     chart = atlas.charts[index]
     part = chart.part(t, t + 1)
     window = part.window()
@@ -422,14 +426,14 @@ def st_map(atlas: Atlas, index: int, t: int) -> Float[Tensor, "3 h w"]:
     return window.paste(torch.cat([at[:, :1], 1 - at[:, 1:], taken], 1), atlas.height, atlas.width)[0]
 
 
-def _png8(picture: np.ndarray) -> bytes:
+def _encode_png8(picture: np.ndarray) -> bytes:
     swapped = picture[..., ::-1] if picture.shape[2] == 3 else picture
     done, packed = cv2.imencode(".png", np.ascontiguousarray(swapped))
     assert done
     return bytes(packed.tobytes())
 
 
-def _write(path: Path, content: bytes) -> Path:
+def _write_member(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path

@@ -94,7 +94,7 @@ def knot_distances(
 
 @final
 @dataclass(frozen=True, eq=False)
-class Mapping:
+class ChartMapping:
     """The mapping of one chart for a run of frames.
 
     `origins` and `extent` say where the control grid lies, in frame pixels counted from pixel edges (pixel 0
@@ -113,14 +113,14 @@ class Mapping:
     def __len__(self) -> int:
         return int(self.matrices.shape[0])
 
-    def part(self, start: int, stop: int) -> "Mapping":
+    def part(self, start: int, stop: int) -> "ChartMapping":
         """Return the mapping of some of the frames."""
         cut = slice(start, stop)
         return replace(
             self, matrices=self.matrices[cut], controls=self.controls[cut], origins=self.origins[cut]
         )
 
-    def at_size(self, height: int, width: int) -> "Mapping":
+    def at_size(self, height: int, width: int) -> "ChartMapping":
         """Return the same mapping for frames of another size; texels stay as they are."""
         sx, sy = self.width / width, self.height / height
         shrink = torch.tensor(
@@ -136,7 +136,7 @@ class Mapping:
             width=width,
         )
 
-    def retextured(self, scale: float, offset: tuple[float, float]) -> "Mapping":
+    def retextured(self, scale: float, offset: tuple[float, float]) -> "ChartMapping":
         """Return the same mapping into a texture `scale` times as fine, moved by `offset` texels."""
         centre = 0.5 * scale - 0.5
         move = torch.tensor(

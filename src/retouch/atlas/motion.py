@@ -22,7 +22,7 @@ from retouch.atlas.charts import (
     spans_between,
     zoom_coverage,
 )
-from retouch.atlas.mapping import Mapping, PixelWindow, compose_matrices, pixel_positions
+from retouch.atlas.mapping import ChartMapping, PixelWindow, compose_matrices, pixel_positions
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, frame_blocks
 from retouch.atlas.solve import fit_field, gauss_newton, without_folds
 from retouch.atlas.textures import sample_texture, splat_values
@@ -146,7 +146,7 @@ def follow_layer(
     span: ChartSpan,
     size: tuple[int, int],
     settings: AtlasSettings,
-) -> Mapping:
+) -> ChartMapping:
     """Map every frame of a span into its reference frame, in working pixels."""
     origins, extent = layer_boxes(pyramid, layer, span, size)
     spacing = max(size) / settings.spacing
@@ -154,7 +154,7 @@ def follow_layer(
     controls = torch.zeros(span.stop - span.start, 2, rows, columns)
     matrices = chain_matrices(pairs, span.reference, span.start, span.stop)
     device = pyramid.device
-    mapping = Mapping(matrices.to(device), controls.to(device), origins.to(device), extent, *size)
+    mapping = ChartMapping(matrices.to(device), controls.to(device), origins.to(device), extent, *size)
     controls = mapping.controls.clone()
     stiffness = pyramid.stiffness(layer, settings)
     for steps in (range(span.reference + 1, span.stop), range(span.reference - 1, span.start - 1, -1)):
@@ -179,10 +179,10 @@ def fit_to_flow(
     flow: ClipFlow,
     layer: int,
     pair: tuple[int, int],
-    now: Mapping,
-    before: Mapping,
+    now: ChartMapping,
+    before: ChartMapping,
     stiffness: float,
-) -> Mapping:
+) -> ChartMapping:
     """Put the pixels of one frame where their flow leads in a frame that is mapped already."""
     t, known = pair
     window, source = now.window(), before.window()
@@ -203,7 +203,7 @@ def fit_to_flow(
     return without_folds(now, window, weight, fitted.controls - now.controls)
 
 
-def _corner_range(mapping: Mapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
+def _corner_range(mapping: ChartMapping) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
     """Return the lowest and highest place that the matrices take any corner of a box to."""
     sides = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]) * torch.tensor([*mapping.extent, 0])
     corners = sides + torch.nn.functional.pad(mapping.origins.cpu(), (0, 1), value=1.0)[:, None]
@@ -224,7 +224,7 @@ class LayerTemplate:
 
     @classmethod
     def of(
-        cls, mapping: Mapping, t: int, layer: int, pyramid: ClipPyramid, ahead: Mapping
+        cls, mapping: ChartMapping, t: int, layer: int, pyramid: ClipPyramid, ahead: ChartMapping
     ) -> "LayerTemplate":
         """Begin with one frame; there is room around it for what comes into sight in the frames ahead."""
         low, high = _corner_range(ahead)
@@ -237,7 +237,7 @@ class LayerTemplate:
         bare = cls(layer, offset, torch.zeros(4, rows, columns, device=pyramid.device))
         return bare.with_frame(mapping.retextured(1.0, bare.offset), t, pyramid)
 
-    def with_frame(self, mapping: Mapping, t: int, pyramid: ClipPyramid) -> "LayerTemplate":
+    def with_frame(self, mapping: ChartMapping, t: int, pyramid: ClipPyramid) -> "LayerTemplate":
         """Add a frame, and forget a little of what it shows anew."""
         _, colours, weight = self._cut_frame(mapping, t, pyramid)
         new = splat_values(
@@ -246,8 +246,8 @@ class LayerTemplate:
         return replace(self, sums=self.sums * (1 - (1 - MEMORY) * new[3:].clamp(max=1)) + new)
 
     def tracked(
-        self, mapping: Mapping, t: int, pyramid: ClipPyramid, stiffness: float
-    ) -> tuple[Mapping, "LayerTemplate"]:
+        self, mapping: ChartMapping, t: int, pyramid: ClipPyramid, stiffness: float
+    ) -> tuple[ChartMapping, "LayerTemplate"]:
         """Bring a frame into line with what is known, and add it."""
         here = mapping.retextured(1.0, self.offset)
         window, colours, weight = self._cut_frame(here, t, pyramid)
@@ -259,7 +259,7 @@ class LayerTemplate:
         return replace(mapping, controls=here.controls), self.with_frame(here, t, pyramid)
 
     def _cut_frame(
-        self, mapping: Mapping, t: int, pyramid: ClipPyramid
+        self, mapping: ChartMapping, t: int, pyramid: ClipPyramid
     ) -> tuple[PixelWindow, Float[Tensor, "1 3 hh ww"], Float[Tensor, "1 1 hh ww"]]:
         window, size = mapping.window(), (mapping.height, mapping.width)
         weight = window.cut(pyramid.confident(self.layer, t, t + 1, *size))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retouch.atlas.atlas import Atlas, Chart
-from retouch.atlas.edit import Key, Patch, Period, patches_from_frames
+from retouch.atlas.edit import PaintedFrame, Period, TexturePatch, patches_from_frames
 from retouch.atlas.mapping import PixelWindow, stretch_ratio
 from retouch.atlas.pyramid import frame_blocks
 from retouch.atlas.report import POOR, STRETCHED
@@ -107,7 +107,7 @@ class PaintReport:
 
 @torch.no_grad()
 def examine_paint(
-    atlas: Atlas, video: Video, patches: Sequence[Patch], painted: Sequence[int], period: Period
+    atlas: Atlas, video: Video, patches: Sequence[TexturePatch], painted: Sequence[int], period: Period
 ) -> PaintReport:
     """Measure what an edit covers, in every frame of a period.
 
@@ -138,7 +138,7 @@ def examine_paint(
 
 
 def useless_keys(
-    atlas: Atlas, keys: Sequence[Key], layers: Sequence[int] | None, period: Period
+    atlas: Atlas, keys: Sequence[PaintedFrame], layers: Sequence[int] | None, period: Period
 ) -> Iterator[tuple[int, bool]]:
     """Yield painted frames whose paint reaches no other frame, and whether they show it themselves."""
     for key in keys:
@@ -152,7 +152,7 @@ def useless_keys(
 
 def _areas(
     atlas: Atlas,
-    patches: Sequence[Patch],
+    patches: Sequence[TexturePatch],
     a: int,
     b: int,
     slopes: dict[tuple[int, int], Float[Tensor, "2 2"]] | None = None,

@@ -9,8 +9,8 @@ from typing import final
 import numpy as np
 
 from retouch.artifacts import artifact
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte
-from retouch.atlas.decompose import Deadline, OutOfTime, kept_atlas
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
+from retouch.atlas.decompose import OutOfTime, StageDeadline, kept_atlas
 from retouch.atlas.file import NAME, load_atlas
 from retouch.atlas.pyramid import AtlasSettings, frame_blocks
 from retouch.errors import ParamsError
@@ -34,11 +34,11 @@ BACKGROUND = "background"
 
 @final
 @dataclass(frozen=True, eq=False)
-class Objects:
+class ClipObjects:
     """The mattes of a clip's objects, the front one first."""
 
     names: tuple[str, ...]
-    mattes: tuple[Mattes, ...]
+    mattes: tuple[PackedMattes, ...]
     warnings: tuple[str, ...] = ()
 
 
@@ -86,7 +86,7 @@ def atlas_for(
     settings = settings or AtlasSettings()
     try:
         atlas = kept_atlas(
-            video, objects.mattes, names, settings, flow=flow, deadline=Deadline(deadline), run=run
+            video, objects.mattes, names, settings, flow=flow, deadline=StageDeadline(deadline), run=run
         )
     except OutOfTime as stopped:
         run.notice(f"stopped after the stage {stopped.atlas.stage!r}: {deadline:g} seconds are over")
@@ -94,23 +94,23 @@ def atlas_for(
     return atlas.to(run.compute.torch_device())
 
 
-def objects_from_files(video: Video, masks: Sequence[Path], *, scratch: Path | None = None) -> Objects:
+def objects_from_files(video: Video, masks: Sequence[Path], *, scratch: Path | None = None) -> ClipObjects:
     """Read one mask file or folder per object, front to back; each object goes by its file's name."""
     mattes = []
     for path in masks:
         packed = [pack_matte(picture[0]) for picture in each_mask(path, video, scratch=scratch)]
-        mattes.append(Mattes.pack(packed, video.height, video.width))
+        mattes.append(PackedMattes.pack(packed, video.height, video.width))
     names = [re.sub("[^a-z0-9 _-]", "_", Path(path).stem.lower())[:64] for path in masks]
     if len(names) == 1:
         names = ["object"]
     if len({*names, BACKGROUND}) <= len(names):
         raise ParamsError(f"the masks {', '.join(names)} need names of their own", hint="rename the files")
-    return Objects(tuple(names), tuple(mattes))
+    return ClipObjects(tuple(names), tuple(mattes))
 
 
 def marked_objects(
     video: Video, marks: Sequence[ObjectMark], *, segmenter: ObjectSegmenter | None = None, run: Run
-) -> Objects:
+) -> ClipObjects:
     """Follow marked objects, or take them from the store; say which marks and frames to look at again.
 
     Raises:
@@ -143,21 +143,21 @@ def check_in_picture(mark: ObjectMark, video: Video, run: Run) -> None:
 @artifact("mattes", version=1)
 def kept_objects(
     video: Video, marks: tuple[ObjectMark, ...], *, segmenter: ObjectSegmenter | None = None, run: Run
-) -> Objects:
+) -> ClipObjects:
     """Follow marked objects through a clip, or take the result from the store."""
     cutout = (segmenter or GrabCutSegmenter()).segment(video, marks, listen=run.listen, shelf=run.scratch)
     return objects_from_cutout(cutout)
 
 
-def objects_from_cutout(cutout: ObjectMasks) -> Objects:
+def objects_from_cutout(cutout: ObjectMasks) -> ClipObjects:
     """Pack a cutout's masks at the size of the clip."""
     mattes = []
     for which in range(len(cutout.names)):
         packed = []
         for a, b in frame_blocks(0, cutout.masks.shape[1]):
             packed += [pack_matte(picture[0]) for picture in cutout.full(which, a, b)]
-        mattes.append(Mattes.pack(packed, cutout.height, cutout.width))
-    return Objects(cutout.names, tuple(mattes), cutout.warnings)
+        mattes.append(PackedMattes.pack(packed, cutout.height, cutout.width))
+    return ClipObjects(cutout.names, tuple(mattes), cutout.warnings)
 
 
 def segmenter_named(name: str, run: Run) -> ObjectSegmenter | None:

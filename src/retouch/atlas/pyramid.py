@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from retouch.atlas.atlas import Mattes, shares_of
+from retouch.atlas.atlas import PackedMattes, shares_of
 from retouch.atlas.textures import shrink_pictures
 from retouch.run import Run
 from retouch.video import Video, release_pages
@@ -43,7 +43,7 @@ class ClipPyramid:
     """The clip and its mattes."""
 
     video: Video
-    mattes: tuple[Mattes, ...]
+    mattes: tuple[PackedMattes, ...]
     device: torch.device
     kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """Shrunk frames and mattes by size, in files, for the size that most of the work is done at."""

@@ -1,6 +1,6 @@
 """What an atlas is good for: how well it explains the clip, how well paint will stick, and where it will not.
 
-`propagated` is the honest figure for real clips, which have no truth: one frame is painted over a whole
+`propagate_frame` is the honest figure for real clips, which have no truth: one frame is painted over a whole
 layer, and the other frames it gives are held against the clip.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from retouch.atlas.atlas import Atlas, reconstruction_decibels
-from retouch.atlas.edit import propagated, render
+from retouch.atlas.edit import propagate_frame, render_edit
 from retouch.atlas.mapping import stretch_ratio, texel_area
 from retouch.atlas.pyramid import frame_blocks
 from retouch.video import Video, decibels
@@ -58,7 +58,7 @@ class LayerReport:
 
 @final
 @dataclass(frozen=True)
-class Report:
+class AtlasReport:
     """An atlas's figures, and what they mean; frames are numbered as in the clip's file."""
 
     explained: float | None
@@ -88,37 +88,37 @@ class Report:
 
 
 @torch.no_grad()
-def examine(atlas: Atlas, video: Video) -> Report:
+def examine_atlas(atlas: Atlas, video: Video) -> AtlasReport:
     """Measure an atlas against its clip."""
     off = reconstruction_decibels(atlas, video)
-    layers = tuple(_layer(atlas, video, i, off[name]) for i, name in enumerate(atlas.names))
-    return Report(_mean(off["all"]), layers, tuple(_sentences(layers, video)))
+    layers = tuple(_layer_figures(atlas, video, i, off[name]) for i, name in enumerate(atlas.names))
+    return AtlasReport(_mean_decibels(off["all"]), layers, tuple(_report_sentences(layers, video)))
 
 
 def _in_words(value: float | None) -> str:
     return "unknown, for no frame shows it" if value is None else f"{value:.1f} dB"
 
 
-def _mean(figures: Sequence[float]) -> float | None:
+def _mean_decibels(figures: Sequence[float]) -> float | None:
     """Return the dB of the mean error; None where nothing is known."""
     known = [10 ** (-d / 10) for d in figures if np.isfinite(d)]
     return decibels(float(np.mean(known)), peak=1) if known else None
 
 
-def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> LayerReport:
+def _layer_figures(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> LayerReport:
     charts = [chart for chart in atlas.charts if chart.layer == layer]
     known = [t for t in range(atlas.frames) if np.isfinite(off[t])]
     worst = min(known, key=lambda t: off[t]) if known else 0
     own = sorted(chart.reference for chart in charts)
     middle = own[len(own) // 2]
-    found, reach = propagation(atlas, video, layer, middle)
+    found, reach = propagation_quality(atlas, video, layer, middle)
     first = video.origin.first
-    stretch, stretched_frame, folds = _shape(atlas, layer)
+    stretch, stretched_frame, folds = _stretch_figures(atlas, layer)
     seen = sum(float((c.seen > 0.05).float().sum()) for c in charts) / sum(c.seen.numel() for c in charts)
     return LayerReport(
         name=atlas.names[layer],
         pictures=len(charts),
-        explained=_mean(off),
+        explained=_mean_decibels(off),
         worst_frame=worst + first,
         worst=off[worst] if known else None,
         poor=tuple(t + first for t in known if off[t] < POOR),
@@ -133,12 +133,12 @@ def _layer(atlas: Atlas, video: Video, layer: int, off: Sequence[float]) -> Laye
     )
 
 
-def propagation(atlas: Atlas, video: Video, layer: int, frame: int) -> tuple[float | None, float]:
+def propagation_quality(atlas: Atlas, video: Video, layer: int, frame: int) -> tuple[float | None, float]:
     """Return how well one frame of a layer gives the others, in dB, and the share of pixels reached."""
-    patches = propagated(atlas, video, frame, layer)
+    patches = propagate_frame(atlas, video, frame, layer)
     wanted = {int(t) for t in np.linspace(0, atlas.frames - 1, LOOKED_AT).round()} - {frame}
     squares, count, whole = 0.0, 0, 0
-    for start, frames, touched in render(atlas, video, patches):
+    for start, frames, touched in render_edit(atlas, video, patches):
         for t in sorted(wanted & set(range(start, start + len(frames)))):
             share = atlas.shares(t, t + 1)[layer][0, 0].cpu().numpy() > 0.95
             sure = touched[t - start, 0] & share
@@ -148,7 +148,7 @@ def propagation(atlas: Atlas, video: Video, layer: int, frame: int) -> tuple[flo
     return (decibels(squares / count, peak=1) if count else None), count / max(whole, 1)
 
 
-def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
+def _stretch_figures(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
     """Return the stretch of visible pixels (95th percentile), overall and of the worst frame; the folds."""
     stretches, worst, folded, count = [], (0, 1.0), 0, 0
     for chart in atlas.charts:
@@ -173,7 +173,7 @@ def _shape(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float], float]:
     return (float(together.quantile(0.95)) if len(together) else 1.0), worst, folded / max(count, 1)
 
 
-def _sentences(layers: Sequence[LayerReport], video: Video) -> list[str]:
+def _report_sentences(layers: Sequence[LayerReport], video: Video) -> list[str]:
     """What to expect, in plain words."""
     said = []
     for one in layers:

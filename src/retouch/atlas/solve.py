@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retouch.atlas.mapping import Mapping, PixelWindow, texel_area
+from retouch.atlas.mapping import ChartMapping, PixelWindow, texel_area
 from retouch.atlas.textures import sample_texture
 
 STEP_LIMIT = 2.0
@@ -81,14 +81,14 @@ def geman_mcclure(squared: Float[Tensor, "*s"], scale: float) -> Float[Tensor, "
 
 
 def fit_field(
-    mapping: Mapping,
+    mapping: ChartMapping,
     window: PixelWindow,
     wanted: Float[Tensor, "f 2 h w"],
     weights: Float[Tensor, "f 1 h w"],
     *,
     stiffness: float,
     rounds: int = 2,
-) -> Mapping:
+) -> ChartMapping:
     """Fit the controls so that the mapping takes each pixel where it is wanted, forgiving outliers."""
     bare = replace(mapping, controls=torch.zeros_like(mapping.controls))
     residual = wanted - bare.uv(window)
@@ -125,7 +125,7 @@ def solve_each(
     return torch.stack([torch.linalg.solve(left, right) for left, right in systems]).view_as(side)
 
 
-def texel_size(mapping: Mapping, window: PixelWindow) -> Float[Tensor, "f 1 1 1"]:
+def texel_size(mapping: ChartMapping, window: PixelWindow) -> Float[Tensor, "f 1 1 1"]:
     """Return the usual length of a pixel in texels, one number a frame, from the matrices alone."""
     bare = replace(mapping, controls=torch.zeros_like(mapping.controls))
     middle = PixelWindow(
@@ -135,7 +135,7 @@ def texel_size(mapping: Mapping, window: PixelWindow) -> Float[Tensor, "f 1 1 1"
 
 
 def gauss_newton(
-    mapping: Mapping,
+    mapping: ChartMapping,
     window: PixelWindow,
     pictures: Float[Tensor, "f 3 h w"],
     weights: Float[Tensor, "f 1 h w"],
@@ -143,7 +143,7 @@ def gauss_newton(
     *,
     stiffness: float,
     tolerance: float = 0.12,
-) -> Mapping:
+) -> ChartMapping:
     """Move the controls one Gauss-Newton step towards where the texture looks like the pictures.
 
     The slope is the mean of the picture's and the texture's, which makes the step exact to second order
@@ -191,8 +191,11 @@ def gauss_newton(
 
 
 def without_folds(
-    mapping: Mapping, window: PixelWindow, weights: Float[Tensor, "f 1 h w"], step: Float[Tensor, "f 2 gh gw"]
-) -> Mapping:
+    mapping: ChartMapping,
+    window: PixelWindow,
+    weights: Float[Tensor, "f 1 h w"],
+    step: Float[Tensor, "f 2 gh gw"],
+) -> ChartMapping:
     """Take as much of a step, frame by frame, as leaves every visible pixel the right way round."""
     share = torch.ones(len(mapping), 1, 1, 1).to(step)
     usual = texel_size(mapping, window)[:, 0].square()
@@ -223,7 +226,7 @@ def _texture_slopes(
     return along_u, along_v
 
 
-def _pixels_per_control(mapping: Mapping) -> float:
+def _pixels_per_control(mapping: ChartMapping) -> float:
     gh, gw = mapping.controls.shape[2:]
     return mapping.extent[0] * mapping.extent[1] / ((gw - 3) * (gh - 3))
 

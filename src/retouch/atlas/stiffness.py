@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from retouch.atlas.atlas import Chart
-from retouch.atlas.mapping import Mapping
+from retouch.atlas.mapping import ChartMapping
 from retouch.atlas.pyramid import ClipPyramid, frame_blocks
 from retouch.atlas.textures import sample_texture
 from retouch.tracking.flow import pixel_grid
@@ -68,7 +68,9 @@ def as_homographies(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]) -
     return _with_matrices(chart, mapping, torch.from_numpy(np.stack(found)))
 
 
-def plane_of(mapping: Mapping, index: int, weight: Float32[np.ndarray, "h w"]) -> Float64[np.ndarray, "3 3"]:
+def plane_of(
+    mapping: ChartMapping, index: int, weight: Float32[np.ndarray, "h w"]
+) -> Float64[np.ndarray, "3 3"]:
     """Return the homography nearest to a frame's mapping, over the pixels that have weight."""
     y, x = np.nonzero(weight > 0.5)
     own = mapping.matrices[index].cpu().double().numpy()
@@ -170,7 +172,7 @@ def as_still(chart: Chart) -> Chart:
     return _with_matrices(chart, mapping, own.expand(len(mapping), 3, 3))
 
 
-def _with_matrices(chart: Chart, mapping: Mapping, matrices: Float[Tensor, "f 3 3"]) -> Chart:
+def _with_matrices(chart: Chart, mapping: ChartMapping, matrices: Float[Tensor, "f 3 3"]) -> Chart:
     """Return a chart with matrices for a mapping's size of frames, and nothing bent."""
     flat = replace(
         mapping,

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte
-from retouch.atlas.decompose import decompose
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
+from retouch.atlas.decompose import decompose_clip
 from retouch.atlas.pyramid import AtlasSettings
 from retouch.compute import Compute
 from retouch.run import Run
@@ -112,15 +112,15 @@ def truth(drawn: Painted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def mattes(drawn: Painted) -> tuple[Mattes, ...]:
+def mattes(drawn: Painted) -> tuple[PackedMattes, ...]:
     packed = [pack_matte(m[0]) for m in drawn.masks]
-    return (Mattes.pack(packed, drawn.video.height, drawn.video.width),)
+    return (PackedMattes.pack(packed, drawn.video.height, drawn.video.width),)
 
 
 @pytest.fixture(scope="session")
-def atlas(clip: Video, mattes: tuple[Mattes, ...], tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+def atlas(clip: Video, mattes: tuple[PackedMattes, ...], tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     run = Run.alone(tmp_path_factory.mktemp("atlas"), compute=Compute(device="cpu"))
-    return decompose(clip, mattes, ("object", "background"), AtlasSettings(steps=4), run=run)
+    return decompose_clip(clip, mattes, ("object", "background"), AtlasSettings(steps=4), run=run)
 
 
 @pytest.fixture

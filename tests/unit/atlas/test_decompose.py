@@ -10,8 +10,15 @@ import pytest
 import torch
 
 from retouch.artifacts import DraftFile
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte, reconstruction_decibels, shares_of
-from retouch.atlas.decompose import STAGES, Deadline, OutOfTime, decompose, kept_atlas, refinements
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte, reconstruction_decibels, shares_of
+from retouch.atlas.decompose import (
+    STAGES,
+    OutOfTime,
+    StageDeadline,
+    decompose_clip,
+    kept_atlas,
+    refine_stages,
+)
 from retouch.atlas.mapping import stretch_ratio, texel_area
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, overlapping_spans
 from retouch.compute import Compute
@@ -74,11 +81,11 @@ def test_nothing_folds_and_nothing_is_stretched_much(atlas: Atlas) -> None:
 
 
 def test_each_stage_is_usable_and_later_ones_explain_more(
-    clip: Video, mattes: tuple[Mattes, ...], run: Run
+    clip: Video, mattes: tuple[PackedMattes, ...], run: Run
 ) -> None:
     explained = [
         (at.stage, float(np.mean(reconstruction_decibels(at, clip)["all"])))
-        for at in refinements(clip, mattes, NAMES, QUICK, run=run)
+        for at in refine_stages(clip, mattes, NAMES, QUICK, run=run)
     ]
     assert [stage for stage, _ in explained] == list(STAGES)
     assert explained[0][1] > 20
@@ -86,55 +93,57 @@ def test_each_stage_is_usable_and_later_ones_explain_more(
 
 
 def test_a_run_that_stopped_goes_on_after_its_last_stage(
-    clip: Video, mattes: tuple[Mattes, ...], run: Run, tmp_path: Path
+    clip: Video, mattes: tuple[PackedMattes, ...], run: Run, tmp_path: Path
 ) -> None:
-    whole = decompose(clip, mattes, NAMES, QUICK, run=run)
+    whole = decompose_clip(clip, mattes, NAMES, QUICK, run=run)
     again = Run.alone(tmp_path / "b", compute=Compute(device="cpu"))
-    stages = refinements(clip, mattes, NAMES, QUICK, run=again)
+    stages = refine_stages(clip, mattes, NAMES, QUICK, run=again)
     while next(stages).stage != "textures":
         pass
     del stages  # what a kill leaves behind: the checkpoint of the last stage
-    went: list[str] = [at.stage for at in refinements(clip, mattes, NAMES, QUICK, run=again)]
+    went: list[str] = [at.stage for at in refine_stages(clip, mattes, NAMES, QUICK, run=again)]
     assert went == ["edges", "light"]
-    resumed = decompose(clip, mattes, NAMES, QUICK, run=again)
+    resumed = decompose_clip(clip, mattes, NAMES, QUICK, run=again)
     assert torch.equal(resumed.charts[0].texture, whole.charts[0].texture)
 
 
 def test_a_checkpoint_of_another_clip_is_not_gone_on_from(
-    clip: Video, mattes: tuple[Mattes, ...], run: Run
+    clip: Video, mattes: tuple[PackedMattes, ...], run: Run
 ) -> None:
-    first = next(refinements(clip, mattes, NAMES, QUICK, run=run))
+    first = next(refine_stages(clip, mattes, NAMES, QUICK, run=run))
     assert isinstance(run.draft, DraftFile)
     other = Video(np.ascontiguousarray(clip.frames[:, ::-1]), clip.fps)
-    second = next(refinements(other, mattes, NAMES, QUICK, run=run))
+    second = next(refine_stages(other, mattes, NAMES, QUICK, run=run))
     assert second.source == other.digest != first.source
 
 
 def test_a_deadline_gives_the_atlas_of_the_last_stage_in_time(
-    clip: Video, mattes: tuple[Mattes, ...], run: Run
+    clip: Video, mattes: tuple[PackedMattes, ...], run: Run
 ) -> None:
-    atlas = decompose(clip, mattes, NAMES, QUICK, deadline=1e-6, run=run)
+    atlas = decompose_clip(clip, mattes, NAMES, QUICK, deadline=1e-6, run=run)
     assert atlas.stage == "flow"
 
 
 def test_a_fit_that_ran_out_of_time_goes_on_the_next_time(
-    clip: Video, mattes: tuple[Mattes, ...], tmp_path: Path
+    clip: Video, mattes: tuple[PackedMattes, ...], tmp_path: Path
 ) -> None:
     heard: list[Event] = []
     run = Run.alone(tmp_path, compute=Compute(device="cpu"), listen=heard.append)
     with pytest.raises(OutOfTime) as stopped:
-        kept_atlas(clip, mattes, NAMES, QUICK, deadline=Deadline(1e-6), run=run)
+        kept_atlas(clip, mattes, NAMES, QUICK, deadline=StageDeadline(1e-6), run=run)
     assert stopped.value.atlas.stage == "flow"
     heard.clear()
     whole = kept_atlas(clip, mattes, NAMES, QUICK, run=run)
     assert whole.stage == STAGES[-1]
     begun = [event.stage for event in heard if isinstance(event, Started)]
     assert begun == [f"atlas: {stage}" for stage in STAGES[1:]]
-    again = kept_atlas(clip, mattes, NAMES, QUICK, deadline=Deadline(1e-6), run=run)
+    again = kept_atlas(clip, mattes, NAMES, QUICK, deadline=StageDeadline(1e-6), run=run)
     assert torch.equal(again.charts[0].texture, whole.charts[0].texture)
 
 
-def test_the_atlas_is_kept_for_the_next_time(clip: Video, mattes: tuple[Mattes, ...], tmp_path: Path) -> None:
+def test_the_atlas_is_kept_for_the_next_time(
+    clip: Video, mattes: tuple[PackedMattes, ...], tmp_path: Path
+) -> None:
     heard: list[Event] = []
     run = Run.alone(tmp_path, compute=Compute(device="cpu"), listen=heard.append)
     first = kept_atlas(clip, mattes, NAMES, QUICK, run=run)
@@ -144,30 +153,32 @@ def test_the_atlas_is_kept_for_the_next_time(clip: Video, mattes: tuple[Mattes, 
     assert json.loads(second.settings)["steps"] == 2
 
 
-def test_two_objects_make_three_layers(clip: Video, mattes: tuple[Mattes, ...], run: Run) -> None:
+def test_two_objects_make_three_layers(clip: Video, mattes: tuple[PackedMattes, ...], run: Run) -> None:
     corner = np.zeros((len(clip), clip.height, clip.width), np.uint8)
     corner[:, 50:, 90:] = 255
-    second = Mattes.pack([pack_matte(m) for m in corner], clip.height, clip.width)
-    atlas = decompose(clip, (*mattes, second), ("patch", "corner", "background"), QUICK, run=run)
+    second = PackedMattes.pack([pack_matte(m) for m in corner], clip.height, clip.width)
+    atlas = decompose_clip(clip, (*mattes, second), ("patch", "corner", "background"), QUICK, run=run)
     assert {chart.layer for chart in atlas.charts} == {0, 1, 2}
     assert np.mean(reconstruction_decibels(atlas, clip)["all"]) > 30
 
 
 def test_an_empty_mask_is_refused(clip: Video, run: Run) -> None:
     nothing = np.zeros((clip.height, clip.width), np.uint8)
-    empty = Mattes.pack([pack_matte(nothing)] * len(clip), clip.height, clip.width)
+    empty = PackedMattes.pack([pack_matte(nothing)] * len(clip), clip.height, clip.width)
     with pytest.raises(EmptyMask, match="empty in every frame"):
-        decompose(clip, (empty,), NAMES, QUICK, run=run)
+        decompose_clip(clip, (empty,), NAMES, QUICK, run=run)
 
 
-def test_masks_of_another_clip_are_refused(clip: Video, mattes: tuple[Mattes, ...], run: Run) -> None:
+def test_masks_of_another_clip_are_refused(clip: Video, mattes: tuple[PackedMattes, ...], run: Run) -> None:
     with pytest.raises(VideoError, match="has 10 frames"):
-        decompose(clip[:5], mattes, NAMES, QUICK, run=run)
+        decompose_clip(clip[:5], mattes, NAMES, QUICK, run=run)
     with pytest.raises(VideoError, match="masks for the layers"):
-        decompose(clip, mattes, ("only",), QUICK, run=run)
+        decompose_clip(clip, mattes, ("only",), QUICK, run=run)
 
 
-def test_footage_gives_the_same_from_its_files(clip: Video, mattes: tuple[Mattes, ...], run: Run) -> None:
+def test_footage_gives_the_same_from_its_files(
+    clip: Video, mattes: tuple[PackedMattes, ...], run: Run
+) -> None:
     pyramid = ClipPyramid(clip, mattes, torch.device("cpu"))
     plain = pyramid.pictures(2, 5, 36, 60), pyramid.share(0, 2, 5, 36, 60)
     pyramid.keep(36, 60, run)
@@ -179,6 +190,6 @@ def test_footage_gives_the_same_from_its_files(clip: Video, mattes: tuple[Mattes
 def test_mattes_come_back_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (4, 9, 13), dtype=np.uint8)
-    mattes = Mattes.pack([pack_matte(p) for p in pictures], 9, 13)
+    mattes = PackedMattes.pack([pack_matte(p) for p in pictures], 9, 13)
     np.testing.assert_array_equal(mattes.frames(1, 4)[:, 0], pictures[1:])
     assert dataclasses.is_dataclass(mattes)

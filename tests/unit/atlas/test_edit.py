@@ -6,17 +6,17 @@ import torch
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import (
-    Key,
-    Patch,
+    PaintedFrame,
     Period,
-    merged,
+    TexturePatch,
+    merge_patches,
     painted_key,
     patches_from_frames,
     patches_from_textures,
     position_patches,
-    propagated,
+    propagate_frame,
     read_positions,
-    render,
+    render_edit,
     without_scraps,
 )
 from retouch.atlas.textures import as_picture
@@ -38,8 +38,10 @@ def with_square(clip: Video, t: int, *, top: int = 28, left: int = 34, side: int
     return picture
 
 
-def rendered(atlas: Atlas, clip: Video, patches: list[Patch], *args: object) -> tuple[np.ndarray, np.ndarray]:
-    blocks = list(render(atlas, clip, patches, *args))  # type: ignore[arg-type]
+def rendered(
+    atlas: Atlas, clip: Video, patches: list[TexturePatch], *args: object
+) -> tuple[np.ndarray, np.ndarray]:
+    blocks = list(render_edit(atlas, clip, patches, *args))  # type: ignore[arg-type]
     return np.concatenate([b[1] for b in blocks]), np.concatenate([b[2] for b in blocks])
 
 
@@ -113,9 +115,9 @@ def test_what_one_frame_painted_and_another_left_alone_is_painted() -> None:
     cover = torch.zeros(1, 8, 8)
     cover[:, 2:6, 2:6] = 1
     paint = torch.cat([0.5 * cover.expand(3, -1, -1), cover])
-    one = Patch(0, (0.0, 0.0), 1.0, paint, torch.ones(1, 8, 8))
-    none = Patch(0, (0.0, 0.0), 1.0, torch.zeros_like(paint), 5 * torch.ones(1, 8, 8))
-    joined = merged([one, none])
+    one = TexturePatch(0, (0.0, 0.0), 1.0, paint, torch.ones(1, 8, 8))
+    none = TexturePatch(0, (0.0, 0.0), 1.0, torch.zeros_like(paint), 5 * torch.ones(1, 8, 8))
+    joined = merge_patches([one, none])
     assert torch.allclose(joined.picture[:, :8, :8], paint, atol=1e-5)
 
 
@@ -208,7 +210,7 @@ def test_a_period_is_strongest_in_its_middle() -> None:
 def test_a_whole_frame_propagates_through_the_atlas(
     atlas: Atlas, clip: Video, truth: tuple[np.ndarray, np.ndarray, np.ndarray]
 ) -> None:
-    frames, touched = rendered(atlas, clip, propagated(atlas, clip, 4, 0))
+    frames, touched = rendered(atlas, clip, propagate_frame(atlas, clip, 4, 0))
     sure = touched[8, 0] & (truth[0][8] > 0.99)
     error = np.mean((frames[8].astype(float) - clip.frames[8])[:, sure] ** 2) / 255**2
     copied = np.mean((clip.frames[4].astype(float) - clip.frames[8])[:, sure] ** 2) / 255**2
@@ -216,11 +218,11 @@ def test_a_whole_frame_propagates_through_the_atlas(
 
 
 def test_a_key_without_cover_is_passed_over(atlas: Atlas) -> None:
-    nothing = Key(4, torch.zeros(3, 72, 120), torch.zeros(1, 72, 120))
+    nothing = PaintedFrame(4, torch.zeros(3, 72, 120), torch.zeros(1, 72, 120))
     assert patches_from_frames(atlas, [nothing]) == []
 
 
-def square_at_the_edge(atlas: Atlas, clip: Video, over: int) -> Key:
+def square_at_the_edge(atlas: Atlas, clip: Video, over: int) -> PaintedFrame:
     """A square on the object of frame 4 that reaches over its left edge by some pixels."""
     share = atlas.shares(4, 5)[0][0, 0].numpy()
     row = 36

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte, reconstruction_decibels
-from retouch.atlas.decompose import decompose
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte, reconstruction_decibels
+from retouch.atlas.decompose import decompose_clip
 from retouch.atlas.extend import extend_atlas
 from retouch.atlas.pyramid import AtlasSettings
 from retouch.errors import InputError
@@ -14,12 +14,12 @@ from retouch.video import Video
 
 
 def test_new_frames_are_explained_and_old_ones_untouched(
-    clip: Video, mattes: tuple[Mattes, ...], run: Run
+    clip: Video, mattes: tuple[PackedMattes, ...], run: Run
 ) -> None:
     first = tuple(
-        Mattes.pack([pack_matte(m.frame(t)) for t in range(8)], clip.height, clip.width) for m in mattes
+        PackedMattes.pack([pack_matte(m.frame(t)) for t in range(8)], clip.height, clip.width) for m in mattes
     )
-    short = decompose(clip[:8], first, ("object", "background"), AtlasSettings(steps=2), run=run)
+    short = decompose_clip(clip[:8], first, ("object", "background"), AtlasSettings(steps=2), run=run)
     long = extend_atlas(short, clip, run=run)
     assert (len(long.mattes[0]), long.frames, long.source) == (10, 10, clip.digest)
     for before, after in zip(short.charts, long.charts, strict=True):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from retouch.atlas.atlas import Atlas
-from retouch.atlas.file import export, load_atlas, save_atlas, st_map, texture_index, texture_name
+from retouch.atlas.file import export_atlas, load_atlas, save_atlas, st_map, texture_index, texture_name
 from retouch.errors import ArtifactError, InputError
 from retouch.video import Video
 
@@ -245,7 +245,7 @@ def test_names_of_textures_lead_back_to_their_charts(atlas: Atlas) -> None:
 
 
 def test_openexr_holds_what_the_maps_hold(atlas: Atlas, tmp_path: Path) -> None:
-    export(atlas, tmp_path / "out", exr=True)
+    export_atlas(atlas, tmp_path / "out", exr=True)
     with av.open(str(tmp_path / "out" / "st" / "background" / "00003.exr")) as container:
         frame = next(container.decode(video=0))
     green, blue, red = (
@@ -259,7 +259,7 @@ def test_openexr_holds_what_the_maps_hold(atlas: Atlas, tmp_path: Path) -> None:
 
 
 def test_a_compositor_can_rebuild_the_layers_from_the_export(atlas: Atlas, tmp_path: Path) -> None:
-    export(atlas, tmp_path / "out")
+    export_atlas(atlas, tmp_path / "out")
     name = texture_name(atlas, 0)
     chart = atlas.charts[0]
     t = chart.reference
@@ -280,4 +280,4 @@ def test_a_compositor_can_rebuild_the_layers_from_the_export(atlas: Atlas, tmp_p
     blend = float(chart.blend[t - chart.start])
     assert np.abs(shown * gain * blend - ours)[inside].max() < 3 / 255
     with pytest.raises(InputError, match="exists"):
-        export(atlas, tmp_path / "out")
+        export_atlas(atlas, tmp_path / "out")

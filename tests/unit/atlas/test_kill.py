@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retouch.atlas.atlas import Atlas, Mattes
+from retouch.atlas.atlas import Atlas, PackedMattes
 from retouch.atlas.decompose import STAGES, kept_atlas
 from retouch.atlas.file import save_atlas
 from retouch.atlas.pyramid import AtlasSettings
@@ -20,12 +20,12 @@ from retouch.video import Video
 SETTINGS = AtlasSettings(steps=2, side=60, gain=2)
 
 
-def fitted(clip: Video, mattes: tuple[Mattes, ...], folder: Path, heard: list[Event]) -> Atlas:
+def fitted(clip: Video, mattes: tuple[PackedMattes, ...], folder: Path, heard: list[Event]) -> Atlas:
     run = Run.alone(folder, compute=Compute(device="cpu"), listen=heard.append)
     return kept_atlas(clip, mattes, ("object", "background"), SETTINGS, run=run)
 
 
-def killed_in(stage: str, clip: Video, mattes: tuple[Mattes, ...], folder: Path) -> None:
+def killed_in(stage: str, clip: Video, mattes: tuple[PackedMattes, ...], folder: Path) -> None:
     """Fit in a process of its own, which dies as soon as something of a stage is done."""
 
     def die(event: Event) -> None:
@@ -44,7 +44,7 @@ def killed_in(stage: str, clip: Video, mattes: tuple[Mattes, ...], folder: Path)
 
 
 def test_a_fit_killed_in_every_stage_in_turn_ends_with_the_same_bytes(
-    clip: Video, mattes: tuple[Mattes, ...], tmp_path: Path
+    clip: Video, mattes: tuple[PackedMattes, ...], tmp_path: Path
 ) -> None:
     for stage in STAGES:
         killed_in(stage, clip, mattes, tmp_path / "killed")
@@ -59,7 +59,7 @@ def test_a_fit_killed_in_every_stage_in_turn_ends_with_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_fit_killed_once_ends_with_the_same_bytes(
-    clip: Video, mattes: tuple[Mattes, ...], tmp_path: Path, stage: str
+    clip: Video, mattes: tuple[PackedMattes, ...], tmp_path: Path, stage: str
 ) -> None:
     killed_in(stage, clip, mattes, tmp_path / "killed")
     broken = save_atlas(fitted(clip, mattes, tmp_path / "killed", []), tmp_path / "broken.atlas")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retouch.atlas.mapping import (
-    Mapping,
+    ChartMapping,
     PixelWindow,
     compose_matrices,
     cubic_spline,
@@ -22,16 +22,16 @@ ROUNDING = 2e-3  # float32 at positions of a few hundred texels
 DIFFERENCES = 2e-2  # central differences of a cubic that bends within a pixel or two
 
 
-def bent(seed: int = 0, strength: float = 1.0) -> Mapping:
+def bent(seed: int = 0, strength: float = 1.0) -> ChartMapping:
     torch.manual_seed(seed)
     matrices = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
     matrices[:, :2] += 0.05 * torch.randn(2, 2, 3, dtype=torch.float64)
     matrices[:, 2, :2] += 1e-4 * torch.randn(2, 2, dtype=torch.float64)
     origins = torch.tensor([[10.0, 5.0], [14.5, 8.25]])
-    return Mapping(matrices, strength * torch.randn(2, 2, 8, 10), origins, (84.0, 60.0), 96, 160)
+    return ChartMapping(matrices, strength * torch.randn(2, 2, 8, 10), origins, (84.0, 60.0), 96, 160)
 
 
-def naive(mapping: Mapping, t: int, x: float, y: float) -> Tensor:
+def naive(mapping: ChartMapping, t: int, x: float, y: float) -> Tensor:
     """The definition, one basis function at a time."""
     lifted = mapping.matrices[t] @ torch.tensor([x, y, 1.0], dtype=torch.float64)
     uv = lifted[:2] / lifted[2]

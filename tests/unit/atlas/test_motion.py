@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Mattes, pack_matte
+from retouch.atlas.atlas import PackedMattes, pack_matte
 from retouch.atlas.charts import ChartSpan
-from retouch.atlas.mapping import Mapping
+from retouch.atlas.mapping import ChartMapping
 from retouch.atlas.motion import LayerTemplate, chain_matrices, follow_layer
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.tracking.flow import ClipFlow
@@ -19,7 +19,7 @@ LEAN = 0.15  # pixels that the flow is wrong by in every frame
 STICKS = 0.35  # pixels; the flow alone ends (FRAMES - 1) * LEAN = 1.65 pixels off
 
 
-def panned() -> tuple[Video, tuple[Mattes, ...]]:
+def panned() -> tuple[Video, tuple[PackedMattes, ...]]:
     """A camera that pans over a wall; the object is a speck in a corner."""
     rng = np.random.default_rng(5)
     wall = cv2.GaussianBlur(rng.random((HEIGHT, WIDTH + STEP * FRAMES, 3)).astype(np.float32), (0, 0), 1.5)
@@ -27,7 +27,7 @@ def panned() -> tuple[Video, tuple[Mattes, ...]]:
     shots = [wall[:, STEP * t : STEP * t + WIDTH].transpose(2, 0, 1) for t in range(FRAMES)]
     speck = np.zeros((HEIGHT, WIDTH), np.uint8)
     speck[:3, :3] = 255
-    mattes = Mattes.pack([pack_matte(speck)] * FRAMES, HEIGHT, WIDTH)
+    mattes = PackedMattes.pack([pack_matte(speck)] * FRAMES, HEIGHT, WIDTH)
     return Video(np.stack(shots), Fraction(10)), (mattes,)
 
 
@@ -66,7 +66,9 @@ def test_a_template_has_room_for_what_the_frames_ahead_show() -> None:
     pairs[:, 0, 2] = -STEP
     matrices = chain_matrices(pairs, 0, 0, FRAMES)
     extent = (float(WIDTH), float(HEIGHT))
-    mapping = Mapping(matrices, torch.zeros(FRAMES, 2, 5, 5), torch.zeros(FRAMES, 2), extent, HEIGHT, WIDTH)
+    mapping = ChartMapping(
+        matrices, torch.zeros(FRAMES, 2, 5, 5), torch.zeros(FRAMES, 2), extent, HEIGHT, WIDTH
+    )
     template = LayerTemplate.of(mapping.part(0, 1), 0, 1, pyramid, mapping)
     at = mapping.retextured(1.0, template.offset).uv(mapping.window())
     assert float(at.min()) >= 0

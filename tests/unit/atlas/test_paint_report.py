@@ -5,23 +5,23 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte
-from retouch.atlas.edit import Key, Period, patches_from_frames
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
+from retouch.atlas.edit import PaintedFrame, Period, patches_from_frames
 from retouch.atlas.paint_report import PaintReport, examine_paint, useless_keys
 from retouch.video import Origin, Video
 
 AT = 4
 
 
-def paint_on_the_patch(atlas: Atlas, radius: int = 5) -> Key:
+def paint_on_the_patch(atlas: Atlas, radius: int = 5) -> PaintedFrame:
     """A disc in the middle of the front layer's mask."""
     rows, columns = np.nonzero(atlas.mattes[0].frame(AT) > 230)
     y, x = np.mgrid[: atlas.height, : atlas.width]
     disc = (y - rows.mean()) ** 2 + (x - columns.mean()) ** 2 <= radius**2
-    return Key(AT, torch.zeros(3, *disc.shape), torch.from_numpy(disc).float()[None])
+    return PaintedFrame(AT, torch.zeros(3, *disc.shape), torch.from_numpy(disc).float()[None])
 
 
-def report_on(atlas: Atlas, video: Video, key: Key) -> PaintReport:
+def report_on(atlas: Atlas, video: Video, key: PaintedFrame) -> PaintReport:
     whole = Period(0, len(video))
     return examine_paint(atlas, video, patches_from_frames(atlas, [key], [0]), [key.frame], whole)
 
@@ -43,7 +43,7 @@ def test_frames_that_the_atlas_does_not_explain_are_named(atlas: Atlas, clip: Vi
 
 
 def test_paint_behind_something_is_hidden(atlas: Atlas, clip: Video) -> None:
-    clear = Mattes.pack(
+    clear = PackedMattes.pack(
         [pack_matte(atlas.mattes[0].frame(t) * (t != 2)) for t in range(atlas.frames)],
         atlas.height,
         atlas.width,
@@ -91,7 +91,7 @@ def test_a_stretch_that_the_painted_frame_has_too_is_none(atlas: Atlas, clip: Vi
 def test_a_key_that_reaches_no_other_frame_is_named(atlas: Atlas) -> None:
     key = paint_on_the_patch(atlas)
     assert list(useless_keys(atlas, [key], [0], Period(0, atlas.frames))) == []
-    alone = Mattes.pack(
+    alone = PackedMattes.pack(
         [pack_matte(atlas.mattes[0].frame(t) * (t == AT)) for t in range(atlas.frames)],
         atlas.height,
         atlas.width,

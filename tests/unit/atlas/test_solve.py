@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from retouch.atlas.mapping import Mapping, texel_area
+from retouch.atlas.mapping import ChartMapping, texel_area
 from retouch.atlas.solve import (
     bending_energy,
     conjugate_gradients,
@@ -23,10 +23,10 @@ ROUNDING = 1e-4
 HALF_A_PIXEL = 0.5
 
 
-def flat(frames: int = 1, spacing: int = 6) -> Mapping:
+def flat(frames: int = 1, spacing: int = 6) -> ChartMapping:
     controls = torch.zeros(frames, 2, 48 // spacing + 3, 64 // spacing + 3)
     eye = torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1)
-    return Mapping(eye, controls, torch.zeros(frames, 2), (64.0, 48.0), 48, 64)
+    return ChartMapping(eye, controls, torch.zeros(frames, 2), (64.0, 48.0), 48, 64)
 
 
 def test_the_normal_matrix_is_the_sum_over_pixels() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.unit.atlas.conftest import Painted, cloth
 
-from retouch.atlas.atlas import Atlas, Mattes, pack_matte
-from retouch.atlas.decompose import deep_inside, refinements
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
+from retouch.atlas.decompose import deep_inside, refine_stages
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
 from retouch.atlas.stiffness import LOSS, explained, refine_homography, stiffer
 from retouch.compute import Compute
@@ -59,17 +59,17 @@ def test_a_picture_that_shows_nothing_known_leaves_the_matrix() -> None:
     assert (refine_homography(wall, wall, begun, np.ones_like(wall), np.ones_like(wall)) == begun).all()
 
 
-def fitted(video: Video, mattes: tuple[Mattes, ...], folder: Path) -> Atlas:
+def fitted(video: Video, mattes: tuple[PackedMattes, ...], folder: Path) -> Atlas:
     run = Run.alone(folder, compute=Compute(device="cpu"))
     settings = AtlasSettings(steps=4)
     return next(
         a
-        for a in refinements(video, mattes, ("object", "background"), settings, run=run)
+        for a in refine_stages(video, mattes, ("object", "background"), settings, run=run)
         if a.stage == "pixels"
     )
 
 
-def locked(frames: int = 8) -> tuple[Video, tuple[Mattes, ...]]:
+def locked(frames: int = 8) -> tuple[Video, tuple[PackedMattes, ...]]:
     """A disc that walks before a wall, under a camera that stands still; the film is grainy."""
     size, grain = (72, 120), np.random.default_rng(1)
     wall, coat = cloth(4, *size), cloth(8, 60, 60)
@@ -86,7 +86,7 @@ def locked(frames: int = 8) -> tuple[Video, tuple[Mattes, ...]]:
         shots.append(np.clip(shot * 255 + grain.normal(0, 1.5, shot.shape), 0, 255).round().astype(np.uint8))
         masks.append(pack_matte((alpha * 255).round().astype(np.uint8)))
     video = Video(np.ascontiguousarray(np.stack(shots).transpose(0, 3, 1, 2)), Fraction(12))
-    return video, (Mattes.pack(masks, *size),)
+    return video, (PackedMattes.pack(masks, *size),)
 
 
 def test_under_a_camera_that_stands_still_the_background_lies_still(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_under_a_camera_that_stands_still_the_background_lies_still(tmp_path: Pa
 
 
 def test_under_a_camera_that_pans_the_background_is_a_homography_a_frame(
-    drawn: Painted, mattes: tuple[Mattes, ...], tmp_path: Path
+    drawn: Painted, mattes: tuple[PackedMattes, ...], tmp_path: Path
 ) -> None:
     atlas = fitted(drawn.video, mattes, tmp_path)
     (ground,) = (chart for chart in atlas.charts if chart.layer == 1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from retouch.atlas.atlas import Atlas
-    from retouch.atlas.prepare import Objects
+    from retouch.atlas.prepare import ClipObjects
     from retouch.media.tint import Colour
     from retouch.run import Run
     from retouch.video import Video
@@ -129,7 +129,7 @@ def mask(
 
 
 def _tinted_clip(
-    video: "Video", objects: "Objects", colours: "dict[str, Colour]", run: "Run"
+    video: "Video", objects: "ClipObjects", colours: "dict[str, Colour]", run: "Run"
 ) -> "np.ndarray":
     """The clip with every object tinted, in the colours given or in such as show against it."""
     import numpy as np
@@ -279,13 +279,13 @@ def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
 def report(file: Path, clip: Path, part: str, *, as_json: bool) -> None:
     """Measure an atlas against its clip, and say where it will fail."""
     from retouch.atlas.file import load_atlas
-    from retouch.atlas.report import examine
+    from retouch.atlas.report import examine_atlas
     from retouch.media.io import read
 
     frames = frame_range(part)
     with _scratch_run() as run:
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
-        found = examine(load_atlas(file, video), video)
+        found = examine_atlas(load_atlas(file, video), video)
     click.echo(json.dumps(found.plain()) if as_json else found.words())
 
 
@@ -296,7 +296,7 @@ def report(file: Path, clip: Path, part: str, *, as_json: bool) -> None:
 @FORCE
 def export(file: Path, out: Path, *, exr: bool, force: bool) -> None:
     """Write textures, mattes and ST-maps as pictures, for a paint program or a compositor."""
-    from retouch.atlas.file import export as write_out
+    from retouch.atlas.file import export_atlas as write_out
     from retouch.atlas.file import load_atlas
     from retouch.files import check_free
 

@@ -21,7 +21,14 @@ from jaxtyping import UInt8
 from retouch.apps.report import write_report
 from retouch.apps.runner import plan as plan_of
 from retouch.atlas.atlas import Atlas
-from retouch.atlas.edit import Key, Patch, Period, painted_key, patches_from_frames, render_frames
+from retouch.atlas.edit import (
+    PaintedFrame,
+    Period,
+    TexturePatch,
+    painted_key,
+    patches_from_frames,
+    render_frames,
+)
 from retouch.atlas.paint_report import examine_paint
 from retouch.atlas.prepare import atlas_for, marks_from
 from retouch.compute import Compute, in_words
@@ -229,7 +236,7 @@ def report(*, folder: str, out: str, **_: object) -> None:
 
 def _painting(
     path: str, keys: Mapping[str, str], object_of: Mapping[str, Any]
-) -> tuple[Video, Atlas, list[Patch], list[Key]]:
+) -> tuple[Video, Atlas, list[TexturePatch], list[PaintedFrame]]:
     video, atlas = _scene(path, json.dumps(object_of, sort_keys=True))
     dated = tuple((int(at), name, Path(name).stat().st_mtime_ns) for at, name in sorted(keys.items()))
     return video, atlas, *_patches(path, json.dumps(object_of, sort_keys=True), dated)
@@ -267,7 +274,7 @@ def _refuse_work(event: Event) -> None:
 @functools.lru_cache(4)
 def _patches(
     path: str, object_of: str, keys: tuple[tuple[int, str, int], ...]
-) -> tuple[list[Patch], list[Key]]:
+) -> tuple[list[TexturePatch], list[PaintedFrame]]:
     video, atlas = _scene(path, object_of)
     shots = []
     for at, name, _ in keys:

@@ -4,7 +4,7 @@ The paper in four lines, and where to find them:
     a clip is a few textures and where each pixel lies in them         `atlas_for`
     paint on a frame is fetched into the textures                      `patches_from_frames`
     paint on a texture is taken as it is                               `patches_from_textures`
-    each frame is the source with the paint laid over it               `render`
+    each frame is the source with the paint laid over it               `render_edit`
 and what the paper shows in its figures, told of each edit: where it will not hold   `tell_of`
 
 The paper learns textures and mappings as networks, in hours; ours are explicit and solved in seconds. Like
@@ -20,14 +20,14 @@ import torch
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import (
-    Key,
-    Patch,
+    PaintedFrame,
     Period,
+    TexturePatch,
     check_painted_size,
     painted_key,
     patches_from_frames,
     patches_from_textures,
-    render,
+    render_edit,
 )
 from retouch.atlas.file import texture_index
 from retouch.atlas.paint_report import examine_paint, useless_keys
@@ -64,7 +64,7 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
         patches += patches_from_textures(atlas, read, params.mode)
     frames = run.scratch("painted", video.frames.shape)
     touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
-    blocks = render(atlas, video, patches, params.mode, period)
+    blocks = render_edit(atlas, video, patches, params.mode, period)
     for step in run.steps("paint", range(0, len(video), 8)):
         start, made, where = next(blocks)
         assert start == step.item
@@ -79,8 +79,8 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
 def tell_of(
     atlas: Atlas,
     video: Video,
-    patches: list[Patch],
-    shots: list[Key],
+    patches: list[TexturePatch],
+    shots: list[PaintedFrame],
     layers: list[int] | None,
     period: Period,
     run: Run,
@@ -135,7 +135,7 @@ def paintings(params: PaintParams) -> tuple[dict[int, Path], dict[str, Path]]:
     return keys, textures
 
 
-def painted_keys(video: Video, keys: dict[int, Path], params: PaintParams) -> list[Key]:
+def painted_keys(video: Video, keys: dict[int, Path], params: PaintParams) -> list[PaintedFrame]:
     """Return the painted frames, where they differ from the clip."""
     mode, tolerance, feather = params.mode, params.tolerance, params.feather
     shots = []
