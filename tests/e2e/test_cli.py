@@ -99,11 +99,15 @@ def test_the_command_in_the_report_makes_the_same_request(shell: Shell) -> None:
     assert shell(*words, "--dry-run").out == (folder / "request.json").read_text()
 
 
+LAPTOP = {"strength": 1.0, "steps": 3, "pause": 0.0, "ends": False}
+"""What the preset of `tint`, and its defaults, leave to be said."""
+
+
 def test_a_dry_run_prints_the_request_and_does_nothing(shell: Shell) -> None:
     ended = shell(*TINT, "--dry-run", "--preset", "laptop", "--crf", "20")
     request = json.loads(ended.out)
     assert request["video"] == str(shell.folder / "clip.mp4")
-    assert request["params"] == {"red": 0.25, "rows": 0.5, "strength": 1.0, "steps": 3, "pause": 0.0}
+    assert request["params"] == {**LAPTOP, "red": 0.25, "rows": 0.5}
     assert request["output"]["crf"] == 20
     assert not shell.runs
 
@@ -114,7 +118,7 @@ def test_a_flag_wins_over_the_request_that_over_the_preset_and_that_over_the_def
     )
     flags = ("--from", "from.json", "--preset", "laptop", "--rows", "0.5", "--dry-run")
     request = json.loads(shell("edit", "tint", *flags).out)
-    assert request["params"] == {"red": 0.1, "rows": 0.5, "strength": 1.0, "steps": 3, "pause": 0.0}
+    assert request["params"] == {**LAPTOP, "red": 0.1, "rows": 0.5}
     assert request["seed"] == 4
     assert json.loads(shell("edit", "tint", *flags, "--seed", "0").out)["seed"] == 0
 

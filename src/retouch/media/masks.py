@@ -79,17 +79,17 @@ def _each_selected(video: Video) -> Iterator[UInt8[np.ndarray, "1 h w"]]:
             release_pages(video.frames)
 
 
-def grow_mask(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+def grow(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
     """Lets masks reach `pixels` further on all sides, in a circle; below 0 they shrink."""
     if pixels < 0:
-        return shrink_mask(masks, -pixels)
+        return shrink(masks, -pixels)
     return _each_mask(masks, lambda mask: cv2.dilate(mask, _disc_kernel(pixels))) if pixels else masks
 
 
-def shrink_mask(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
+def shrink(masks: UInt8[np.ndarray, "f 1 h w"], pixels: int) -> UInt8[np.ndarray, "f 1 h w"]:
     """Draws masks back by `pixels` on all sides; what lies behind the frame's border counts as selected."""
     if pixels < 0:
-        return grow_mask(masks, -pixels)
+        return grow(masks, -pixels)
     return _each_mask(masks, lambda mask: cv2.erode(mask, _disc_kernel(pixels))) if pixels else masks
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from retouch.media.masks import grow_mask
+from retouch.media.masks import grow
 from retouch.run import Run
 from retouch.tracking.flow import Flow, inside, pixel_grid, remap, warp_picture
 from retouch.video import Video
@@ -67,7 +67,7 @@ def find_changes(
     """Mark where two pictures differ noticeably, with a margin; single pixels do not count."""
     differs = cv2.absdiff(edited, source).max(axis=0) > NOTICEABLE
     areas = cv2.morphologyEx(differs.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-    return np.asarray(grow_mask(areas[None, None], margin)[0, 0] > 0)
+    return np.asarray(grow(areas[None, None], margin)[0, 0] > 0)
 
 
 def backward_maps(

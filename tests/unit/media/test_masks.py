@@ -11,7 +11,7 @@ from PIL import Image
 
 from retouch.errors import ParamsError, VideoError
 from retouch.media.io import Encoding, write, write_picture
-from retouch.media.masks import each_mask, feather, grow_mask, read_masks, shrink_mask
+from retouch.media.masks import each_mask, feather, grow, read_masks, shrink
 from retouch.video import Video
 
 
@@ -84,7 +84,7 @@ def test_a_mask_of_one_frame_is_for_all_also_from_a_video(tmp_path: Path) -> Non
 
 @given(st.lists(st.tuples(st.integers(8, 22), st.integers(8, 32)), min_size=1, max_size=6), st.integers(0, 6))
 def test_growing_reaches_exactly_so_far(places: list[tuple[int, int]], pixels: int) -> None:
-    grown = grow_mask(dots(*places), pixels)[0, 0]
+    grown = grow(dots(*places), pixels)[0, 0]
     y, x = np.mgrid[:31, :41]
     distance = np.min([np.hypot(y - row, x - column) for row, column in places], axis=0)
     assert np.array_equal(grown > 0, distance <= pixels + 0.5)
@@ -92,17 +92,17 @@ def test_growing_reaches_exactly_so_far(places: list[tuple[int, int]], pixels: i
 
 @given(st.integers(0, 5))
 def test_shrinking_is_growing_of_what_is_kept(pixels: int) -> None:
-    mask = grow_mask(dots((15, 20)), 9)
-    assert np.array_equal(shrink_mask(mask, pixels), 255 - grow_mask(255 - mask, pixels))
-    assert np.array_equal(grow_mask(mask, -pixels), shrink_mask(mask, pixels))
+    mask = grow(dots((15, 20)), 9)
+    assert np.array_equal(shrink(mask, pixels), 255 - grow(255 - mask, pixels))
+    assert np.array_equal(grow(mask, -pixels), shrink(mask, pixels))
 
 
 @given(st.integers(2, 8))
 def test_feathering_stays_inside_and_changes_nothing_deeper_than_it_says(pixels: int) -> None:
-    mask = grow_mask(dots((15, 20)), 8)
+    mask = grow(dots((15, 20)), 8)
     soft = feather(mask, pixels)
     assert not soft[mask == 0].any()
-    deep = shrink_mask(mask, pixels) > 0
+    deep = shrink(mask, pixels) > 0
     assert np.array_equal(soft[deep], mask[deep])
     assert len(np.unique(soft)) > 2
 
