@@ -36,7 +36,7 @@ lint: $(READY)
 	$(BIN)/python tools/house.py --check
 
 check: lint test  ## everything that must pass
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest $(TOGETHER) -m "slow and not gpu"
 	$(BIN)/python tools/layers_picture.py --check
 	$(BIN)/cog --check --verbosity=1 --check-fail-msg="run make fix" -I tools $(PAGES)
 	$(BIN)/mkdocs build --strict --quiet
