@@ -24,6 +24,12 @@ class RetouchError(Exception):
         self.hint = hint
 
 
+def error_as_json(error: Exception) -> dict[str, str]:
+    """Return an error as run folders, outcomes of batches and workers tell it."""
+    hint = error.hint if isinstance(error, RetouchError) else ""
+    return {"error": type(error).__name__, "message": str(error), "hint": hint}
+
+
 class InputError(RetouchError):
     """What the user gave cannot be used."""
 

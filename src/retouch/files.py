@@ -204,6 +204,14 @@ def in_our_words(error: OSError) -> Exception:
     return system_error(error, place, done="used")
 
 
+def known_error(error: Exception) -> RetouchError:
+    """Return an error as ours, whatever it was that went wrong."""
+    told = in_our_words(error) if isinstance(error, OSError) else error
+    if isinstance(told, RetouchError):
+        return told
+    return RetouchError(f"unexpected {type(error).__name__}: {error}", hint="see: retouch doctor")
+
+
 def _not_ours(folder: Path) -> str:
     """Return the name of something in a folder that we did not write into it; "" where there is nothing."""
     try:

@@ -7,9 +7,9 @@ from typing import Any
 
 from retouch.apps.batch_folder import MOST_DEATHS, SILENCE, BatchFolder, Lease
 from retouch.apps.batch_rows import digest_of
-from retouch.errors import Cancelled, InputError, ResourceError, RetouchError, WorkerEnded
+from retouch.errors import Cancelled, InputError, ResourceError, WorkerEnded, error_as_json
 from retouch.events import Listener, Notice
-from retouch.files import in_our_words
+from retouch.files import known_error
 from retouch.request import EditRequest
 
 DROPPED = "dropped"
@@ -51,7 +51,8 @@ def attempt(
         lease.end("stopped")
         raise
     except Exception as error:
-        known = _known_error(error)
+        starving = ResourceError("not enough memory", hint="Give a shorter or smaller clip.")
+        known = starving if isinstance(error, MemoryError) else known_error(error)
         if isinstance(known, ResourceError) and not isinstance(known, WorkerEnded) and not lease.starved:
             lease.end(STARVED)
             return {"state": STARVED}
@@ -74,21 +75,6 @@ def _edited(
     )
     where = lease.folder / str(result.report["result"])
     return {"state": "done", "result": str(where.relative_to(folder.path)), "report": dict(result.report)}
-
-
-def _known_error(error: Exception) -> RetouchError:
-    """Return an error in our words, whatever it was that went wrong in a method."""
-    if isinstance(error, MemoryError):
-        return ResourceError("not enough memory", hint="Give a shorter or smaller clip.")
-    told = in_our_words(error) if isinstance(error, OSError) else error
-    if isinstance(told, RetouchError):
-        return told
-    return RetouchError(f"unexpected {type(error).__name__}: {error}", hint="see: retouch doctor")
-
-
-def error_as_json(error: RetouchError) -> dict[str, str]:
-    """Return an error as outcomes and results keep it."""
-    return {"error": type(error).__name__, "message": str(error), "hint": error.hint}
 
 
 def _publish(

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
-from retouch.apps.batch_attempt import DROPPED, HELD, STARVED, error_as_json
+from retouch.apps.batch_attempt import DROPPED, HELD, STARVED
 from retouch.apps.batch_folder import MOST_DEATHS, BatchFolder
 from retouch.apps.batch_rows import Row
 from retouch.apps.worker import Worker
-from retouch.errors import Cancelled, RetouchError, WorkerEnded
+from retouch.errors import Cancelled, RetouchError, WorkerEnded, error_as_json
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started
 
 RowEnded: TypeAlias = tuple[Row, dict[str, Any]]

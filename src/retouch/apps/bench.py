@@ -420,11 +420,8 @@ def markdown_table(bench: BenchPlan, rows: Sequence[BenchRow]) -> str:
                 for name, row in apart[kind].items()
                 if name in bench.methods
             }
-            lines += (
-                [f"Paired difference from {BASELINE}:", "", *_render_table(both, judged), ""]
-                if judged
-                else []
-            )
+            if judged:
+                lines += [f"Paired difference from {BASELINE}:", "", *_render_table(both, judged), ""]
     failed = [row for row in rows if row.error]
     if failed:
         lines += ["## Failed", "", *(f"- {row.contender} on {row.trial}: {row.error}" for row in failed), ""]

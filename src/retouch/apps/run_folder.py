@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from retouch.errors import Cancelled, RequestError, RetouchError
+from retouch.errors import Cancelled, RequestError, RetouchError, error_as_json
 from retouch.fields import near
 from retouch.files import write_whole
 from retouch.places import home, usable_home
@@ -75,10 +75,8 @@ def error_of(folder: Path) -> Mapping[str, str]:
 
 def note_error(folder: Path, error: Exception) -> None:
     """Keep in a run folder what ended the run."""
-    hint = error.hint if isinstance(error, RetouchError) else ""
-    told = {"error": type(error).__name__, "message": str(error), "hint": hint}
     with contextlib.suppress(RetouchError):  # a full disk must not hide the error itself
-        write_whole(folder / ERROR, json.dumps(told) + "\n")
+        write_whole(folder / ERROR, json.dumps(error_as_json(error)) + "\n")
 
 
 def is_running(folder: Path) -> bool:

@@ -31,9 +31,9 @@ from types import FrameType
 from typing import Any, Final, TextIO, TypeAlias, final
 
 from retouch import __version__, errors
-from retouch.errors import Cancelled, RequestError, RetouchError, WorkerEnded
+from retouch.errors import Cancelled, RequestError, RetouchError, WorkerEnded, error_as_json
 from retouch.events import Listener, as_json, from_json, ignore
-from retouch.files import in_our_words
+from retouch.files import known_error
 
 PROTOCOL: Final = 1
 _PAGE: Final = "look device plan proxy small still compose cutout carry coverage report"
@@ -240,7 +240,7 @@ class Jobs:
             try:
                 self._say({"id": number, "done": self._do(number, order["job"], order["given"])})
             except RetouchError as error:
-                self._say({"id": number, **_told(error)})
+                self._say({"id": number, **error_as_json(error)})
 
     def _do(self, number: int, job: str, given: Said) -> object:
         """Return what a job gives back; whatever goes wrong in it is told as ours."""
@@ -261,10 +261,8 @@ class Jobs:
             raise
         except MemoryError:
             raise WorkerEnded("not enough memory", hint="Give a shorter or smaller clip.") from None
-        except OSError as error:
-            raise _known(in_our_words(error)) from error
         except Exception as error:
-            raise _known(error) from error
+            raise known_error(error) from error
         finally:
             self.busy = False
 
@@ -290,13 +288,3 @@ class Jobs:
     def _say(self, said: Mapping[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens; the input ends too
             self.said.write(json.dumps(said) + "\n")
-
-
-def _told(error: RetouchError) -> Said:
-    return {"error": type(error).__name__, "message": str(error), "hint": error.hint}
-
-
-def _known(error: Exception) -> RetouchError:
-    if isinstance(error, RetouchError):
-        return error
-    return RetouchError(f"unexpected {type(error).__name__}: {error}", hint="see: retouch doctor")

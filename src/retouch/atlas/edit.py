@@ -461,10 +461,9 @@ def _layer_colours(chart: Chart, window: PixelWindow, start: int, stop: int) -> 
 @torch.no_grad()
 def position_patches(atlas: Atlas, frame: int, layer: int) -> list[TexturePatch]:
     """Return patches of a layer that hold, in place of paint, where each pixel of a frame lies in it."""
-    share = atlas.shares(frame, frame + 1)[layer][0]
     y, x = torch.meshgrid(torch.arange(atlas.height), torch.arange(atlas.width), indexing="ij")
-    ramp = torch.stack([x / atlas.width, y / atlas.height, torch.zeros_like(x)]).to(share)
-    return patches_from_frames(atlas, [PaintedFrame(frame, ramp, (share > 0.5).float())], [layer])
+    ramp = torch.stack([x / atlas.width, y / atlas.height, torch.zeros_like(x)])
+    return _patches_of_picture(atlas, ramp, frame, layer)
 
 
 @torch.no_grad()
@@ -484,5 +483,13 @@ def read_positions(
 def propagate_frame(atlas: Atlas, video: Video, frame: int, layer: int) -> list[TexturePatch]:
     """Return what one whole frame says about a layer, as patches: what painting over all of it would do."""
     picture = torch.tensor(np.array(video.frames[frame])).to(atlas.device).float() / 255
+    return _patches_of_picture(atlas, picture, frame, layer)
+
+
+def _patches_of_picture(
+    atlas: Atlas, picture: Float[Tensor, "3 h w"], frame: int, layer: int
+) -> list[TexturePatch]:
+    """Return what a picture says about a layer where a frame shows mostly that layer."""
     share = atlas.shares(frame, frame + 1)[layer][0]
-    return patches_from_frames(atlas, [PaintedFrame(frame, picture, (share > 0.5).float())], [layer])
+    key = PaintedFrame(frame, picture.to(share), (share > 0.5).float())
+    return patches_from_frames(atlas, [key], [layer])

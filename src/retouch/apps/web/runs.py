@@ -71,8 +71,7 @@ class Runs:
     async def runs_list(self, request: Request) -> Response:
         """All runs, the newest first."""
         del request
-        folders = await to_thread.run_sync(run_folders)
-        return JSONResponse([_run(folder) for folder in reversed(folders) if RUN.fullmatch(folder.name)])
+        return JSONResponse(await to_thread.run_sync(_listed))
 
     async def run_start(self, request: Request) -> Response:
         """Queue a run."""
@@ -249,6 +248,11 @@ def _run(folder: Path) -> dict[str, object]:
         "hint": made.get("hint", ""),
         "notices": notices.read_text("utf-8", "replace").splitlines() if notices.exists() else [],
     }
+
+
+def _listed() -> list[dict[str, Any]]:
+    """Return what is said of every run, the newest first."""
+    return [_run(folder) for folder in reversed(run_folders()) if RUN.fullmatch(folder.name)]
 
 
 def _read(path: Path) -> dict[str, Any]:
