@@ -87,7 +87,7 @@ class Queue:
         worker: Callable[[], Worker] = Worker,
         every: float = 2.0,
     ) -> None:
-        """Look for new runs `every` so many seconds; `device_of` says which device a request's word means."""
+        """Look for new runs `every` so many seconds, once started; `device_of` tells the device of a word."""
         self.device_of, self.every = device_of, every
         self.workers: defaultdict[str, Worker] = defaultdict(worker)
         self.busy: dict[str, Path] = {}
@@ -96,6 +96,9 @@ class Queue:
         self.closing = False
         self.threads: list[threading.Thread] = []
         self.looker = threading.Thread(target=self._look, daemon=True)
+
+    def start(self) -> None:
+        """Begin to look: apart from making the queue, because its owner may not be whole by then."""
         self.looker.start()
 
     def wake(self) -> None:

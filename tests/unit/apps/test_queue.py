@@ -54,7 +54,10 @@ def until(true: Callable[[], bool]) -> None:
 def queue_with(
     log: list[str], gate: threading.Event, fault: Exception | None = None, **options: Any
 ) -> Queue:
-    return Queue(worker=cast("Callable[[], Worker]", lambda: Hand(log, gate, fault)), every=0.02, **options)
+    hand = cast("Callable[[], Worker]", lambda: Hand(log, gate, fault))
+    lanes = Queue(worker=hand, every=0.02, **options)
+    lanes.start()
+    return lanes
 
 
 def test_a_request_waits_in_its_folder_and_the_first_comes_first() -> None:
@@ -88,6 +91,17 @@ def test_runs_for_one_device_go_one_by_one_and_another_device_does_not_wait() ->
     gate.set()
     until(lambda: f"done {second.name}" in log)
     lanes.close()
+
+
+def test_nothing_is_looked_at_before_the_queue_is_started() -> None:
+    def device_of(word: str) -> str:
+        raise AssertionError(f"{word} was looked at")
+
+    enqueue(request())
+    lanes = Queue(device_of=device_of, every=0.02)
+    time.sleep(0.2)
+    assert len(queued()) == 1
+    assert not lanes.looker.is_alive()
 
 
 def test_words_for_the_same_device_share_it() -> None:

@@ -81,6 +81,7 @@ class Page:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         del app
+        self.queue.start()
         self.opening = asyncio.create_task(self._open_first())
         yield
         self.opening.cancel()
