@@ -1,6 +1,7 @@
 """What a model folder is, and what keeps it from being used; reads configs and file headers, no weights."""
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from retouch.errors import ModelMismatch
 from retouch.models.adapter_file import ENCODER, adapter_file, is_adapter
 from retouch.models.loading import quiet
-from retouch.models.refs import check_weights, read_config, read_index
+from retouch.models.refs import check_weights, read_config, read_index, weight_variant
 from retouch.run import loading
 
 SINGLE: Final = {
@@ -59,30 +60,54 @@ def _inspect_pipeline(folder: Path) -> ModelInspection:
         if part in WITHOUT_WEIGHTS and not (folder / part).is_dir():
             faults.append(f"{part} is missing")
             continue
+        fault: list[str] = []
         if part not in WITHOUT_WEIGHTS:
             fault, remark = _inspect_weights(folder / part, f"{part} ({of[1]})")
-            faults += fault
             remarks += remark
-        faults += _configuration(folder / part, str(of[0]), str(of[1]))
+        faults += fault + _configuration(folder / part, str(of[0]), str(of[1]), weights=not fault)
     return ModelInspection(f"a {index.get('_class_name')}", tuple(dict.fromkeys(faults)), tuple(remarks))
 
 
-def _configuration(folder: Path, library: str, name: str) -> list[str]:
-    """What keeps a component from being built: without weights, networks are, and what has none is loaded."""
+def _configuration(folder: Path, library: str, name: str, *, weights: bool) -> list[str]:
+    """What keeps a component from being built: networks are built without memory, what has none is loaded.
+
+    Args:
+        folder: The component's.
+        library: Of its class.
+        name: Of its class.
+        weights: Whether its weights are whole files, so that their names can be held against the network's.
+    """
     try:
-        with loading(folder.name), quiet(), init_empty_weights():
+        with loading(folder.name), quiet():
             for path in folder.glob("*config*.json"):
                 read_config(path, str(folder))
             kind = getattr(importlib.import_module(library), name)
-            if issubclass(kind, ModelMixin):
-                kind.from_config(kind.load_config(folder, local_files_only=True))
-            elif issubclass(kind, PreTrainedModel):
-                kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-            else:
+            if not issubclass(kind, ModelMixin | PreTrainedModel):
                 kind.from_pretrained(folder, local_files_only=True)
+            elif weights:
+                lacking = _missing_weights(kind, folder)
+                return [f"{folder.name} lacks {lacking[0]} ({len(lacking)} in all)"] if lacking else []
+            else:
+                with init_empty_weights():
+                    if issubclass(kind, ModelMixin):
+                        kind.from_config(kind.load_config(folder, local_files_only=True))
+                    else:
+                        kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     except ModelMismatch as problem:
         return [str(problem)]
     return []
+
+
+def _missing_weights(kind: type[ModelMixin | PreTrainedModel], folder: Path) -> list[str]:
+    _, told = kind.from_pretrained(
+        folder,
+        device_map={"": "meta"},
+        local_files_only=True,
+        use_safetensors=True,
+        variant=weight_variant(folder),
+        output_loading_info=True,
+    )
+    return sorted(told["missing_keys"])
 
 
 def _inspect_file(folder: Path) -> ModelInspection:
@@ -92,7 +117,17 @@ def _inspect_file(folder: Path) -> ModelInspection:
         return ModelInspection("a damaged model", (str(problem),), ())
     name = str(config.get("_class_name") or config.get("model_type"))
     faults, remarks = _inspect_weights(folder, name)
+    library, kind = (
+        ("diffusers", name) if "_class_name" in config else ("transformers", _architecture(config))
+    )
+    if kind:
+        faults += _configuration(folder, library, kind, weights=not faults)
     return ModelInspection(SINGLE.get(name, f"a {name} model"), tuple(faults), tuple(remarks))
+
+
+def _architecture(config: Mapping[str, object]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def _inspect_adapter(folder: Path) -> ModelInspection:

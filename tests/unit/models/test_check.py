@@ -1,6 +1,9 @@
 import shutil
 from pathlib import Path
 
+import pytest
+from safetensors.torch import load_file, save_file
+
 from retouch.models.check import inspect_model
 
 
@@ -26,6 +29,30 @@ def test_weights_that_were_cut_short_are_found(small_sd: Path, tmp_path: Path) -
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert any("vae" in fault and "cut short" in fault for fault in inspect_model(folder).faults)
+
+
+def without_one(weights: Path) -> str:
+    tensors = load_file(weights)
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    save_file({other: value for other, value in tensors.items() if other != name}, weights, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize(
+    "file", ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+)
+def test_a_tensor_that_is_not_there_is_named(small_sd: Path, tmp_path: Path, file: str) -> None:
+    folder = copied(small_sd, tmp_path / "less")
+    name = without_one(folder / file).removeprefix("text_model.")
+    (fault,) = inspect_model(folder).faults
+    assert name in fault
+    assert (folder / file).parent.name in fault
+
+
+def test_a_single_network_that_lacks_a_tensor_is_found(small_control: Path, tmp_path: Path) -> None:
+    folder = copied(small_control, tmp_path / "less")
+    name = without_one(folder / "diffusion_pytorch_model.safetensors")
+    assert any(name in fault for fault in inspect_model(folder).faults)
 
 
 def test_pickles_and_missing_parts_are_faults(small_sd: Path, tmp_path: Path) -> None:
