@@ -58,7 +58,7 @@ def at_work(said: list[Event], act: Callable[[], object]) -> threading.Thread:
     """Act as soon as the job has told of its first step."""
 
     def wait() -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not said and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(0.2)
@@ -129,6 +129,15 @@ def test_a_worker_that_dies_is_told_of_and_the_next_job_has_a_new_one(worker: Wo
     request = {**wanted["request"], "params": {"steps": 9, "pause": 0.02}}  # type: ignore[dict-item]
     again = worker.call("edit", {**wanted, "request": request})
     assert again["report"]["result_digest"] == whole["report"]["result_digest"]
+
+
+def test_a_worker_that_is_closed_at_work_tells_whoever_waits(worker: Worker, clip: Path) -> None:
+    said = list[Event]()
+    closer = at_work(said, worker.close)
+    with pytest.raises(WorkerEnded, match="SIGKILL"):
+        worker.call("edit", given(clip, steps=2, pause=LONG), listen=said.append)
+    closer.join()
+    assert worker.process is None
 
 
 def test_a_job_beyond_patience_ends_its_worker(worker: Worker, clip: Path) -> None:

@@ -5,10 +5,12 @@ kept elsewhere, so that whoever starts a queue finds what the one before left. I
 """
 
 import contextlib
+import fcntl
+import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import final
 
@@ -21,10 +23,12 @@ from retouch.apps.run_folder import (
     new_folder,
     note_error,
     run_folders,
+    state_of,
 )
 from retouch.apps.worker import Worker
 from retouch.errors import RequestError, RetouchError
 from retouch.files import write_whole
+from retouch.places import usable_home
 from retouch.request import EditRequest
 
 KEY = "key"
@@ -39,15 +43,16 @@ def enqueue(request: EditRequest, key: str = "") -> Path:
     Raises:
         RequestError: too many wait already.
     """
-    for folder in run_folders() if key else []:
-        if _text_of(folder / KEY) == key:
-            return folder
-    check_room()
-    folder = new_folder(request.method)
-    write_whole(folder / KEY, key)
-    write_whole(folder / QUEUED, str(time.time_ns()))
-    write_whole(folder / "request.json", request.as_json())
-    return folder
+    with _alone():
+        for folder in run_folders() if key else []:
+            if _text_of(folder / KEY) == key:
+                return folder
+        check_room()
+        folder = new_folder(request.method)
+        write_whole(folder / KEY, key)
+        write_whole(folder / QUEUED, str(time.time_ns()))
+        write_whole(folder / "request.json", request.as_json())
+        return folder
 
 
 def enqueue_again(folder: Path) -> None:
@@ -59,9 +64,23 @@ def enqueue_again(folder: Path) -> None:
     if is_running(folder):
         raise RequestError(f"{folder.name} is running already", hint="see: retouch runs")
     check_ours(folder)
-    check_room()
-    (folder / ERROR).unlink(missing_ok=True)
-    write_whole(folder / QUEUED, str(time.time_ns()))
+    with _alone():
+        check_room()
+        (folder / ERROR).unlink(missing_ok=True)
+        write_whole(folder / QUEUED, str(time.time_ns()))
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other thread or process queue a run meanwhile: what is counted and compared stays so."""
+    runs = usable_home() / "runs"
+    runs.mkdir(exist_ok=True)
+    descriptor = os.open(runs, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_room() -> None:
@@ -112,14 +131,23 @@ class Queue:
         Raises:
             RequestError: it is at work in a process that is none of ours.
         """
-        if (folder / QUEUED).exists() and not is_running(folder):
-            (folder / QUEUED).unlink(missing_ok=True)
-        elif folder in self.busy.values():
-            self.stops[folder.name].set()
-        elif is_running(folder):
-            raise RequestError(
-                f"{folder.name} runs in another process", hint="Press Ctrl-C where it was started."
-            )
+        with self.news:
+            if folder in self.busy.values():  # perhaps its worker has not begun yet: the file waits too
+                self.stops[folder.name].set()
+                return
+            if not is_running(folder):
+                (folder / QUEUED).unlink(missing_ok=True)
+                return
+        raise RequestError(
+            f"{folder.name} runs in another process", hint="Press Ctrl-C where it was started."
+        )
+
+    def state_of(self, folder: Path) -> str:
+        """Return how a run stands; one whose worker has just ended is at work until it is known why."""
+        with self.news:
+            busy = folder in self.busy.values()
+        state = state_of(folder)
+        return "running" if busy and state == "stopped" else state
 
     def close(self, patience: float = 40.0) -> None:
         """Ask the runs at work to stop, wait for them, and end the workers."""
@@ -151,7 +179,7 @@ class Queue:
             _give_up(folder, error)
             return
         with self.news:
-            if self.closing or device in self.busy:
+            if self.closing or device in self.busy or not (folder / QUEUED).exists():
                 return
             self.busy[device] = folder
             self.stops[folder.name].clear()
@@ -173,9 +201,9 @@ class Queue:
 
 def _give_up(folder: Path, error: RetouchError) -> None:
     """Take a run out of the queue; keep why, unless it says so itself."""
-    (folder / QUEUED).unlink(missing_ok=True)
     if not error_of(folder):
         note_error(folder, error)
+    (folder / QUEUED).unlink(missing_ok=True)  # last: until then it waits, and is not taken for stopped
 
 
 def _text_of(path: Path) -> str:

@@ -48,7 +48,7 @@ def find_folder(name: str) -> Path:
 
 def run_folders() -> list[Path]:
     """Every run folder, the newest last."""
-    return sorted(path.parent for path in (home() / "runs").glob("*/request.json"))
+    return sorted(path.parent for path in (home() / "runs").glob("[!.]*/request.json"))
 
 
 def state_of(folder: Path) -> str:

@@ -90,7 +90,7 @@ class Worker:
         self._heard: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._hearing = threading.Thread()
-        self._free = threading.Lock()
+        self._free = threading.RLock()
 
     def call(
         self,
@@ -136,9 +136,11 @@ class Worker:
 
     def close(self) -> None:
         """End the process at once, if there is one; a run goes on from its last checkpoint another time."""
-        if self.process:
-            self.process.kill()
-            self._wait()
+        if process := self.process:
+            process.kill()
+        with self._free:  # whoever waits for an answer hears of the end first
+            if self.process:
+                self._wait()
 
     def _start(self) -> None:
         if self.process and self.process.poll() is None:

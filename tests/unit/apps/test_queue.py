@@ -12,7 +12,7 @@ from retouch.apps import queue
 from retouch.apps.queue import Queue, enqueue, enqueue_again, queued
 from retouch.apps.run_folder import QUEUED, error_of, state_of
 from retouch.apps.worker import Worker
-from retouch.errors import RequestError, WorkerEnded
+from retouch.errors import Cancelled, RequestError, WorkerEnded
 from retouch.request import EditRequest
 
 
@@ -45,7 +45,7 @@ def request(device: str = "cpu") -> EditRequest:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -72,6 +72,22 @@ def test_the_same_key_twice_is_one_run() -> None:
     assert enqueue(request(), key="once") == folder
     assert enqueue(request(), key="twice") != folder
     assert enqueue(request()) != enqueue(request())
+
+
+def test_the_same_key_from_many_at_once_is_one_run() -> None:
+    together, found = threading.Barrier(12, timeout=60), list[Path]()
+
+    def ask() -> None:
+        together.wait()
+        found.append(enqueue(request(), key="once"))
+
+    askers = [threading.Thread(target=ask) for _ in range(12)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert len(set(found)) == 1
+    assert len(found) == 12
 
 
 def test_no_more_than_fifty_runs_wait() -> None:
@@ -129,6 +145,46 @@ def test_a_stopped_run_leaves_the_queue_and_waits_again_when_it_should_go_on() -
     until(lambda: log[-1] == f"edit {second.name}")
     lanes.close()
     assert log[-1] == f"stopped {second.name}"
+
+
+def test_a_run_is_stopped_while_its_worker_is_only_starting() -> None:
+    begun, told = threading.Event(), threading.Event()
+
+    @final
+    class Slow:
+        """A worker that has not begun when its run is stopped."""
+
+        def call(self, job: str, given: Mapping[str, str], *, stopped: Callable[[], bool]) -> object:
+            del job, given
+            begun.set()
+            until(stopped)
+            told.set()
+            raise Cancelled("the run was stopped", hint="It can go on.")
+
+        def close(self) -> None:
+            """Hold nothing."""
+
+    folder = enqueue(request())
+    lanes = Queue(worker=cast("Callable[[], Worker]", Slow), every=0.02)
+    lanes.start()
+    assert begun.wait(60)
+    assert lanes.state_of(folder) == "queued"
+    lanes.stop(folder)
+    assert told.wait(60)
+    until(lambda: lanes.state_of(folder) == "stopped")
+    lanes.close()
+
+
+def test_a_run_whose_worker_has_just_ended_is_not_taken_for_stopped() -> None:
+    log, gate = list[str](), threading.Event()
+    folder = enqueue(request())
+    lanes = queue_with(log, gate, WorkerEnded("the worker ended by SIGKILL", hint="go on"))
+    until(lambda: bool(log) and not (folder / QUEUED).exists())
+    assert state_of(folder) == "stopped"
+    assert lanes.state_of(folder) == "running"
+    gate.set()
+    until(lambda: lanes.state_of(folder) == "failed: the worker ended by SIGKILL")
+    lanes.close()
 
 
 def test_a_worker_that_died_is_told_in_the_folder_and_the_queue_goes_on() -> None:

@@ -4,17 +4,20 @@ What a browser sends lies here, and what is made of it; a clip that was opened b
 Imports no torch: all looking is done by a worker, under limits of time and memory.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, final
 
-from anyio import to_thread
+from anyio import Lock, to_thread
 
 from retouch.apps.worker import Worker
 from retouch.errors import RequestError, ResourceError, RetouchError, VideoError
@@ -47,8 +50,10 @@ class Clips:
         self.folder.mkdir(parents=True, exist_ok=True)
         for draft in self.folder.glob(".*.draft*"):  # of an upload that was cut off
             remove(draft)
-        self.eyes, self.copier = (Worker(memory=MEMORY, environment=_OFF_THE_GPU) for _ in range(2))
+        self.eyes = Worker(memory=MEMORY, environment=_ASK_THE_DRIVER)
+        self.copier = Worker(memory=MEMORY, environment=_ASK_THE_DRIVER)
         self.progress: dict[str, float | str] = {}
+        self.painting: defaultdict[str, Lock] = defaultdict(Lock)
         self.uploading = threading.Lock()
         self.copying = threading.Lock()
 
@@ -58,8 +63,18 @@ class Clips:
             worker.close()
 
     async def ask(self, job: str, **given: object) -> Any:
-        """Have the worker do a job of `jobs.py`."""
-        return await to_thread.run_sync(partial(self.eyes.call, job, given, patience=PATIENCE))
+        """Have a worker do a job of `jobs.py`: what needs an atlas keeps nobody from seeing a frame."""
+        worker = self.copier if job in ("carry", "coverage") else self.eyes
+        return await to_thread.run_sync(partial(worker.call, job, given, patience=PATIENCE))
+
+    async def made(self, job: str, suffix: str, **given: object) -> bytes:
+        """Return what a job writes, which is kept nowhere: each request has a file of its own."""
+        out = beside(self.folder / f"{job}{suffix}")
+        try:
+            await self.ask(job, out=str(out), **given)
+            return out.read_bytes()
+        finally:
+            remove(out)
 
     def place(self, clip: str) -> Path:
         """Return the folder of a clip.
@@ -76,13 +91,16 @@ class Clips:
         """Return what is known of a clip, with the numbers of its painted frames."""
         folder = self.place(clip)
         facts: dict[str, Any] = json.loads((folder / "clip.json").read_text(encoding="utf-8"))
-        painted = sorted(int(path.stem) for path in folder.glob("keys/*.png"))
+        painted = sorted(int(path.stem) for path in folder.glob("keys/[0-9]*.png"))
         return {**facts, "painted": {at: str(folder / f"keys/{at}.png") for at in painted}}
 
     def listed(self) -> list[dict[str, Any]]:
         """Return all clips, the last opened first."""
-        folders = sorted(self.folder.glob("*/clip.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [self.about(path.parent.name) for path in folders]
+        found = list[tuple[int, dict[str, Any]]]()
+        for path in self.folder.glob("[0-9a-f]*/clip.json"):
+            with contextlib.suppress(NotThere, OSError):  # forgotten meanwhile
+                found.append((path.stat().st_mtime_ns, self.about(path.parent.name)))
+        return [about for _, about in sorted(found, key=itemgetter(0), reverse=True)]
 
     def source(self, clip: str) -> Path:
         """Return where a clip lies."""
@@ -143,31 +161,38 @@ class Clips:
             VideoError: it cannot be made.
         """
         folder = self.place(clip)
-        if (folder / "proxy.mp4").exists():
-            return None
         with self.copying:
             if clip not in self.progress:
+                if (folder / "proxy.mp4").exists():
+                    return None
                 self.progress[clip] = 0.0
                 threading.Thread(target=self._copy, args=(clip, folder), daemon=True).start()
-        found = self.progress[clip]
-        if isinstance(found, str):
-            del self.progress[clip]
-            raise VideoError(found, hint="The clip may be damaged; retouch probe says more.")
-        return found
+            found = self.progress[clip]
+            if isinstance(found, str):
+                del self.progress[clip]
+                raise VideoError(found, hint="The clip may be damaged; retouch probe says more.")
+            return found
 
     def _copy(self, clip: str, folder: Path) -> None:
         def heard(event: Event) -> None:
             if isinstance(event, Advanced):
                 self.progress[clip] = event.done / event.total
 
-        about = self.about(clip)
-        given = {"path": about["path"], "rate": about["rate"], "frames": about["frames"]}
-        files = {"out": str(folder / "proxy.mp4"), "index": str(folder / "index.json")}
+        def forgotten() -> bool:
+            return not (folder / "clip.json").exists()
+
+        fault = ""
         try:
-            self.copier.call("proxy", {**given, **files}, listen=heard)
-            self.progress.pop(clip, None)
+            about = self.about(clip)
+            given = {"path": about["path"], "rate": about["rate"], "frames": about["frames"]}
+            files = {"out": str(folder / "proxy.mp4"), "index": str(folder / "index.json")}
+            self.copier.call("proxy", {**given, **files}, listen=heard, stopped=forgotten)
         except RetouchError as error:
-            self.progress[clip] = str(error)
+            fault = "" if forgotten() else str(error)
+        with self.copying:
+            del self.progress[clip]
+            if fault:
+                self.progress[clip] = fault
 
     async def still(self, clip: str, frame: int, side: int = 0) -> Path:
         """Return the picture of a frame: exact, or at most `side` pixels.
@@ -180,7 +205,9 @@ class Clips:
         if not 0 <= frame < about["frames"]:
             raise NotThere(f"there is no frame {frame}", hint=f"frames are 0 to {about['frames'] - 1}")
         path = folder / (f"small/{frame}-{side}.jpg" if side else f"stills/{frame}.png")
-        if not path.exists():
+        if path.exists():
+            path.touch()  # so that what was looked at last stays longest
+        else:
             path.parent.mkdir(exist_ok=True)
             copy, index = folder / "proxy.mp4", str(folder / "index.json")
             given = {"frame": frame, "out": str(path), "side": side}
@@ -206,6 +233,10 @@ class Clips:
         Raises:
             VideoError: it is no picture of the clip's size.
         """
+        async with self.painting[clip]:
+            return await self._paint(clip, frame, content, layer)
+
+    async def _paint(self, clip: str, frame: int, content: bytes, layer: str) -> dict[str, str]:
         about, folder = self.about(clip), self.place(clip)
         kind = ".jpg" if content.startswith(b"\xff\xd8\xff") else ".png"
         place = folder / (f"layers/{frame}-{int(layer)}.png" if layer else f"paint/{frame}.png")
@@ -226,25 +257,24 @@ class Clips:
             raise
         return {"path": str(key)}
 
-    def unpaint(self, clip: str, frame: int) -> None:
+    async def unpaint(self, clip: str, frame: int) -> None:
         """Forget what is painted on a frame."""
         folder = self.place(clip)
-        for path in (*folder.glob(f"layers/{frame}-*.png"), folder / f"paint/{frame}.png"):
-            path.unlink(missing_ok=True)
-        (folder / f"keys/{frame}.png").unlink(missing_ok=True)
+        async with self.painting[clip]:
+            for path in (*folder.glob(f"layers/{frame}-*.png"), folder / f"paint/{frame}.png"):
+                path.unlink(missing_ok=True)
+            (folder / f"keys/{frame}.png").unlink(missing_ok=True)
 
-    async def cutout(self, clip: str, frame: int, marks: Mapping[str, Any]) -> Path:
+    async def cutout(self, clip: str, frame: int, marks: Mapping[str, Any]) -> bytes:
         """Return a picture whose alpha is what the marks select on a frame."""
-        still, out = await self.still(clip, frame), self.place(clip) / "cutout.png"
-        await self.ask("cutout", still=str(still), frame=frame, marks=marks, out=str(out))
-        return out
+        still = await self.still(clip, frame)
+        return await self.made("cutout", ".png", still=str(still), frame=frame, marks=marks)
 
-    async def carry(self, clip: str, frame: int, object_of: Mapping[str, Any]) -> Path:
+    async def carry(self, clip: str, frame: int, object_of: Mapping[str, Any]) -> bytes:
         """Return the picture of a frame as the paint will make it."""
-        about, out = self.about(clip), self.place(clip) / "carry.jpg"
+        about = self.about(clip)
         given = {"path": about["path"], "keys": about["painted"], "object_of": object_of}
-        await self.ask("carry", **given, frame=frame, out=str(out))
-        return out
+        return await self.made("carry", ".jpg", **given, frame=frame)
 
     async def coverage(self, clip: str, object_of: Mapping[str, Any]) -> Any:
         """Return where the paint will slide, lean, be hidden or be out of sight."""
@@ -253,7 +283,8 @@ class Clips:
         return await self.ask("coverage", **given)
 
 
-_OFF_THE_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
+_ASK_THE_DRIVER: Final = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Whether there is a GPU is asked without taking any of its memory, which is for the runs."""
 
 
 def _check_size(picture: Path, about: Mapping[str, Any]) -> None:

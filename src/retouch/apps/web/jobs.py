@@ -7,7 +7,7 @@ import functools
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -91,7 +91,16 @@ def plan(*, request: Mapping[str, object], **_: object) -> dict[str, object]:
     }
 
 
-def proxy(*, path: str, out: str, index: str, rate: str, frames: int, listen: Listener, **_: object) -> None:
+def proxy(
+    *,
+    path: str,
+    out: str,
+    index: str,
+    rate: str,
+    frames: int,
+    listen: Listener,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Write a small copy in which every frame is a key frame and frame n is shown at n / rate, and an index.
 
     The index has for each frame its time in the file and a checksum of its pixels, so that a frame that is
@@ -104,6 +113,8 @@ def proxy(*, path: str, out: str, index: str, rate: str, frames: int, listen: Li
         stream = container.add_stream("libx264", Fraction(rate), options=options)
         stream.pix_fmt, stream.gop_size = "yuv420p", 1
         for moment, rgb in timed_frames(Path(path)):
+            if stopped():
+                raise Cancelled("the small copy was not needed any more")
             picture = np.ascontiguousarray(np.moveaxis(rgb, 0, -1))
             if not times:
                 stream.width, stream.height = proxy_size(picture.shape[1], picture.shape[0])
@@ -247,7 +258,7 @@ def _scene(path: str, object_of: str) -> tuple[Video, Atlas]:
     """Return a clip and its atlas, from a file or from the store; none is made here."""
     given = json.loads(object_of)
     video = read(path)
-    compute = Compute(**given.get("compute", {})).here()
+    compute = Compute(device="cpu").here()
     with tempfile.TemporaryDirectory() as folder, compute.repeatable():
         store = usable_home() / "store"
         run = Run.alone(Path(folder), compute=compute, store=store, listen=_refuse_work, stopped=lambda: True)

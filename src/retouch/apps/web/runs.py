@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from retouch.apps.cli_fields import command_line
 from retouch.apps.queue import Queue, enqueue, enqueue_again
-from retouch.apps.run_folder import ERROR, REPORT, run_folders, state_of
+from retouch.apps.run_folder import ERROR, REPORT, run_folders
 from retouch.apps.web.answers import TYPES, file_answer, json_of
 from retouch.apps.web.clips import Clips, NotThere
 from retouch.apps.web.guard import inside
@@ -71,7 +71,7 @@ class Runs:
     async def runs_list(self, request: Request) -> Response:
         """All runs, the newest first."""
         del request
-        return JSONResponse(await to_thread.run_sync(_listed))
+        return JSONResponse(await to_thread.run_sync(self._listed))
 
     async def run_start(self, request: Request) -> Response:
         """Queue a run."""
@@ -85,13 +85,13 @@ class Runs:
         """One run, with its report."""
         folder = _folder(request)
         return JSONResponse(
-            {**_run(folder), "extras": sorted(_extras(folder)), "report": _read(folder / REPORT)}
+            {**self._run(folder), "extras": sorted(_extras(folder)), "report": _read(folder / REPORT)}
         )
 
     async def run_forget(self, request: Request) -> Response:
         """Remove a run that is not at work."""
         folder = _folder(request)
-        if state_of(folder) in ("running", "queued"):
+        if self.queue.state_of(folder) in ("running", "queued"):
             raise RequestError(f"{folder.name} is not over", hint="Stop it first.")
         remove(folder)
         return Response(status_code=204)
@@ -99,21 +99,22 @@ class Runs:
     async def run_stop(self, request: Request) -> Response:
         """Stop a run."""
         self.queue.stop(_folder(request))
-        return JSONResponse(_run(_folder(request)), 202)
+        return JSONResponse(self._run(_folder(request)), 202)
 
     async def run_resume(self, request: Request) -> Response:
         """Let a run go on."""
         folder = _folder(request)
-        if state_of(folder) == "done":
-            raise RequestError(f"{folder.name} is done", hint="Do it again instead.")
-        enqueue_again(folder)
+        state = self.queue.state_of(folder)
+        if state in ("done", "running"):
+            raise RequestError(f"{folder.name} is {state} already", hint="Do it again instead.")
+        await to_thread.run_sync(enqueue_again, folder)
         self.queue.wake()
-        return JSONResponse(_run(folder), 202)
+        return JSONResponse(self._run(folder), 202)
 
     async def run_replay(self, request: Request) -> Response:
         """Do a run again in a folder of its own."""
         wanted = EditRequest.read(_folder(request) / "request.json").model_copy(update={"out": None})
-        folder = enqueue(wanted)
+        folder = await to_thread.run_sync(enqueue, wanted)
         self.queue.wake()
         return JSONResponse({"run": folder.name}, 201)
 
@@ -142,10 +143,9 @@ class Runs:
             return file_answer(folder / "request.json")
         if part != "report":
             raise NotThere("a run has a result, a request and a report")
-        out = self.clips.folder.parent / "report.html"
-        await self.clips.ask("report", folder=str(folder), out=str(out))
+        content = await self.clips.made("report", ".html", folder=str(folder))
         policy = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
-        return Response(out.read_bytes(), media_type="text/html", headers={"content-security-policy": policy})
+        return Response(content, media_type="text/html", headers={"content-security-policy": policy})
 
     async def run_events(self, request: Request) -> Response:
         """A run's events as they come."""
@@ -154,6 +154,7 @@ class Runs:
         if self.streams >= STREAMS:
             raise RequestError(f"{STREAMS} streams are open already", hint="Close another page.")
         stream = self._events(folder, int(last) if last.isdecimal() else 0)
+        await anext(stream)  # from here on it has its place
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def _events(self, folder: Path, last: int) -> AsyncIterator[str]:
@@ -161,9 +162,10 @@ class Runs:
         self.streams += 1
         try:
             told, quiet = "", time.monotonic()
+            yield ""
             yield "retry: 1000\n\n"
             while True:
-                state = state_of(folder)
+                state = self.queue.state_of(folder)
                 lines = await to_thread.run_sync(_lines, folder / "events.jsonl")
                 for number, line in enumerate(lines[last:], last + 1):
                     yield f"id: {number}\ndata: {line}\n\n"
@@ -179,6 +181,24 @@ class Runs:
                 await asyncio.sleep(0.25)
         finally:
             self.streams -= 1
+
+    def _run(self, folder: Path) -> dict[str, object]:
+        """Return what a list of runs shows of one."""
+        wanted, told, made = _read(folder / "request.json"), _read(folder / REPORT), _read(folder / ERROR)
+        return {
+            "run": folder.name,
+            "state": self.queue.state_of(folder),
+            "method": wanted.get("method", ""),
+            "video": wanted.get("video", ""),
+            "seconds": told.get("seconds"),
+            "sentence": told.get("untouched", {}).get("sentence", ""),
+            "hint": made.get("hint", ""),
+            "notices": _lines(folder / "notices.txt"),
+        }
+
+    def _listed(self) -> list[dict[str, object]]:
+        """Return what is said of every run, the newest first."""
+        return [self._run(folder) for folder in reversed(run_folders()) if RUN.fullmatch(folder.name)]
 
     def _checked(self, given: Mapping[str, Any]) -> EditRequest:
         """Return a request whose every path lies where the page may read or write.
@@ -234,27 +254,6 @@ def _folder(request: Request) -> Path:
     return folder
 
 
-def _run(folder: Path) -> dict[str, object]:
-    """Return what a list of runs shows of one."""
-    wanted, told, made = _read(folder / "request.json"), _read(folder / REPORT), _read(folder / ERROR)
-    notices = folder / "notices.txt"
-    return {
-        "run": folder.name,
-        "state": state_of(folder),
-        "method": wanted.get("method", ""),
-        "video": wanted.get("video", ""),
-        "seconds": told.get("seconds"),
-        "sentence": told.get("untouched", {}).get("sentence", ""),
-        "hint": made.get("hint", ""),
-        "notices": notices.read_text("utf-8", "replace").splitlines() if notices.exists() else [],
-    }
-
-
-def _listed() -> list[dict[str, Any]]:
-    """Return what is said of every run, the newest first."""
-    return [_run(folder) for folder in reversed(run_folders()) if RUN.fullmatch(folder.name)]
-
-
 def _read(path: Path) -> dict[str, Any]:
     """Return the object in a file of ours; an empty one where there is none."""
     try:
@@ -275,7 +274,9 @@ def _result(folder: Path) -> Path:
 def _extras(folder: Path) -> dict[str, Path]:
     """Return the files that a method added, by name."""
     return {
-        path.name: path for path in (folder / "extras").glob("*") if path.suffix in TYPES and path.is_file()
+        path.name: path
+        for path in (folder / "extras").glob("[!.]*")
+        if path.suffix in TYPES and path.is_file()
     }
 
 

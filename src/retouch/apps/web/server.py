@@ -95,7 +95,7 @@ class Page:
 
     def _device(self, word: str) -> str:
         if word not in self.devices:
-            self.devices[word] = self.clips.copier.call("device", {"word": word})
+            self.devices[word] = self.clips.eyes.call("device", {"word": word})
         return self.devices[word]
 
     # --- the page and what it is drawn from
@@ -182,7 +182,7 @@ class Page:
         if request.method == "PUT":
             return JSONResponse(await self.clips.paint(clip, frame, await request.body(), layer))
         if request.method == "DELETE":
-            self.clips.unpaint(clip, frame)
+            await self.clips.unpaint(clip, frame)
             return Response(status_code=204)
         path = self.clips.place(clip) / (f"layers/{frame}-{layer}.png" if layer else f"paint/{frame}.png")
         return file_answer(path)
@@ -199,15 +199,15 @@ class Page:
         """What marks select on a frame."""
         given = await json_of(request)
         frame, marks = number_in(given, "frame"), given.get("marks", {})
-        path = await self.clips.cutout(request.path_params["clip"], frame, _marks(marks))
-        return Response(path.read_bytes(), media_type="image/png")
+        content = await self.clips.cutout(request.path_params["clip"], frame, _marks(marks))
+        return Response(content, media_type="image/png")
 
     async def carry(self, request: Request) -> Response:
         """A frame as the paint will make it."""
         given = await json_of(request)
         clip, frame = request.path_params["clip"], number_in(given, "frame")
-        path = await self.clips.carry(clip, frame, self._object(given))
-        return Response(path.read_bytes(), media_type="image/jpeg")
+        content = await self.clips.carry(clip, frame, self._object(given))
+        return Response(content, media_type="image/jpeg")
 
     async def coverage(self, request: Request) -> Response:
         """Where the paint will hold."""
