@@ -8,7 +8,7 @@ PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fast fix lint house docs serve bench bench-atlas bench-family portable family release clean help
+.PHONY: demo test check fast fix lint page-types house docs serve bench bench-atlas bench-family portable family release clean help
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -35,7 +35,17 @@ lint: $(READY)
 	$(BIN)/typos
 	$(BIN)/python tools/house.py --check
 
-check: lint test  ## everything that must pass
+TYPESCRIPT := typescript@5.9.3
+NODE_READY := .venv/node/$(TYPESCRIPT)
+
+page-types: $(READY)  ## the types of the page's scripts, where npm is at hand
+	@test -f "$(NODE_READY)" || { command -v npm > /dev/null \
+	  && npm install --silent --no-audit --no-fund --no-save --no-package-lock --fetch-retries=0 \
+	    --fetch-timeout=20000 --prefix .venv/node $(TYPESCRIPT) && touch "$(NODE_READY)"; } || true
+	@if test -f "$(NODE_READY)"; then node .venv/node/node_modules/typescript/bin/tsc -p tools/page.tsconfig.json; \
+	else echo "the page's types are not checked: npm is missing, or reaches no registry"; fi
+
+check: lint page-types test  ## everything that must pass
 	$(BIN)/python -m pytest $(TOGETHER) -m "slow and not gpu"
 	$(BIN)/python tools/layers_picture.py --check
 	$(BIN)/cog --check --verbosity=1 --check-fail-msg="run make fix" -I tools $(PAGES)

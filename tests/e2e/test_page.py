@@ -254,3 +254,97 @@ def test_the_whole_page_is_named_for_who_does_not_see_it(page: Page) -> None:
     )
     assert nameless == []
     assert re.search("Frame 0 of clip.mp4", page.locator("#stage-text").text_content() or "")
+
+
+def test_a_dropped_picture_is_moved_scaled_turned_and_then_paint(page: Page) -> None:
+    page.keyboard.press("Home")
+    page.evaluate(
+        """async () => {
+          const { layPicture } = await import('/static/pictures.js');
+          const canvas = new OffscreenCanvas(16, 8);
+          const pen = canvas.getContext('2d');
+          pen.fillStyle = '#0f0';
+          pen.fillRect(0, 0, 16, 8);
+          await layPicture(await canvas.convertToBlob());
+        }"""
+    )
+    stage, first = Stage(page), bitmap(page)
+    assert edges(page) == [24, 28, 40, 36]
+    stage.drag((32, 32), (25, 30), (20, 24))
+    assert edges(page) == [12, 20, 28, 28]
+    stage.drag((28, 28), (32, 30), (36, 32))
+    assert edges(page) == [4, 16, 36, 32]
+    page.get_by_label("Turn in degrees of picture").fill("90")
+    page.get_by_label("Turn in degrees of picture").press("Enter")
+    page.locator("#stage").focus()
+    assert edges(page) == [12, 8, 28, 40]
+    for _ in range(3):
+        page.keyboard.press("Control+z")
+    assert bitmap(page) == first
+    page.keyboard.press("b")
+    stage.drag((50, 50), (52, 52))
+    expect(page.get_by_label("Turn in degrees of picture")).to_have_count(0)
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    expect(page.get_by_label("Turn in degrees of picture")).to_have_count(1)
+    assert bitmap(page) == first
+
+
+def edges(page: Page) -> list[int]:
+    """Left, top, right and bottom of what is painted in solid colour on the first layer."""
+    found = page.evaluate(
+        """async () => {
+          const { layersHere } = await import('/static/store.js');
+          const { width, height } = layersHere()[0].canvas;
+          const { data } = layersHere()[0].canvas.getContext('2d').getImageData(0, 0, width, height);
+          const at = [...Array(width * height).keys()].filter((i) => data[4 * i + 3] > 127);
+          const [u, v] = [at.map((i) => i % width), at.map((i) => Math.floor(i / width))];
+          return [Math.min(...u), Math.min(...v), Math.max(...u) + 1, Math.max(...v) + 1];
+        }"""
+    )
+    return [int(edge) for edge in found]
+
+
+def test_the_paint_of_a_clip_outlasts_going_to_another_at_once(
+    page: Page, bouncing: Bouncing, tmp_path: Path
+) -> None:
+    page.keyboard.press("End")
+    page.keyboard.press("b")
+    Stage(page).drag((20, 20), (24, 24))
+    before = bitmap(page)
+    mine = page.evaluate("() => location.hash.slice(1)")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#open").click()
+    chooser.value.set_files(write(bouncing.video[2:], tmp_path / "second.mp4"))
+    expect(page.locator("#clip option:checked")).to_have_text("second.mp4")
+    expect(page.locator("#layers li")).to_have_count(0)
+    page.locator("#clip").select_option(value=mine)
+    page.locator("#stage").focus()
+    page.keyboard.press("End")
+    expect(page.locator("#layers li")).to_have_count(1)
+    assert bitmap(page) == before
+
+
+def test_a_hundred_strokes_and_their_undo_keep_little(page: Page) -> None:
+    kept = page.evaluate(
+        """async () => {
+          const { StrokeRecorder, bytesKept, newCanvas, pencil, undo } = await import('/static/history.js');
+          const canvas = newCanvas(1920, 1080);
+          let seed = 3;
+          const draw = (most) => (seed = seed * 48271 % 2147483647) % most;
+          for (let stroke = 0; stroke < 100; stroke++) {
+            const recorder = new StrokeRecorder(canvas);
+            let [x, y] = [draw(1920), draw(1080)];
+            for (let step = 0; step < 20; step++) {
+              recorder.touch(x - 15, y - 15, 30, 30);
+              pencil(canvas).fillRect(x - 12, y - 12, 24, 24);
+              [x, y] = [x + draw(31) - 15, y + draw(31) - 15];
+            }
+            recorder.end();
+          }
+          const most = bytesKept();
+          for (let stroke = 0; stroke < 100; stroke++) undo();
+          return [most, bytesKept()];
+        }"""
+    )
+    assert 0 < max(kept) < 100 * 2**20

@@ -3,9 +3,10 @@
 const token = /** @type {HTMLMetaElement} */ (document.querySelector('meta[name=retouch-token]')).content;
 
 export class Refused extends Error {
-  constructor(/** @type {any} */ told) {
+  constructor(/** @type {any} */ told, status = 0) {
     super(told.error ?? 'the server did not answer');
     this.hint = told.hint ?? '';
+    this.status = status;
     this.field = told.field ?? '';
   }
 }
@@ -26,7 +27,7 @@ export async function ask(/** @type {string} */ path, /** @type {any} */ { metho
     throw new Refused({ error: 'the server does not answer', hint: 'Is retouch web still running?' });
   }
   const json = answer.headers.get('content-type')?.startsWith('application/json');
-  if (!answer.ok) throw new Refused(json ? await answer.json() : { error: `the server answered ${answer.status}` });
+  if (!answer.ok) throw new Refused(json ? await answer.json() : { error: `the server answered ${answer.status}` }, answer.status);
   return json ? answer.json() : answer;
 }
 

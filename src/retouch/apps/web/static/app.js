@@ -3,11 +3,12 @@
 import { ask } from './api.js';
 import { loadMethods, request, run } from './form.js';
 import { addLayer, redo, undo } from './history.js';
-import { TOOLS, layPicture, restore, save } from './panels.js';
+import { TOOLS, restore, save } from './panels.js';
+import { layPicture } from './pictures.js';
 import { compare, loadRuns } from './runs.js';
 import { loadProxy, play, zoomBy } from './stage.js';
 import { change, on, state } from './store.js';
-import { el, go, goKey, thumbnails } from './timeline.js';
+import { dropOn, el, go, goKey, thumbnails } from './timeline.js';
 
 const at = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
 const tell = (/** @type {any} */ error) => change({ faults: { '': `${error.message}. ${error.hint ?? ''}` } });
@@ -21,8 +22,9 @@ async function loadClips(/** @type {string} */ show = '') {
 }
 
 async function showClip(/** @type {any} */ clip) {
+  await save().catch(tell);
   history.replaceState(null, '', `#${clip.id}`);
-  change({ clip, frame: 0, zoom: 0, pan: [0, 0], playing: false, compare: null });
+  change({ clip, ready: false, frame: 0, zoom: 0, pan: [0, 0], playing: false, compare: null });
   await Promise.all([restore(), loadProxy()]).catch(tell);
 }
 
@@ -39,17 +41,17 @@ async function take(/** @type {File} */ file) {
 at('open').onclick = at('open-here').onclick = () => at('file').click();
 at('file').onchange = (/** @type {any} */ event) => { if (event.target.files[0]) take(event.target.files[0]); event.target.value = ''; };
 document.addEventListener('dragover', (event) => event.preventDefault());
-document.addEventListener('drop', (event) => { event.preventDefault(); for (const file of event.dataTransfer?.files ?? []) take(file); });
+document.addEventListener('drop', (event) => { event.preventDefault(); dropOn(event); for (const file of event.dataTransfer?.files ?? []) take(file); });
 document.addEventListener('paste', (event) => { for (const file of event.clipboardData?.files ?? []) take(file); });
 at('clip').onchange = (/** @type {any} */ event) => showClip(state.clips.find((clip) => clip.id === event.target.value));
 at('save-request').onclick = async () => {
-  await save();
+  await save().catch(tell);
   const link = el('a', { href: URL.createObjectURL(new Blob([JSON.stringify(request(), null, 2)], { type: 'application/json' })), download: 'request.json' });
   link.click();
 };
 at('copy-command').onclick = async () => {
-  await save();
   try {
+    await save();
     const { command } = await ask('/api/command', { method: 'POST', body: request() });
     await navigator.clipboard.writeText(command);
     at('live').textContent = 'the command is copied';
@@ -111,7 +113,7 @@ on('clips clip', () => {
   at('empty').hidden = Boolean(clip);
 });
 
-addEventListener('pagehide', save);
+addEventListener('pagehide', () => { save().catch(() => 0); });
 change({ ...state });
 await Promise.all([loadMethods(), loadRuns(), loadClips()]).catch(tell);
 while (!state.clips.length) { await new Promise((done) => setTimeout(done, 1500)); await loadClips().catch(() => 0); }

@@ -24,7 +24,7 @@ function fromPage(/** @type {string} */ name) {
 }
 
 /** The request that the page would run now. */
-export function request(nothing = false) {
+export function request(nullEdit = false) {
   const method = methodNow();
   /** @type {Object<string, any>} */ const params = { ...(method.presets[state.preset] ?? {}) };
   for (const option of method.options) {
@@ -33,7 +33,7 @@ export function request(nothing = false) {
     const more = option.kind === 'list' ? fromPage(option.name) : [];
     if (more.length) params[option.name] = [...(params[option.name] ?? []), ...more];
   }
-  if (nothing && 'strength' in params) params.strength = 0.01;
+  if (nullEdit) params.prompt = params.source_prompt;
   const own = (/** @type {any[]} */ options) => Object.fromEntries(options.filter((option) => ![undefined, ''].includes(state.params[`@${option.name}`])).map((option) => [option.name, state.params[`@${option.name}`]]));
   const { '@seed': seed = 0, '@range': range = '', '@out': out = '' } = state.params;
   return { video: state.clip?.path, method: method.name, params, seed, range, compute: own(shared.compute), output: own(shared.output), out: out || null };
@@ -52,11 +52,11 @@ export async function plan() {
 on('params method preset clip version', () => { clearTimeout(soon); soon = setTimeout(plan, 500); });
 
 /** Queue the request. */
-export async function run() {
+export async function run(nullEdit = false) {
   if (!state.clip) return;
-  await save();
   try {
-    const body = request();
+    await save();
+    const body = request(nullEdit);
     await ask('/api/runs', { method: 'POST', body, headers: { 'Idempotency-Key': crypto.randomUUID() } });
     change({ faults: {} });
     document.dispatchEvent(new Event('runs'));
@@ -106,7 +106,7 @@ function drawForm() {
   const fromHere = own.reduce((/** @type {number} */ sum, /** @type {any} */ option) => sum + fromPage(option.name).length, 0);
   const painted = own.length ? el('details', { id: 'painted', open: opened.has('painted') }, el('summary', { textContent: `Key frames and marks (${fromHere} from the page)` }), ...own.map((/** @type {any} */ option) => field(option))) : '';
   const rest = el('details', { id: 'every', open: opened.has('every') }, el('summary', { textContent: 'Seed, device, output' }), ...every.map((option) => field(option, `@${option.name}`)));
-  for (const part of [painted, more, rest].filter(Boolean)) part.addEventListener('toggle', () => { if (/** @type {any} */ (part).open) opened.add(part.id); else opened.delete(part.id); });
+  for (const part of /** @type {any[]} */ ([painted, more, rest].filter(Boolean))) part.addEventListener('toggle', () => { if (part.open) opened.add(part.id); else opened.delete(part.id); });
   form.replaceChildren(
     el('div', { className: 'field' }, el('label', { htmlFor: 'method', textContent: 'Method' }), el('select', { id: 'method', onchange: (/** @type {any} */ event) => change({ method: event.target.value, preset: '', params: {} }) }, ...state.methods.map((each) => el('option', { value: each.name, textContent: each.title ?? each.name, selected: each.name === state.method })))),
     el('p', { className: 'summary', textContent: method.error ?? method.summary }),
@@ -114,7 +114,8 @@ function drawForm() {
     el('div', { className: 'field' }, el('label', { htmlFor: 'preset', textContent: 'Preset' }), el('select', { id: 'preset', onchange: (/** @type {any} */ event) => change({ preset: event.target.value }) }, el('option', { value: '', textContent: 'none' }), ...Object.keys(method.presets ?? {}).map((preset) => el('option', { value: preset, textContent: preset, selected: preset === state.preset })))),
     ...options.filter(first).map((/** @type {any} */ option) => field(option)), painted, more, rest,
     el('p', { id: 'fault', className: 'fault', aria: { role: 'alert' } }), el('p', { id: 'plan' }),
-    el('button', { type: 'submit', id: 'run', className: 'main', textContent: 'Run', title: 'Ctrl+Enter' }));
+    el('button', { type: 'submit', id: 'run', className: 'main', textContent: 'Run', title: 'Ctrl+Enter' }),
+    options.some((/** @type {any} */ option) => option.name === 'source_prompt') ? el('button', { type: 'button', id: 'null-edit', textContent: 'Run null edit', title: 'The source prompt as the prompt: what changes then is the method\'s own loss', onclick: () => run(true) }) : '');
   if (kept) document.getElementById(kept)?.focus();
   drawFaults();
 }

@@ -1,8 +1,9 @@
 // Undo and redo: one history a clip, for paint by tiles, for layers and marks by what they were before.
 
+import { drawPicture } from './pictures.js';
 import { state, change, layersHere } from './store.js';
 
-const TILE = 256;
+const TILE = 64; // larger ones would keep mostly what a stroke did not reach
 const STEPS = 200;
 const BYTES = 256 * 2 ** 20;
 
@@ -10,7 +11,7 @@ const BYTES = 256 * 2 ** 20;
 /** @type {Step[]} */ let done = [];
 /** @type {Step[]} */ let undone = [];
 
-export const counts = () => ({ done: done.length, undone: undone.length });
+export const bytesKept = () => [...done, ...undone].reduce((sum, step) => sum + step.size, 0);
 export function forget() { done = []; undone = []; }
 
 /** Keep how to take something back. */
@@ -46,6 +47,7 @@ function listStep() {
     undo() {
       const back = listStep();
       change({ marks, keys, layer });
+      for (const layers of keys.values()) layers.forEach(drawPicture);
       return back;
     },
   };
@@ -67,7 +69,7 @@ export class StrokeRecorder {
         if (!this.tiles.has(`${u},${v}`)) this.tiles.set(`${u},${v}`, taken(this.canvas, u * TILE, v * TILE));
   }
 
-  end() { if (this.tiles.size) keep(tileStep(this.canvas, this.frame, [...this.tiles.values()])); }
+  end() { touched(this.canvas); if (this.tiles.size) keep(tileStep(this.canvas, this.frame, [...this.tiles.values()])); }
 }
 
 function tileStep(/** @type {HTMLCanvasElement} */ canvas, /** @type {number} */ frame, /** @type {any[]} */ tiles) {
@@ -80,6 +82,7 @@ function tileStep(/** @type {HTMLCanvasElement} */ canvas, /** @type {number} */
       for (const tile of tiles)
         if (tile.data) pen.putImageData(tile.data, tile.x, tile.y);
         else pen.clearRect(tile.x, tile.y, TILE, TILE);
+      touched(canvas);
       return tileStep(canvas, frame, back);
     },
   };
@@ -94,6 +97,16 @@ function taken(/** @type {HTMLCanvasElement} */ canvas, /** @type {number} */ x,
 /** How to draw on a layer's bitmap, which lies where it can be read back at once. */
 export function pencil(/** @type {HTMLCanvasElement} */ canvas) {
   return /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d', { willReadFrequently: true }));
+}
+
+/** @type {WeakMap<HTMLCanvasElement, number>} */ const revisions = new WeakMap();
+let changes = 0;
+/** Say that a bitmap is another one now. */
+export const touched = (/** @type {HTMLCanvasElement} */ canvas) => { revisions.set(canvas, ++changes); };
+/** A number that no other bitmap has, and this one only until it is painted on. */
+export function revision(/** @type {HTMLCanvasElement} */ canvas) {
+  if (!revisions.has(canvas)) touched(canvas);
+  return revisions.get(canvas);
 }
 
 /** Whether a bitmap shows anything. */
@@ -112,7 +125,7 @@ let next = 1;
 /** A new layer over those of this frame, at most eight. */
 export function addLayer(/** @type {HTMLCanvasElement | null} */ canvas = null, name = '') {
   const clip = state.clip;
-  if (!clip || layersHere().length >= 8) return;
+  if (!clip || !state.ready || layersHere().length >= 8) return;
   keepLists();
   const made = canvas ?? newCanvas(clip.width, clip.height);
   const layers = [...layersHere(), { id: next++, name: name || `layer ${layersHere().length + 1}`, canvas: made, opacity: 1, visible: true }];

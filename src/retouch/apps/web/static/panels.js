@@ -1,10 +1,11 @@
 // What stands left of the stage: tools, brush, layers, marks; and the saving of all of it.
 
 import { ask, clipPath } from './api.js';
-import { addLayer, forget, isBlank, keepLists, newCanvas, pencil } from './history.js';
+import { addLayer, forget, isBlank, keepLists, newCanvas, pencil, revision } from './history.js';
+import { layPicture, place } from './pictures.js';
 import { addMark } from './stage.js';
 import { change, layersHere, marksByKind, on, readMark, spelled, state } from './store.js';
-import { el, go } from './timeline.js';
+import { el, go, refill } from './timeline.js';
 
 const at = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
 
@@ -31,9 +32,18 @@ function icon(/** @type {string} */ path) {
   return made;
 }
 
-on('tool', () => at('tools').replaceChildren(...Object.entries(TOOLS).map(([tool, [key, name, path]]) =>
+on('tool', () => refill(at('tools'), Object.entries(TOOLS).map(([tool, [key, name, path]]) =>
   el('button', { type: 'button', className: 'tool', title: `${name} (${key})`, onclick: () => change({ tool }),
-    aria: { role: 'radio', 'aria-checked': tool === state.tool, 'aria-label': `${name}, key ${key}` } }, icon(path)))));
+    tabIndex: tool === state.tool ? 0 : -1, aria: { role: 'radio', 'aria-checked': tool === state.tool, 'aria-label': `${name}, key ${key}` } }, icon(path)))));
+at('tools').addEventListener('keydown', (/** @type {KeyboardEvent} */ event) => {
+  const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!by) return;
+  event.preventDefault();
+  event.stopPropagation();
+  const names = Object.keys(TOOLS);
+  change({ tool: names[(names.indexOf(state.tool) + by + names.length) % names.length] });
+  queueMicrotask(() => at('tools').querySelector('[aria-checked=true]').focus());
+});
 
 const slider = (/** @type {string} */ name, /** @type {'size'|'hardness'|'opacity'} */ field, /** @type {number} */ low, /** @type {number} */ high, step = 0.01) =>
   el('label', { className: 'slide' }, name, el('input', { type: 'range', min: low, max: high, step, value: state.brush[field],
@@ -75,33 +85,34 @@ function copyTo(/** @type {any} */ layer) {
   addLayer(canvas, layer.name);
 }
 
-on('keys frame layer version', () => at('layers').replaceChildren(...layersHere().map((layer, index) => {
+on('keys frame layer version', () => refill(at('layers'), layersHere().map((layer, index) => {
   const row = el('li', { className: index === state.layer ? 'current' : '' },
     el('input', { type: 'checkbox', checked: layer.visible, aria: { 'aria-label': `Show ${layer.name}` }, onchange: (/** @type {any} */ event) => alter(index, { visible: event.target.checked }) }),
     el('button', { type: 'button', className: 'link', textContent: layer.name, onclick: () => change({ layer: index }), aria: { 'aria-pressed': index === state.layer } }),
     el('input', { type: 'number', min: 0, max: 100, value: Math.round(100 * layer.opacity), className: 'short', aria: { 'aria-label': `Opacity of ${layer.name}, per cent` }, onchange: (/** @type {any} */ event) => alter(index, { opacity: event.target.value / 100 }) }),
     el('button', { type: 'button', className: 'icon', textContent: 'copy', title: 'Copy to another frame', onclick: () => copyTo(layer), aria: { 'aria-label': `Copy ${layer.name} to another frame` } }),
     el('button', { type: 'button', className: 'icon', textContent: '×', title: 'Remove', onclick: () => drop(index), aria: { 'aria-label': `Remove ${layer.name}` } }));
+  if (layer.picture && index === state.layer) row.append(numbers(layer));
   return row;
 }).reverse()));
 at('add-layer').onclick = () => addLayer();
+at('add-picture').onclick = () => at('picture').click();
+at('picture').onchange = (/** @type {any} */ event) => { if (event.target.files[0]) layPicture(event.target.files[0]); event.target.value = ''; };
 
-/** Lay a picture from another program over the frame, as a layer of its own, in the middle at most as large. */
-export async function layPicture(/** @type {Blob} */ file) {
-  const clip = state.clip;
-  if (!clip) return;
-  const image = await createImageBitmap(file);
-  const whole = image.width === clip.width && image.height === clip.height;
-  const share = whole ? 1 : Math.min(1, 0.5 * clip.width / image.width, 0.5 * clip.height / image.height);
-  const canvas = newCanvas(clip.width, clip.height);
-  const [width, height] = [image.width * share, image.height * share];
-  pencil(canvas).drawImage(image, (clip.width - width) / 2, (clip.height - height) / 2, width, height);
-  addLayer(canvas, 'picture');
+/** Fields for where a picture lies, as the stage moves, scales and turns it. */
+function numbers(/** @type {import('./store.js').Layer} */ layer) {
+  const { x, y, scale, turn } = /** @type {import('./store.js').Picture} */ (layer.picture);
+  const field = (/** @type {string} */ name, /** @type {string} */ what, /** @type {number} */ value, /** @type {(value: number) => any} */ given) =>
+    el('label', { title: what }, name, el('input', { type: 'number', value: Math.round(value * 10) / 10, className: 'short', aria: { 'aria-label': `${what} of ${layer.name}` },
+      onchange: (/** @type {any} */ event) => { if (Number.isFinite(event.target.valueAsNumber)) place(layer, given(event.target.valueAsNumber)); } }));
+  return el('div', { className: 'place' },
+    field('x', 'Middle, pixels from the left', x, (value) => ({ x: value })), field('y', 'Middle, pixels from the top', y, (value) => ({ y: value })),
+    field('%', 'Size in per cent', 100 * scale, (value) => ({ scale: Math.max(1, value) / 100 })), field('°', 'Turn in degrees', turn, (value) => ({ turn: value })));
 }
 
 // --- marks
 
-on('marks', () => at('marks').replaceChildren(...state.marks.map((mark, index) => el('li', {},
+on('marks', () => refill(at('marks'), state.marks.map((mark, index) => el('li', {},
   el('b', { className: `kind ${mark.kind}`, textContent: mark.kind }),
   el('button', { type: 'button', className: 'link', textContent: spelled(mark).slice(0, 26), title: spelled(mark), onclick: () => go(mark.frame) }),
   el('button', { type: 'button', className: 'icon', textContent: '×', aria: { 'aria-label': `Remove the ${mark.kind} on frame ${mark.frame}` },
@@ -117,10 +128,16 @@ at('mark-by-numbers').onsubmit = (/** @type {Event} */ event) => {
 
 // --- saving: every change is with the server within two seconds
 
-/** @type {Map<string, number>} */ const saved = new Map();
+/** What the server has, by address: the revision of a layer's bitmap, or of all that a frame's paint is made of.
+ * @type {Map<string, string>} */ const saved = new Map();
 /** @type {any} */ let timer = 0;
 /** @type {Promise<void>} */ let saving = Promise.resolve();
-on('version', () => { clearTimeout(timer); timer = setTimeout(save, 700); });
+on('version params method', () => saveSoon(700));
+
+function saveSoon(/** @type {number} */ wait) {
+  clearTimeout(timer);
+  timer = setTimeout(() => save().catch((error) => { change({ faults: { '': `not saved: ${error.message}. ${error.hint ?? ''}` } }); saveSoon(2000); }), wait);
+}
 
 /** Send what changed since the last time: bitmaps, the paint of each key frame, and the list of it all. */
 export function save() {
@@ -129,58 +146,75 @@ export function save() {
 }
 
 async function saveNow() {
-  const clip = state.clip;
-  if (!clip) return;
-  const keys = Object.fromEntries([...state.keys].map(([frame, layers]) => [frame, layers.map(({ name, opacity, visible }) => ({ name, opacity, visible }))]));
+  const { clip, keys, marks, method, params } = state;
+  if (!clip || !state.ready) return;
+  const send = (/** @type {string} */ path, /** @type {any} */ more) => ask(clipPath(clip.id, path), more);
+  const put = async (/** @type {string} */ path, /** @type {HTMLCanvasElement} */ canvas, /** @type {string} */ made) => {
+    const body = await new Promise((/** @type {(blob: Blob) => void} */ done) => canvas.toBlob((found) => done(/** @type {Blob} */ (found))));
+    const told = await send(path, { method: 'PUT', body });
+    saved.set(path, made);
+    return told.path;
+  };
+  const list = Object.fromEntries([...keys].map(([frame, layers]) => [frame, layers.map(({ name, opacity, visible }) => ({ name, opacity, visible }))]));
   const painted = { ...clip.painted };
-  for (const [frame, layers] of state.keys) {
-    const flat = newCanvas(clip.width, clip.height);
-    for (const [index, layer] of layers.entries()) {
-      if (layer.visible) { pencil(flat).globalAlpha = layer.opacity; pencil(flat).drawImage(layer.canvas, 0, 0); }
-      await put(`/paint/${frame}?layer=${index}`, layer.canvas);
+  for (const [frame, layers] of keys) {
+    const [path, made] = [`/paint/${frame}`, looks(layers)];
+    if (saved.get(path) !== made) {
+      const flat = newCanvas(clip.width, clip.height);
+      for (const layer of layers) if (layer.visible) { pencil(flat).globalAlpha = layer.opacity; pencil(flat).drawImage(layer.canvas, 0, 0); }
+      if (!isBlank(flat)) painted[frame] = await put(path, flat, made);
+      else if (painted[frame]) {
+        await send(path, { method: 'DELETE' }); // with its layers, which are sent anew
+        delete painted[frame];
+        for (const index of layers.keys()) saved.delete(`${path}?layer=${index}`);
+      }
     }
-    if (isBlank(flat)) { if (painted[frame]) await ask(clipPath(clip.id, `/paint/${frame}`), { method: 'DELETE' }); delete painted[frame]; saved.delete(`/paint/${frame}`); }
-    else painted[frame] = (await put(`/paint/${frame}`, flat)) ?? painted[frame];
+    for (const [index, { canvas }] of layers.entries()) {
+      const [layer, bitmap] = [`${path}?layer=${index}`, String(revision(canvas))];
+      if (saved.get(layer) !== bitmap) await put(layer, canvas, bitmap);
+    }
   }
-  for (const frame of Object.keys(painted)) if (!state.keys.has(+frame)) { await ask(clipPath(clip.id, `/paint/${frame}`), { method: 'DELETE' }); delete painted[frame]; }
-  await ask(clipPath(clip.id, '/draft'), { method: 'PUT', body: { keys, marks: state.marks, method: state.method, params: state.params } });
-  if (clip === state.clip) change({ clip: Object.assign(clip, { painted }) });
-  if (Object.keys(painted).length && state.marks.length) {
-    try { change({ coverage: await ask(clipPath(clip.id, '/coverage'), { method: 'POST', body: marksByKind() }) }); } catch { change({ coverage: null }); }
+  for (const frame of Object.keys(painted)) if (!keys.has(+frame)) {
+    await send(`/paint/${frame}`, { method: 'DELETE' });
+    for (const path of [...saved.keys()]) if (path.split('?')[0] === `/paint/${frame}`) saved.delete(path);
+    delete painted[frame];
+  }
+  await send('/draft', { method: 'PUT', body: { keys: list, marks, method, params } });
+  if (clip !== state.clip) return;
+  change({ clip: Object.assign(clip, { painted }) });
+  if (Object.keys(painted).length && marks.length) {
+    const coverage = await send('/coverage', { method: 'POST', body: marksByKind() }).catch(() => null);
+    if (clip === state.clip) change({ coverage });
   }
 }
 
-async function put(/** @type {string} */ path, /** @type {HTMLCanvasElement} */ canvas) {
-  const pixels = new Uint32Array(pencil(canvas).getImageData(0, 0, canvas.width, canvas.height).data.buffer);
-  let sum = 7;
-  for (let i = 0; i < pixels.length; i++) sum = (Math.imul(sum, 31) + pixels[i]) | 0;
-  if (saved.get(path) === sum) return null;
-  const blob = await new Promise((/** @type {(blob: Blob) => void} */ done) => canvas.toBlob((made) => done(/** @type {Blob} */ (made))));
-  const told = await ask(clipPath(/** @type {any} */ (state.clip).id, path), { method: 'PUT', body: blob });
-  saved.set(path, sum);
-  return told.path;
-}
+const looks = (/** @type {import('./store.js').Layer[]} */ layers) => layers.map(({ canvas, opacity, visible }) => `${revision(canvas)} ${opacity} ${visible}`).join();
 
-/** Bring back where the work on the clip stood. */
+/** Bring back where the work on the clip stood. Until it is back nothing can be changed, and nothing is saved. */
 export async function restore() {
   const clip = state.clip;
   saved.clear();
   forget();
-  change({ keys: new Map(), marks: [], coverage: null, layer: 0 });
+  change({ keys: new Map(), marks: [], coverage: null, layer: 0, ready: false });
   if (!clip) return;
   const draft = await ask(clipPath(clip.id, '/draft'));
-  const keys = new Map();
+  /** @type {Map<number, import('./store.js').Layer[]>} */ const keys = new Map();
+  const had = new Map();
   for (const [frame, layers] of Object.entries(draft.keys ?? {})) {
     const made = [];
     for (const [index, layer] of layers.entries()) {
-      const canvas = newCanvas(clip.width, clip.height);
+      const [canvas, path] = [newCanvas(clip.width, clip.height), `/paint/${frame}?layer=${index}`];
       try {
-        const answer = await ask(clipPath(clip.id, `/paint/${frame}?layer=${index}`));
+        const answer = await ask(clipPath(clip.id, path));
         pencil(canvas).drawImage(await createImageBitmap(await answer.blob()), 0, 0);
-      } catch { /* a layer that was never sent is empty */ }
+        had.set(path, String(revision(canvas)));
+      } catch (error) { if (error.status !== 404) throw error; } // a layer that was never sent is empty
       made.push({ ...layer, id: -made.length - 1, canvas });
     }
     keys.set(+frame, made);
+    if (clip.painted[frame]) had.set(`/paint/${frame}`, looks(made));
   }
-  change({ keys, marks: draft.marks ?? [], params: draft.params ?? {}, method: draft.method ?? state.method, version: state.version + 1 });
+  if (clip !== state.clip) return;
+  for (const [path, made] of had) saved.set(path, made);
+  change({ keys, marks: draft.marks ?? [], params: draft.params ?? {}, method: draft.method ?? state.method, version: state.version + 1, ready: true });
 }

@@ -3,19 +3,26 @@
 import { ask, runPath } from './api.js';
 import { flicker } from './stage.js';
 import { change, on, state } from './store.js';
-import { el } from './timeline.js';
+import { el, refill } from './timeline.js';
 
 const list = /** @type {HTMLElement} */ (document.getElementById('runs'));
 const live = /** @type {HTMLElement} */ (document.getElementById('live'));
 /** @type {Map<string, EventSource>} */ const streams = new Map();
 let spoken = 0;
 
-/** Bring the list of runs, and follow those that are not over. */
+const over = (/** @type {string} */ how) => !['queued', 'running'].includes(how);
+let asked = 0;
+/** Bring the list of runs, and follow those that are at work; two, since a browser has few lines to a server. */
 export async function loadRuns() {
+  const mine = ++asked;
   const runs = await ask('/api/runs');
+  if (mine !== asked) return;
   change({ runs });
-  for (const { run, state: how } of runs) if (['queued', 'running'].includes(how) && !streams.has(run)) follow(run);
+  const waiting = runs.filter((/** @type {any} */ each) => !over(each.state)).reverse();
+  waiting.sort((/** @type {any} */ a, /** @type {any} */ b) => Number(b.state === 'running') - Number(a.state === 'running'));
+  for (const { run } of waiting) if (streams.size < 2 && !streams.has(run)) follow(run);
 }
+setInterval(() => { if (state.runs.some((each) => !over(each.state) && !streams.has(each.run))) loadRuns().catch(() => 0); }, 4000);
 document.addEventListener('runs', loadRuns);
 
 function follow(/** @type {string} */ run) {
@@ -30,7 +37,7 @@ function follow(/** @type {string} */ run) {
   };
   stream.addEventListener('state', ({ data }) => {
     const how = JSON.parse(data);
-    if (['queued', 'running'].includes(how)) return loadRuns();
+    if (!over(how)) return loadRuns();
     stream.close();
     streams.delete(run);
     live.textContent = `${run}: ${how}`;
@@ -55,7 +62,7 @@ export function compare(/** @type {string | null} */ run) {
 const button = (/** @type {string} */ text, /** @type {() => any} */ onclick, label = '') => el('button', { type: 'button', textContent: text, onclick, aria: label ? { 'aria-label': label } : {} });
 const link = (/** @type {string} */ text, /** @type {string} */ href, /** @type {Object<string, any>} */ more = {}) => el('a', { href, textContent: text, ...more });
 
-on('runs progress compare', () => list.replaceChildren(...state.runs.slice(0, 40).map(({ run, state: how, method, sentence, hint, notices }) => {
+on('runs progress compare', () => refill(list, state.runs.slice(0, 40).map(({ run, state: how, method, sentence, hint, notices }) => {
   const [word, why = ''] = how.split(/: (.*)/s);
   const item = el('li', { className: word }, el('div', { className: 'title' }, el('b', { textContent: method }), el('span', { className: 'state', textContent: word }), el('small', { textContent: run.slice(9, 15).replace(/(..)(..)(..)/, '$1:$2:$3') })));
   item.dataset.run = run;
@@ -65,10 +72,10 @@ on('runs progress compare', () => list.replaceChildren(...state.runs.slice(0, 40
   if (sentence) item.append(el('p', { className: 'sentence', textContent: sentence }));
   if (notices.length) item.append(el('details', {}, el('summary', { textContent: `${notices.length} notice${notices.length > 1 ? 's' : ''}` }), ...notices.map((/** @type {string} */ text) => el('p', { textContent: text }))));
   const acts = el('div', { className: 'acts' });
-  if (['queued', 'running'].includes(word)) acts.append(button('Stop', () => act(run, '/stop')));
+  if (!over(word)) acts.append(button('Stop', () => act(run, '/stop')));
   if (['stopped', 'failed'].includes(word)) acts.append(button('Go on', () => act(run, '/resume')));
   if (word === 'done') acts.append(button(state.compare?.run === run ? 'Source' : 'Compare', () => compare(run)), link('Download', runPath(run, '/result'), { download: `${run}.mp4` }), link('Report', runPath(run, '/report'), { target: '_blank' }), button('Again', () => act(run, '/replay')));
-  if (!['queued', 'running'].includes(word)) acts.append(button('×', () => act(run, '', 'DELETE'), `Remove ${run}`));
+  if (over(word)) acts.append(button('×', () => act(run, '', 'DELETE'), `Remove ${run}`));
   item.append(acts);
   return item;
 })));
@@ -79,12 +86,10 @@ on('compare', () => {
   if (!state.compare) return;
   const { mode, at, gain, run } = state.compare;
   const set = (/** @type {Object<string, any>} */ what) => change({ compare: { ...state.compare, ...what } });
-  const focused = /** @type {any} */ (document.activeElement)?.id;
-  bar.replaceChildren(
-    ...['divider', 'side', 'difference', 'flicker'].map((each) => el('button', { type: 'button', textContent: each, onclick: () => set({ mode: each }), aria: { 'aria-pressed': each === mode } })),
+  refill(bar,
+    ['divider', 'side', 'difference', 'flicker'].map((each) => el('button', { type: 'button', textContent: each, onclick: () => set({ mode: each }), aria: { 'aria-pressed': each === mode } })),
     mode === 'divider' ? el('input', { id: 'split', type: 'range', min: 0, max: 1, step: 0.01, value: at, oninput: (/** @type {any} */ event) => set({ at: +event.target.value }), aria: { 'aria-label': 'Divider' } }) : '',
     mode === 'difference' ? el('label', {}, '×', el('input', { id: 'gain', type: 'number', min: 1, max: 16, value: gain, className: 'short', onchange: (/** @type {any} */ event) => set({ gain: +event.target.value }) })) : '',
     mode === 'flicker' ? button('Other', flicker) : '',
     el('span', { className: 'sentence', textContent: state.runs.find((each) => each.run === run)?.sentence ?? '' }), button('Close', () => compare(null)));
-  if (focused) document.getElementById(focused)?.focus();
 });

@@ -3,6 +3,7 @@
 import { ask, clipPath, picture, runPath } from './api.js';
 import { StrokeRecorder, keepLists, layerToPaint, pencil } from './history.js';
 import { outline, tinted } from './marks.js';
+import { grab, layDown, outlinePicture } from './pictures.js';
 import { change, layersHere, marksByKind, on, state } from './store.js';
 
 const canvas = /** @type {HTMLCanvasElement} */ (document.getElementById('stage'));
@@ -52,6 +53,7 @@ export function draw(/** @type {number[] | null} */ part = null) {
     for (const layer of layersHere()) if (layer.visible) { pen.globalAlpha = layer.opacity; pen.drawImage(layer.canvas, 0, 0); }
     pen.globalAlpha = 1;
     for (const mark of [...state.marks, ...(drawing?.mark ? [drawing.mark] : [])]) if (mark.frame === state.frame) outline(pen, mark, scale);
+    outlinePicture(pen, scale);
   }
   pen.restore();
   say('exact', exact ? 'exact' : 'small copy');
@@ -86,6 +88,9 @@ function compareOver(/** @type {any} */ clip) {
 /** Show the other of two in a flicker. */
 export function flicker() { flick = !flick; draw(); }
 
+/** Whether the frame under the playhead is shown with the paint that is carried into it. */
+export const isCarried = () => state.carry && carried?.frame === state.frame;
+
 /** Bring the exact frame, the cut-out, the carried paint and the compared frame, once the playhead rests. */
 function rest() {
   clearTimeout(resting);
@@ -99,7 +104,7 @@ async function bring() {
   if (!clip) return;
   const { signal } = (fetching = new AbortController());
   const quiet = async (/** @type {() => Promise<any>} */ work) => { try { await work(); } catch (error) { if (!signal.aborted) say('cutout-note', `${error.message}. ${error.hint ?? ''}`); } };
-  const get = async (/** @type {string} */ path, /** @type {any} */ more = {}) => picture(path, { signal, ...more });
+  const get = async (/** @type {string} */ path, /** @type {any} */ more = {}) => { const image = await picture(path, { signal, ...more }); signal.throwIfAborted(); return image; };
   if (still?.frame !== frame) await quiet(async () => { still = { frame, image: await get(clipPath(clip.id, `/frames/${frame}.png`)) }; });
   if (state.compare) await quiet(async () => { preview = { frame, image: await get(runPath(/** @type {any} */ (state.compare).run, `/preview/${frame}.jpg`)) }; });
   object = null;
@@ -176,17 +181,19 @@ const placeOf = (/** @type {PointerEvent} */ event) => {
 };
 
 canvas.addEventListener('pointerdown', (event) => {
-  if (!state.clip || state.playing || event.button) return;
+  if (!state.clip || !state.ready || state.playing || event.button) return;
   canvas.setPointerCapture(event.pointerId);
   const at = placeOf(event);
   if (state.compare) drawing = { split: true };
   else if (state.tool === 'brush' || state.tool === 'eraser') {
     const layer = layerToPaint();
+    if (!layer) return;
+    layDown(layer);
     drawing = { layer, recorder: new StrokeRecorder(layer.canvas), last: at };
     dab(at, at, event.pressure);
   } else if (state.tool === 'hand') drawing = { from: [event.clientX, event.clientY], pan: state.pan };
   else if (state.tool === 'pick') change({ brush: { ...state.brush, colour: colourAt(at) }, tool: 'brush' });
-  else if (state.tool !== 'move') drawing = { mark: { kind: state.tool, frame: state.frame, points: [at, at], name: '' } };
+  else if (state.tool === 'move') { const drag = grab(at, view().scale); drawing = drag && { drag }; } else drawing = { mark: { kind: state.tool, frame: state.frame, points: [at, at], name: '' } };
 });
 
 canvas.addEventListener('pointermove', (event) => {
@@ -194,7 +201,7 @@ canvas.addEventListener('pointermove', (event) => {
   const at = placeOf(event);
   if (drawing.split) change({ compare: { ...state.compare, at: Math.min(1, Math.max(0, at[0] / /** @type {any} */ (state.clip).width)) } });
   else if (drawing.from) change({ pan: [drawing.pan[0] + event.clientX - drawing.from[0], drawing.pan[1] + event.clientY - drawing.from[1]] });
-  else if (drawing.recorder) {
+  else if (drawing.drag) { drawing.drag(at, event.shiftKey); draw(); } else if (drawing.recorder) {
     for (const step of event.getCoalescedEvents?.().length ? event.getCoalescedEvents() : [event]) {
       const to = placeOf(step);
       dab(drawing.last, to, step.pressure);
@@ -211,6 +218,7 @@ function finish() {
   const ended = drawing;
   drawing = null;
   if (ended?.recorder) { ended.recorder.end(); change({ version: state.version + 1 }); }
+  if (ended?.drag) change({ version: state.version + 1 });
   if (ended?.mark) addMark(ended.mark);
 }
 canvas.addEventListener('pointerup', finish);
@@ -272,7 +280,7 @@ new ResizeObserver(() => {
 }).observe(/** @type {HTMLElement} */ (canvas.parentElement));
 
 on('frame', seek);
-on('clip marks keys layer version zoom pan compare carry cutout playing', () => {
+on('clip marks keys layer tool version zoom pan compare carry cutout playing', () => {
   if (state.compare && !result.src.endsWith(runPath(state.compare.run, '/result'))) result.src = runPath(state.compare.run, '/result');
   if (!state.compare) preview = null;
   const clip = state.clip;

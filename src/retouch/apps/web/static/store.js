@@ -2,12 +2,14 @@
 
 /** @typedef {{id: string, name: string, path: string, frames: number, fps: number, rate: string, width: number,
  *   height: number, seconds: number, sound: boolean, painted: Object<string, string>}} Clip */
-/** @typedef {{id: number, name: string, canvas: HTMLCanvasElement, opacity: number, visible: boolean}} Layer */
+/** @typedef {{image: ImageBitmap, x: number, y: number, scale: number, turn: number}} Picture */
+/** @typedef {{id: number, name: string, canvas: HTMLCanvasElement, opacity: number, visible: boolean, picture?: Picture}} Layer */
 /** @typedef {{kind: string, frame: number, points: number[][], name: string}} Mark */
 
 export const state = {
   /** @type {Clip[]} */ clips: [],
   /** @type {Clip | null} */ clip: null,
+  ready: false, // the work on it is back: from here on it may be changed and saved
   frame: 0,
   playing: false,
   speed: 1,

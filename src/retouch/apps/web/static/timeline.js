@@ -14,6 +14,16 @@ const el = (/** @type {string} */ tag, /** @type {Object<string, any>} */ given 
 };
 export { el };
 
+/** Put other things in a place; what had the keyboard there gets it back, by its name or else by its number. */
+export function refill(/** @type {HTMLElement} */ place, /** @type {any[]} */ ...inside) {
+  const fields = () => /** @type {HTMLElement[]} */ ([...place.querySelectorAll('button, input, select, textarea, a, summary')]);
+  const name = (/** @type {Element | null | undefined} */ each) => each?.id || `${each?.closest('[data-run]')?.getAttribute('data-run')} ${each?.getAttribute('aria-label') || each?.textContent}`;
+  const before = fields().findIndex((each) => each === document.activeElement);
+  const wanted = before < 0 ? '' : name(fields()[before]);
+  place.replaceChildren(...inside.flat());
+  if (before >= 0) (fields().find((each) => name(each) === wanted) ?? fields()[Math.min(before, fields().length - 1)])?.focus({ preventScroll: true });
+}
+
 const step = (/** @type {number} */ by) => go(state.frame + by);
 const controls = el('div', { className: 'controls' },
   el('button', { type: 'button', className: 'icon', textContent: '«', title: 'Home', onclick: () => go(0), aria: { 'aria-label': 'First frame' } }),
@@ -28,7 +38,7 @@ const controls = el('div', { className: 'controls' },
 const strip = /** @type {HTMLCanvasElement} */ (el('canvas', { className: 'thumbs' }));
 const head = el('div', { className: 'head' });
 const slider = el('div', { className: 'strip', tabIndex: 0, aria: { role: 'slider', 'aria-label': 'Frame', 'aria-valuemin': 0 } }, strip, head);
-const row = el('div', { className: 'keys', aria: { 'aria-label': 'Key frames' } });
+const row = el('div', { className: 'keys', aria: { role: 'group', 'aria-label': 'Key frames' } });
 const bars = el('div', { className: 'bars' });
 place.append(controls, slider, row, bars);
 
@@ -45,10 +55,12 @@ export function goKey(/** @type {number} */ by) {
 }
 
 const at = (/** @type {number} */ frame) => `${100 * (frame + 0.5) / (state.clip?.frames ?? 1)}%`;
-const scrub = (/** @type {PointerEvent} */ event) => {
+const scrub = (/** @type {MouseEvent} */ event) => {
   const box = slider.getBoundingClientRect();
   go(Math.floor((event.clientX - box.left) / box.width * (state.clip?.frames ?? 1)));
 };
+/** Go to the frame over which something is dropped on the timeline. */
+export function dropOn(/** @type {DragEvent} */ event) { if (slider.contains(/** @type {Node} */ (event.target))) scrub(event); }
 slider.addEventListener('pointerdown', (event) => { slider.setPointerCapture(event.pointerId); scrub(event); });
 slider.addEventListener('pointermove', (event) => { if (event.buttons) scrub(event); });
 
@@ -61,7 +73,7 @@ on('frame clip', () => {
   /** @type {any} */ (document.getElementById('goto')).value = state.frame;
 });
 on('playing', () => { /** @type {any} */ (document.getElementById('play')).textContent = state.playing ? 'Pause' : 'Play'; });
-on('keys clip frame', () => row.replaceChildren(...[...state.keys.keys()].sort((a, b) => a - b).map((frame) => {
+on('keys clip frame', () => refill(row, [...state.keys.keys()].sort((a, b) => a - b).map((frame) => {
   const key = el('button', { type: 'button', title: `key frame ${frame}`, textContent: `◆${frame}`, onclick: () => go(frame) });
   key.style.left = at(frame);
   key.classList.toggle('here', frame === state.frame);
