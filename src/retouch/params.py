@@ -133,7 +133,10 @@ def of_part(params: P, part: range | None) -> P:
         for name, _ in given_as(params, role):
             value = getattr(params, name)
             if isinstance(value, tuple):
-                changed[name] = tuple(renumbered(one, part, name) for one in value)
+                spans = role is Role.FRAMES
+                changed[name] = tuple(
+                    type(one)(renumbered(str(one), part, name, spans=spans)) for one in value
+                )
             elif isinstance(value, str):
                 changed[name] = renumbered(value, part, name, spans=role is Role.FRAMES)
     return params.model_copy(update=changed)
@@ -170,6 +173,8 @@ DrawnMask: TypeAlias = Annotated[PictureAt, Role.MARK]
 """A whole mask of one of the clip's frames, as [NAME@]FRAME=PICTURE."""
 Frames: TypeAlias = Annotated[str, Role.FRAMES]
 """Some of the clip's frames, as FIRST-LAST."""
+FrameNumber: TypeAlias = Annotated[int, Role.FRAMES]
+"""One of the clip's frames."""
 NamedPicture: TypeAlias = Annotated[PictureAt, Role.PICTURE]
 """A picture of something in the method's own words, as NAME=PICTURE."""
 Keyframes: TypeAlias = Annotated[

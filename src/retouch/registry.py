@@ -23,7 +23,14 @@ from retouch.spec import MethodSpec
 
 GROUP = "retouch.methods"
 
-BUILT_IN: tuple[str, ...] = ("paint", "fatezero", "tune_a_video", "videoshop", "frame_by_frame")
+BUILT_IN: tuple[str, ...] = (
+    "paint",
+    "stablevideo",
+    "fatezero",
+    "tune_a_video",
+    "videoshop",
+    "frame_by_frame",
+)
 """Our methods, in the order in which they are listed; each has its `SPEC` in `retouch.methods.NAME.spec`."""
 
 T = TypeVar("T")

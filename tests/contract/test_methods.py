@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from retouch import registry
+from retouch.atlas.file import save_atlas
+from retouch.atlas.prepare import atlas_for
+from retouch.atlas.pyramid import AtlasSettings
 from retouch.media.io import write, write_picture
+from retouch.run import Run
 from retouch.testing import Bouncing, NoOp, check_method
 from retouch.video import Video
-from retouch.world import Scene, film
+from retouch.world import Clip, Scene, film
 
 Given: TypeAlias = dict[str, object]
 
@@ -20,6 +24,7 @@ CLIP_MODEL = str(Path(__file__).parents[1] / "parity" / "data" / "videoshop" / "
 """The smallest image-to-video model there is; its weights are random, which a promise does not mind."""
 EXACT = 99.0
 """Decibels that only equal frames reach."""
+BALL = Scene.of("a red ball on sand", seed=1)
 TINY_MODEL = 20.0
 """Decibels with which few steps bring a clip of the world back; the autoencoder alone has 28."""
 
@@ -71,6 +76,17 @@ def frame(clip: Bouncing, number: int = 1) -> np.ndarray:
     return np.ascontiguousarray(clip.video.frames[number].transpose(1, 2, 0)).copy()
 
 
+def recoloured(_: Bouncing, folder: Path) -> Given:
+    """Two key frames that the embedded models know, and an atlas of them that was quick to make."""
+    drawn = Clip.of(BALL, 4, 64)
+    mask = np.repeat((drawn.masks[0] > 0) * np.uint8(255), 3, axis=1)
+    path = write(Video(mask, drawn.video.fps), folder / "mask", force=True)
+    settings = AtlasSettings(side=64, steps=1)
+    made = atlas_for(drawn.video, Run.alone(folder / "fit"), masks=[path], settings=settings)
+    atlas = save_atlas(made, folder / "ball.atlas", force=True)
+    return {"prompt": "a blue ball on sand", "atlas": atlas, "at": (0, 3), "carry": "previous", "steps": 2}
+
+
 def masks(clip: Bouncing, folder: Path) -> Path:
     return write(Video(np.repeat(clip.mask, 3, axis=1), clip.video.fps), folder / "mask", force=True)
 
@@ -78,6 +94,7 @@ def masks(clip: Bouncing, folder: Path) -> Path:
 ROWS: Mapping[str, Row] = {
     "tint": Row(lambda _clip, _folder: {"steps": 2}, lambda _clip, _folder: {"steps": 2, "red": 0.0}),
     "paint": Row(painted, unpainted),
+    "stablevideo": Row(recoloured, of_the_world=True),
     "fatezero": Row(
         words("a red ball on sand", "a blue ball on sand"),
         words("a red ball on sand", "a red ball on sand"),
@@ -101,6 +118,6 @@ def test_the_method_keeps_the_contract(name: str, bouncing: Bouncing, tmp_path: 
     clip = Bouncing(bouncing.video[:4], bouncing.mask[:4], bouncing.flow[:3])
     given, folder = tmp_path / "given", tmp_path / "runs"
     given.mkdir()
-    video = film(Scene.of("a red ball on sand", seed=1), 4, 64) if row.of_the_world else clip.video
+    video = film(BALL, 4, 64) if row.of_the_world else clip.video
     no_op = NoOp(row.nothing(clip, given), row.psnr) if row.nothing else None
     check_method(registry.method(name), video, row.params(clip, given), folder, no_op=no_op)

@@ -423,6 +423,7 @@ def _layer_changes(
     change, cover = torch.zeros_like(below), torch.zeros_like(below[:, :1])
     own = atlas.shares(a, b)
     shown = atlas.reconstruct(a, b) if mode == "replace" else below
+    power = torch.stack(own).square().sum(0)
     for patch in patches:
         chart = atlas.charts[patch.chart]
         s, e = max(a, chart.start), min(b, chart.stop)
@@ -439,12 +440,10 @@ def _layer_changes(
         elif mode == "delta":
             add = read[:, :3] * chart.gains(window, s, e)
         else:
-            # The layer's own colours go out of the explained picture and the new ones in; what the atlas does
-            # not explain goes with the old ones.
+            # The layer's own colours go out and the new ones in; of what the atlas does not explain, a layer
+            # takes with it what least squares say is its own: most where it makes up most of the pixel.
             new = read[:, :3] * chart.gains(window, s, e)
-            rest = window.cut(shown[frames] - below[frames]) / window.cut(own[chart.layer][frames]).clamp(
-                min=0.02
-            )
+            rest = window.cut((shown[frames] - below[frames]) * own[chart.layer][frames] / power[frames])
             old = read[:, 3:] * (_layer_colours(chart, window, s, e) - rest)
             add = new - old
         change[frames] += window.paste(weight * add, *size)

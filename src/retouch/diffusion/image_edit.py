@@ -4,15 +4,23 @@ The picture is noised part of the way up the schedule and denoised under another
 how much of it stays: at strength 1 nothing does.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from retouch.models.image import ControlResiduals
-from retouch.models.noise_path import Level, Schedule, Timestep, guided, step
+from retouch.media.pictures import read_picture
+from retouch.models.image import Control, ControlResiduals, StableDiffusion
+from retouch.models.image_prompt import ImagePrompt
+from retouch.models.noise_path import Level, Schedule, Timestep, add_noise, guided, step
+from retouch.run import Run, Step
 
 Descent: TypeAlias = tuple[Level, Level]
 """A step down, from the first level to the second."""
@@ -70,3 +78,87 @@ def denoised(
         away = model.predict(z, hi.t, goal.against, residuals=residuals, seen=nothing)
         out = guided(away, out, goal.guidance)
     return step(z, out, hi, lo)
+
+
+@contextmanager
+def goal_of(
+    sd: StableDiffusion,
+    prompt: str,
+    negative_prompt: str,
+    guidance: float,
+    *,
+    reference: Path | None = None,
+    reference_scale: float = 1.0,
+    adapter: str = "",
+    run: Run,
+) -> Iterator[Goal]:
+    """Give what a picture should show; within, a reference picture speaks beside the words."""
+    words = sd.embed(prompt), sd.embed(negative_prompt), guidance
+    if reference is None or reference_scale == 0:
+        yield Goal(*words)
+        return
+    prompted = run.load(adapter, ImagePrompt)
+    with prompted.applied_to(sd, scale=reference_scale):
+        yield Goal(*words, seen=prompted.seen(on_white(read_picture(reference))))
+
+
+def on_white(picture: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "3 h w"]:
+    """Return a picture without its alpha, as it looks on paper."""
+    if picture.shape[2] == 4:
+        share = picture[..., 3:] / 255.0
+        picture = np.rint(picture[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
+def control_of(ref: str, scale: float, sd: StableDiffusion, run: Run) -> Control | None:
+    """Return the network that holds pictures to their edges, if it is asked for.
+
+    Raises:
+        ModelMismatch: it was made for another base model.
+    """
+    if scale == 0:
+        return None
+    control = run.load(ref, Control)
+    control.check_fit(sd)
+    return control
+
+
+@torch.no_grad()
+def edit_picture(
+    pixels: Float[Tensor, "f 3 h w"],
+    noise: Float[Tensor, "f 4 y x"],
+    goal: Goal,
+    sd: StableDiffusion,
+    steps: Iterable[Step[Descent]],
+    *,
+    edges: Float[Tensor, "f 3 h w"] | None = None,
+    control: Control | None = None,
+    scale: float = 1.0,
+    known: Bool[Tensor, "f 1 h w"] | None = None,
+) -> Float[Tensor, "f 3 h w"]:
+    """Edit pictures of the model's size towards a goal, each for itself, from the level where `steps` begin.
+
+    Args:
+        pixels: The pictures, in [-1, 1].
+        noise: What they are noised with.
+        goal: What to show.
+        sd: The model.
+        steps: The way down.
+        edges: What the control is shown of each picture.
+        control: The network that holds the edit.
+        scale: How firmly it holds.
+        known: Where a picture shows what is decided: it is put back, noised, after every step.
+    """
+    clean = sd.encode(pixels)
+    noise = noise.to(clean)
+    stays = None if known is None else F.interpolate(known.float(), clean.shape[-2:], mode="area") > 0.5
+    z: Tensor | None = None
+    for at in steps:
+        hi, lo = at.item
+        z = add_noise(clean, noise, hi) if z is None else z
+        residuals = None
+        if control is not None and edges is not None:
+            residuals = control.residuals(edges, z, hi.t, goal.text, scale=scale)
+        z = denoised(z, at.item, goal, sd, residuals=residuals)
+        z = at.done(z if stays is None else torch.where(stays.to(z.device), add_noise(clean, noise, lo), z))
+    return sd.decode(clean if z is None else z)

@@ -1,0 +1,266 @@
+"""Key frames edited by words, each agreeing with those before: StableVideo (Chai et al. 2023).
+
+The paper in five lines, and where to find them:
+    a clip is a few textures and where each pixel lies in them             `atlas_for`
+    what is decided so far is rendered into the next key frame             `rendered_patches`
+    that key frame is noised in part and denoised under text and edges     `edited_keyframe`
+    all key frames are aggregated into one texture                         `patches_from_frames`
+    each frame is the source with the texture in place of the old one      `render_edit`
+
+The paper hands on what the one key frame before decided; here all of them do, and only what none has seen is
+drawn anew. The paper aggregates by a median and a small network; here a texel is the least-squares answer to
+the key frames, weighted by how well each sees it. The paper shows both layers off the atlas; here the edit
+takes the place of one layer's colours in the source, so what it does not touch stays as it was, bit for bit.
+The background is edited in key frames as well, where the paper redraws its texture. `released` has what the
+authors' code does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import final
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from retouch.artifacts import artifact
+from retouch.atlas.atlas import Atlas
+from retouch.atlas.edit import PaintedFrame, TexturePatch, patches_from_frames, render_edit
+from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from
+from retouch.diffusion.image_edit import control_of, descent, edit_picture, goal_of
+from retouch.diffusion.resize import resized
+from retouch.diffusion.words import read_prompt
+from retouch.errors import EmptyMask, ParamsError
+from retouch.events import Listener
+from retouch.media.probe import ClipFacts
+from retouch.methods.stablevideo.layer import (
+    DECIDED,
+    LAYER_PIXEL,
+    LEAST_NEW,
+    brush_out,
+    choose_keyframes,
+    extend_patch,
+    inner_pixels,
+    layer_margin,
+    render_patches,
+    rim_width,
+    without_light,
+)
+from retouch.methods.stablevideo.spec import StableVideoParams
+from retouch.models.annotate import canny
+from retouch.models.image import Control, StableDiffusion
+from retouch.run import Edited, Run
+from retouch.video import Video, decibels
+
+
+@torch.no_grad()
+def edit(video: Video, params: StableVideoParams, run: Run) -> Edited:
+    """Show `params.prompt` on the object, or on the background, in every frame where its place is seen."""
+    sd = run.load(params.model, StableDiffusion)
+    return edit_with(sd, control_of(params.control, params.edges, sd, run), video, params, run)
+
+
+@torch.no_grad()
+def edit_with(
+    sd: StableDiffusion, control: Control | None, video: Video, params: StableVideoParams, run: Run
+) -> Edited:
+    """As `edit`, with models that are there already; `params.model` and `params.control` are not read."""
+    for prompt in (params.prompt, params.negative_prompt, params.background_prompt):
+        read_prompt(sd.tokenizer, prompt)
+    masks = [params.mask] if params.mask else []
+    marks = marks_from(box=params.box, stroke=params.stroke) + drawn_marks(params.drawn, video)
+    atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks)
+
+    patches, agreements, extras = list[TexturePatch](), list[float](), dict[str, np.ndarray]()
+    for layer in layers_to_edit(atlas, params):
+        keys, agreed = edit_keyframes(atlas, layer, video, sd, control, params, run)
+        agreements += agreed
+        patches += [
+            brush_out(atlas, extend_patch(atlas, patch), layer, video, params)
+            for patch in patches_from_frames(atlas, without_light(atlas, layer, keys), [layer])
+        ]
+        for key in keys:
+            picture = (key.colours.movedim(0, 2) * 255).round().to(torch.uint8)
+            extras[f"{atlas.names[layer]}-k{key.frame}"] = picture.numpy()
+    frames = run.scratch("edited", video.frames.shape)
+    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
+    blocks = render_edit(atlas, video, patches, "replace")
+    for step in run.steps("render", range(0, len(video), 8)):
+        start, made, where = next(blocks)
+        assert start == step.item
+        frames[start : start + len(made)], touched[start : start + len(made)] = made, where
+    share = float(np.mean([where.mean() for where in touched]))
+    figures = {"touched": share, "keyframes": float(len(extras))}
+    if agreements:
+        figures["agreement_db"] = float(np.mean(agreements))
+    return Edited(video.like(frames), touched=touched, figures=figures, extras=extras)
+
+
+def edit_keyframes(
+    atlas: Atlas,
+    layer: int,
+    video: Video,
+    sd: StableDiffusion,
+    control: Control | None,
+    params: StableVideoParams,
+    run: Run,
+) -> tuple[list[PaintedFrame], list[float]]:
+    """Edit key frame after key frame of a layer; return them, and how well each agrees with those before.
+
+    Raises:
+        EmptyMask: none of them shows the layer.
+    """
+    background = layer == len(atlas.names) - 1
+    prompt = (background and params.background_prompt) or params.prompt
+    keys, agreements = list[PaintedFrame](), list[float]()
+    for t in params.at or choose_keyframes(atlas, layer, params.keyframes):
+        frame, share = video[t : t + 1], atlas.shares(t, t + 1)[layer].cpu()
+        source, own = frame.pixels() / 2 + 0.5, share > LAYER_PIXEL
+        told = {"all": keys, "previous": keys[-1:]}.get(params.carry, [])
+        colours, new = decided_colours(atlas, layer, told, t, own)
+        known = own & ~new if params.carry == "all" else torch.zeros_like(own)
+        if (own & ~known).sum() <= LEAST_NEW * own.sum():
+            if params.at:
+                run.notice(f"{video.named_frames([t])} shows nothing of the {atlas.names[layer]} that is new")
+            continue
+        place = box_to_show(own, params.view, sd.multiple)
+        seen = torch.where(own & ~new, colours, source)
+        height, width = sd.working_size(*own[place].shape[2:])
+        noise = "keyframe" if params.carry == "noise" else f"keyframe {layer} {t}"
+        made = edit_keyframe(
+            np.array(frame.frames[place]),
+            np.array(frame.like(seen * 2 - 1).frames[place]),
+            known[place].numpy(),
+            prompt=prompt,
+            negative_prompt=params.negative_prompt,
+            sd=sd,
+            control=control,
+            edges=params.edges,
+            steps=params.steps,
+            guidance=params.guidance,
+            strength=params.strength if keys else params.first_strength,
+            noise=run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
+            run=run,
+        )
+        seen[place] = torch.from_numpy(made.picture).float() / 255
+        agreements += agreement(atlas, layer, keys, t, own, seen)
+        inner = inner_pixels(share, layer_margin(atlas, layer))
+        keys.append(PaintedFrame(t, seen[0], inner[0].float()))
+    if not keys:
+        raise EmptyMask(f"no key frame shows the {atlas.names[layer]}", hint="name others with --at, or none")
+    return keys, agreements
+
+
+def decided_colours(
+    atlas: Atlas, layer: int, keys: Sequence[PaintedFrame], t: int, own: Bool[Tensor, "1 1 h w"]
+) -> tuple[Float[Tensor, "1 3 h w"], Bool[Tensor, "1 1 h w"]]:
+    """Return what key frames say about a frame, and where they say nothing of what is a layer's own."""
+    patches = patches_from_frames(atlas, without_light(atlas, layer, keys), [layer])
+    colours, _ = render_patches(atlas, layer, [extend_patch(atlas, patch) for patch in patches], t)
+    _, cover = render_patches(atlas, layer, patches, t)
+    # The soft edge of what was carried is no place that nobody has seen: a rim is thin.
+    missing = (own & (cover < DECIDED)).numpy()[0, 0].astype(np.uint8)
+    side = 2 * rim_width(atlas) + 1
+    wide = cv2.morphologyEx(missing, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
+    return colours, torch.from_numpy(wide)[None, None] if patches else own
+
+
+def agreement(
+    atlas: Atlas,
+    layer: int,
+    keys: Sequence[PaintedFrame],
+    t: int,
+    own: Bool[Tensor, "1 1 h w"],
+    made: Float[Tensor, "1 3 h w"],
+) -> list[float]:
+    """Return in dB how well a key frame shows what those before decided; nothing where they do not meet."""
+    before, apart = decided_colours(atlas, layer, keys, t, own)
+    both = (own & ~apart).expand_as(made)
+    return [decibels(float((before - made)[both].square().mean()), peak=1)] if both.any() else []
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EditedKeyframe:
+    """A key frame as the model left it."""
+
+    picture: UInt8[np.ndarray, "1 3 h w"]
+
+
+@artifact("keyframe", version=1)
+def edit_keyframe(
+    source: UInt8[np.ndarray, "1 3 h w"],
+    seen: UInt8[np.ndarray, "1 3 h w"],
+    known: Bool[np.ndarray, "1 1 h w"],
+    *,
+    prompt: str,
+    negative_prompt: str,
+    sd: StableDiffusion,
+    control: Control | None,
+    edges: float,
+    steps: int,
+    guidance: float,
+    strength: float,
+    noise: Float[Tensor, "1 4 y x"],
+    run: Run,
+) -> EditedKeyframe:
+    """Edit what is not known of a key frame under words and under the edges of the source; it is kept."""
+    height, width = source.shape[2:]
+    size = sd.working_size(height, width)
+    clip = Video(seen, fps=Fraction(1))
+    outline = canny(clip.like(resized(clip.like(source).pixels(), *size)).frames)
+    with goal_of(sd, prompt, negative_prompt, guidance, run=run) as goal:
+        made = edit_picture(
+            resized(clip.pixels(sd.device), *size),
+            noise,
+            goal,
+            sd,
+            run.steps("keyframe", descent(sd.schedule(steps), strength)),
+            edges=outline,
+            control=control,
+            scale=edges,
+            known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,
+        )
+    picture = clip.like(resized(made, height, width)).frames
+    return EditedKeyframe(np.where(known, seen, picture))
+
+
+def box_to_show(own: Bool[Tensor, "1 1 h w"], view: str, multiple: int) -> tuple[slice, slice, slice, slice]:
+    """Return the part of a frame that the model is shown: all of it, or the layer's box with a border."""
+    sides = []
+    for axis in (2, 3):
+        size = own.shape[axis]
+        there = own.any(5 - axis).flatten().nonzero() if view == "layer" else torch.tensor([[0], [size - 1]])
+        low, high = int(there[0]), int(there[-1]) + 1
+        border = max((high - low) // 8, (4 * multiple - high + low + 1) // 2, 0)
+        sides.append(slice(max(0, low - border), min(size, high + border)))
+    return (slice(None), slice(None), sides[0], sides[1])
+
+
+def layers_to_edit(atlas: Atlas, params: StableVideoParams) -> list[int]:
+    """Return the layers that are asked for: the front one is the object, the last one the background."""
+    last = len(atlas.names) - 1
+    return {"object": [0], "background": [last], "both": [0, last]}[params.edits]
+
+
+def preflight(clip: ClipFacts, params: StableVideoParams, tell: Listener) -> None:
+    """Refuse what cannot be edited, before the clip is read.
+
+    Raises:
+        ParamsError: nothing says what the object is, or a key frame is not in the clip or named twice.
+    """
+    del tell
+    if not (params.atlas or params.mask or params.box or params.drawn):
+        raise ParamsError(
+            "nothing says what the object is", hint="give --mask, a --box with a stroke or two, or --atlas"
+        )
+    frames = clip.video.frames
+    for t in params.at:
+        if not 0 <= t < frames:
+            raise ParamsError(f"key frame {t} is not in the clip", hint=f"frames are 0 to {frames - 1}")
+        if params.at.count(t) > 1:
+            raise ParamsError(f"key frame {t} is named twice", hint="name each once")

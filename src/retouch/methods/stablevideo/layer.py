@@ -1,0 +1,162 @@
+"""What key frames say of a layer: which of them to take, and what they decide of its textures.
+
+A key frame's colours are taken well inside the layer, brought to the light of the atlas, and let go on beyond
+the layer's edge; so no rim of the old colours stays around what is edited.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from retouch.atlas.atlas import Atlas
+from retouch.atlas.edit import PaintedFrame, TexturePatch, patches_from_frames
+from retouch.atlas.prepare import drawn_marks
+from retouch.atlas.textures import fill_unseen, splat_values
+from retouch.errors import EmptyMask
+from retouch.methods.stablevideo.spec import StableVideoParams
+from retouch.video import Video
+
+LAYER_PIXEL: Final = 0.5
+"""A layer's share of a pixel from which the pixel is the layer's to edit."""
+WHOLLY_OWN: Final = 0.95
+"""Share from which a pixel shows the layer alone, so that its colours may be carried."""
+FRAMES_TRIED: Final = 16
+"""Frames that are looked at when key frames are chosen."""
+CELL_SIDE: Final = 4
+"""Side, in texels, of the cells that count as seen when a pixel falls into them."""
+LEAST_NEW: Final = 0.02
+"""Share of a layer that a key frame must add to what is decided."""
+RIMS_BESIDE: Final = 4
+"""Rims around an object in which a network draws on the background what belongs to the object."""
+LEAST_LIGHT: Final = 0.2
+"""Gain below which no colour is brought to the atlas's light: it would be noise."""
+DECIDED: Final = 0.5
+"""Cover from which an earlier key frame's answer stands."""
+
+
+def choose_keyframes(atlas: Atlas, layer: int, most: int) -> list[int]:
+    """Return frames in order of what each adds: greedily, by texels that none before has shown."""
+    step = max(1, atlas.frames // FRAMES_TRIED)
+    seen = {t: cells_shown(atlas, layer, t) for t in range(step // 2, atlas.frames, step)}
+    total = int(torch.stack(list(seen.values())).any(0).sum())
+    if not total:
+        raise EmptyMask(
+            f"no frame shows the {atlas.names[layer]}", hint="look at its mask: retouch mask --help"
+        )
+    have, taken = torch.zeros_like(next(iter(seen.values()))), list[int]()
+    while len(taken) < most:
+        gains = {t: int((cells & ~have).sum()) for t, cells in seen.items()}
+        best = max(gains, key=lambda t: gains[t])
+        if gains[best] <= LEAST_NEW * total:
+            break
+        taken.append(best)
+        have |= seen[best]
+    return taken
+
+
+def cells_shown(atlas: Atlas, layer: int, t: int) -> Bool[Tensor, " n"]:
+    """Return which cells of all a layer's textures a frame shows."""
+    own = (atlas.shares(t, t + 1)[layer] > LAYER_PIXEL).float()
+    found = []
+    for chart in (c for c in atlas.charts if c.layer == layer):
+        v, u = (-(-n // CELL_SIDE) + 1 for n in chart.texture.shape[1:])
+        cells = torch.zeros(1, v, u)
+        if chart.covers(t):
+            part = chart.part(t, t + 1)
+            window = part.window()
+            cells = splat_values(window.cut(own), part.uv(window) / CELL_SIDE, v, u).cpu()
+        found.append((cells > 0).flatten())
+    return torch.cat(found)
+
+
+def render_patches(
+    atlas: Atlas, layer: int, patches: Sequence[TexturePatch], t: int
+) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
+    """Render patches of a layer into a frame: colours in that frame's light, and how far each is covered."""
+    total = torch.zeros(1, 4, atlas.height, atlas.width, device=atlas.device)
+    for patch in patches:
+        chart = atlas.charts[patch.chart]
+        if chart.layer == layer and chart.covers(t):
+            part = chart.part(t, t + 1)
+            window = part.window()
+            read = chart.blend[t - chart.start] * patch.at(part.uv(window))
+            lit = torch.cat([read[:, :3] * chart.gains(window, t, t + 1), read[:, 3:]], 1)
+            total += window.paste(lit, atlas.height, atlas.width)
+    cover = total[:, 3:].cpu()
+    return (total[:, :3].cpu() / cover.clamp(min=1e-6)).clamp(0, 1), cover
+
+
+def without_light(atlas: Atlas, layer: int, keys: Sequence[PaintedFrame]) -> list[PaintedFrame]:
+    """Return key frames in the light of the atlas, so that each frame's own light falls on what they show."""
+    made = []
+    for key in keys:
+        light = torch.zeros(1, 3, atlas.height, atlas.width, device=atlas.device)
+        for chart in atlas.charts_of(layer, key.frame, key.frame + 1):
+            window = chart.part(key.frame, key.frame + 1).window()
+            gains = chart.blend[key.frame - chart.start] * chart.gains(window, key.frame, key.frame + 1)
+            light += window.paste(gains, atlas.height, atlas.width)
+        made.append(replace(key, colours=key.colours.to(light) / light[0].clamp(min=LEAST_LIGHT)))
+    return made
+
+
+def inner_pixels(share: Float[Tensor, "1 1 h w"], margin: int) -> Bool[Tensor, "1 1 h w"]:
+    """Return the pixels whose colours are the layer's alone, or of a layer too thin for that its own ones.
+
+    A network's picture runs over an edge by a pixel or two.
+    """
+    own = share > LAYER_PIXEL
+    beside = F.max_pool2d((share <= WHOLLY_OWN).float(), 2 * margin + 1, 1, margin) > 0
+    solid = own & ~beside
+    return solid if 4 * solid.sum() > own.sum() else own
+
+
+def extend_patch(atlas: Atlas, patch: TexturePatch) -> TexturePatch:
+    """Let a patch go on beyond its edge for a few pixels, so that no rim of the old colours stays."""
+    chart = atlas.charts[patch.chart]
+    reach = math.ceil(2 * (layer_margin(atlas, chart.layer) + 1) * chart.scale * patch.fineness)
+    picture = F.pad(patch.picture, (reach,) * 4)
+    known = (picture[3:] > DECIDED).float()
+    colours = fill_unseen(picture[:3] / picture[3:].clamp(min=DECIDED) * known, known)
+    kernel = 2 * reach + 1
+    near = F.max_pool2d(known[None], (kernel, 1), 1, (reach, 0))
+    near = F.max_pool2d(near, (1, kernel), 1, (0, reach))[0]
+    x, y = patch.corner
+    corner = (x - reach / patch.fineness, y - reach / patch.fineness)
+    weight = F.pad(patch.weight, (reach,) * 4)
+    return replace(patch, corner=corner, picture=torch.cat([colours * near, near]), weight=weight)
+
+
+def brush_out(
+    atlas: Atlas, patch: TexturePatch, layer: int, video: Video, params: StableVideoParams
+) -> TexturePatch:
+    """Return a patch without what a brush over a frame says is to stay as it was."""
+    blank = torch.zeros(3, atlas.height, atlas.width)
+    strokes = [
+        PaintedFrame(mark.frame, blank, torch.from_numpy(np.array(mark.drawn)).float()[None] / 255)
+        for mark in drawn_marks(params.brush, video)
+    ]
+    v, u = patch.picture.shape[1:]
+    x = torch.arange(u).to(patch.picture) / patch.fineness + patch.corner[0]
+    y = torch.arange(v).to(patch.picture) / patch.fineness + patch.corner[1]
+    uv = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
+    for stroke in patches_from_frames(atlas, strokes, [layer]):
+        if stroke.chart == patch.chart:
+            patch = replace(patch, picture=patch.picture * (1 - stroke.at(uv)[0, 3:]))
+    return patch
+
+
+def rim_width(atlas: Atlas) -> int:
+    """Return how many pixels wide the soft edge of a layer is."""
+    return max(1, round(min(atlas.height, atlas.width) / 160))
+
+
+def layer_margin(atlas: Atlas, layer: int) -> int:
+    """Return how far inside its edge a layer's colours are taken: an object is drawn over the background."""
+    return rim_width(atlas) * (RIMS_BESIDE if layer == len(atlas.names) - 1 else 1)

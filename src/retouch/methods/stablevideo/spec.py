@@ -1,0 +1,111 @@
+"""What `stablevideo` is and what it can be told."""
+
+from pathlib import Path
+from typing import Annotated, Literal, final
+
+from pydantic import Field
+
+from retouch.params import (
+    Control,
+    DrawnMask,
+    EdgeScale,
+    FrameMark,
+    FrameNumber,
+    Guidance,
+    MaskFile,
+    Model,
+    NegativePrompt,
+    Params,
+    Prompt,
+    Role,
+    Steps,
+    Strength,
+)
+from retouch.spec import MethodSpec, Paper
+
+
+@final
+class StableVideoParams(Params):
+    """Parameters of key frames that are edited by words and carried by an atlas."""
+
+    prompt: Prompt
+    negative_prompt: NegativePrompt = ""
+    edits: Literal["object", "background", "both"] = Field(
+        default="object", description="What is edited; the rest stays as it is, bit for bit."
+    )
+    background_prompt: Annotated[
+        str, Role.PROMPT, Field(description="What the background should show; the prompt, if empty.")
+    ] = ""
+    mask: MaskFile | None = None
+    box: tuple[FrameMark, ...] = Field(
+        default=(), description="A box around an object, as [NAME@]FRAME:x,y x,y. Repeatable."
+    )
+    stroke: tuple[FrameMark, ...] = Field(
+        default=(), description="A stroke over an object, as [NAME@]FRAME:x,y x,y ... Repeatable."
+    )
+    drawn: tuple[DrawnMask, ...] = Field(
+        default=(),
+        description="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is the object. Repeatable.",
+    )
+    brush: tuple[DrawnMask, ...] = Field(
+        default=(),
+        description="What stays as it was, drawn over a frame, as FRAME=PICTURE; white stays. Repeatable.",
+    )
+    atlas: Path | None = Field(default=None, description="An atlas made before, by `retouch atlas fit`.")
+    at: tuple[FrameNumber, ...] = Field(
+        default=(),
+        description="Key frames, in the order of their editing; chosen, if none. Repeatable.",
+    )
+    keyframes: int = Field(default=3, ge=1, le=64, description="Key frames to choose at most.")
+    view: Literal["frame", "layer"] = Field(
+        default="frame",
+        description="What the model is shown of a key frame: all of it, or the box around what is edited.",
+    )
+    carry: Literal["all", "previous", "noise", "none"] = Field(
+        default="all",
+        description="What a key frame knows of those before: all they decided, what the one before did, the "
+        "same noise, or nothing.",
+    )
+    model: Model = "tiny:sd"
+    control: Control = "tiny:sd-canny"
+    edges: EdgeScale = 1.0
+    steps: Steps = 20
+    guidance: Guidance = 5.0
+    strength: Strength = 0.8
+    first_strength: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="As strength, of the first key frame; 1 keeps nothing of it but its edges.",
+    )
+
+
+SPEC = MethodSpec(
+    name="stablevideo",
+    title="StableVideo",
+    summary="Edits key frames by words, each agreeing with those before, and carries them by an atlas.",
+    params=StableVideoParams,
+    edit="retouch.methods.stablevideo.edit:edit",
+    preflight="retouch.methods.stablevideo.edit:preflight",
+    needs=("image",),
+    presets={
+        "paper": {
+            "steps": 20,
+            "guidance": 9.0,
+            "first_strength": 1.0,
+            "strength": 0.8,
+            "view": "layer",
+            "carry": "previous",
+            "model": "sd15",
+            "control": "sd15-canny",
+        },
+        "laptop": {"steps": 10},
+    },
+    paper=Paper(
+        title="StableVideo: Text-driven Consistency-aware Diffusion Video Editing",
+        authors="Chai, Guo, Wang, Lu",
+        year=2023,
+        url="https://arxiv.org/abs/2308.09592",
+        code_licence="Apache-2.0",
+    ),
+)

@@ -1,0 +1,220 @@
+"""StableVideo from words to a clip, with the embedded models on a clip of the world."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retouch.atlas.atlas import PackedMattes, pack_matte
+from retouch.atlas.prepare import atlas_for
+from retouch.errors import EmptyMask, ParamsError
+from retouch.events import Event, Notice, Reused
+from retouch.media.io import write, write_picture
+from retouch.media.probe import probe
+from retouch.methods.stablevideo.edit import box_to_show, edit, edit_keyframes, preflight
+from retouch.methods.stablevideo.layer import choose_keyframes
+from retouch.methods.stablevideo.spec import SPEC, StableVideoParams
+from retouch.models.image import Control, StableDiffusion
+from retouch.params import of_part
+from retouch.run import Run
+from retouch.testing import Bouncing
+from retouch.video import Video
+from retouch.world import Clip, Scene
+
+KEPT_COLOUR = 30
+"""Levels by which an object's blue must rise over its red; red rises over blue by 130 in the source."""
+EQUAL_DB = 45
+"""Decibels above which two readings of one texture are the same picture; key frames made anew have 20."""
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Clip:
+    return Clip.of(Scene.of("a red ball on sand", seed=1), 4, 64)
+
+
+@pytest.fixture(scope="module")
+def run_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Runs that share a store, so that the clip is taken apart once."""
+    return partial(Run.alone, store=tmp_path_factory.mktemp("store"))
+
+
+def params(clip: Clip, folder: Path, **more: object) -> StableVideoParams:
+    mask = np.repeat((clip.masks[0] > 0).astype(np.uint8) * 255, 3, axis=1)
+    path = write(Video(mask, clip.video.fps), folder / "mask", force=True)
+    filled = SPEC.fill({"prompt": "a blue ball on sand", "mask": path, "steps": 4, **more})
+    assert isinstance(filled, StableVideoParams)
+    return filled
+
+
+def grown(mask: np.ndarray) -> np.ndarray:
+    """A mask and three pixels around it."""
+    found = mask.copy()
+    for axis in (2, 3):
+        found = np.logical_or.reduce([np.roll(found, n, axis) for n in range(-3, 4)])
+    return found
+
+
+def test_the_object_changes_to_its_edge_and_the_rest_stays_bit_for_bit(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    made = edit(drawn.video, params(drawn, tmp_path), run_in(tmp_path))
+    assert made.touched is not None
+    differs = (made.video.frames != drawn.video.frames).any(1, keepdims=True)
+    assert not (differs & ~made.touched).any()
+    inside = drawn.masks[0] > 0
+    assert not made.touched[~grown(inside)].any()
+    reddest = drawn.video.frames[:, 0].astype(int) - drawn.video.frames[:, 2] > 100
+    was_red = inside[:, 0] & reddest
+    red, blue = (made.video.frames[:, channel][was_red].astype(int) for channel in (0, 2))
+    assert np.percentile(blue - red, 5) > KEPT_COLOUR
+
+
+def test_a_second_run_asks_the_model_for_nothing(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    events: list[Event] = []
+    given = params(drawn, tmp_path, at=(0, 3), carry="none")
+    first = edit(drawn.video, given, run_in(tmp_path))
+    frames = np.array(first.video.frames)
+    again = edit(drawn.video, given, run_in(tmp_path, listen=events.append))
+    assert np.array_equal(again.video.frames, frames)
+    assert sum(isinstance(e, Reused) and e.kind == "keyframe" for e in events) == 2
+
+
+def test_a_key_frame_that_sees_nothing_new_is_told_and_skipped(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    events: list[Event] = []
+    run = run_in(tmp_path, listen=events.append)
+    made = edit(drawn.video, params(drawn, tmp_path, at=(0, 2)), run)
+    assert made.figures["keyframes"] == 1
+    assert any(isinstance(e, Notice) and "nothing of the object that is new" in e.text for e in events)
+
+
+@pytest.mark.slow
+def test_what_is_decided_stays_and_only_what_is_new_is_drawn(
+    tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    """The ground pans: the second key frame shows a strip that the first did not."""
+    clip = Clip.of(Scene.of("a green car on grass", seed=5), 8, 64)
+    told = {"prompt": "a green car on snow", "edits": "background", "at": (0, 7)}
+    agreements = {}
+    for carry in ("all", "none"):
+        made = edit(clip.video, params(clip, tmp_path, carry=carry, **told), run_in(tmp_path))
+        assert made.figures["keyframes"] == 2
+        agreements[carry] = made.figures["agreement_db"]
+    assert agreements["all"] > EQUAL_DB > agreements["none"] + 10
+
+
+def test_two_ways_of_carrying_differ_where_key_frames_meet(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    frames = {
+        carry: np.array(
+            edit(drawn.video, params(drawn, tmp_path, at=(0, 3), carry=carry), run_in(tmp_path)).video.frames
+        )
+        for carry in ("all", "previous", "noise", "none")
+    }
+    made = list(frames.values())
+    assert not any(np.array_equal(one, other) for n, one in enumerate(made) for other in made[:n])
+
+
+def test_a_brush_keeps_the_original_in_every_frame(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    brush = np.zeros((64, 64, 3), np.uint8)
+    _, columns = np.nonzero(drawn.masks[0, 0, 0])
+    brush[:, : int(columns.mean())] = 255  # the left half of the ball in the first frame
+    path = write_picture(brush, tmp_path / "brush.png")
+    made = edit(drawn.video, params(drawn, tmp_path, brush=(f"0={path}",)), run_in(tmp_path))
+    for t in range(4):
+        columns = np.nonzero(drawn.masks[0, t, 0])[1]
+        inside = drawn.masks[0, t, 0] > 0
+        left, right = inside.copy(), inside.copy()
+        left[:, int(columns.mean()) - 3 :] = False
+        right[:, : int(columns.mean()) + 3] = False
+        differs = (made.video.frames[t] != drawn.video.frames[t]).any(0)
+        assert differs[left].mean() < 0.1
+        assert differs[right].mean() > 0.9
+
+
+def test_the_network_is_asked_twice_a_step_of_each_key_frame(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    run = run_in(tmp_path, seed=7)
+    sd, control = run.load("tiny:sd", StableDiffusion), run.load("tiny:sd-canny", Control)
+    asked = []
+    hooks = [net.register_forward_hook(lambda *_: asked.append(1)) for net in (sd.unet,)]
+    hooks += [control.net.register_forward_hook(lambda *_: asked.append(100))]
+    try:
+        edit(drawn.video, params(drawn, tmp_path, at=(0, 3), carry="none", strength=0.5), run)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # The first goes 0.8 of 4 steps, the other half; the control is asked once a step.
+    assert (sum(n == 1 for n in asked), sum(n == 100 for n in asked)) == (2 * (3 + 2), 3 + 2)
+
+
+def test_the_box_that_is_shown_holds_the_layer_and_stays_in_the_frame() -> None:
+    own = torch.zeros(1, 1, 100, 80, dtype=torch.bool)
+    own[..., 90:, 30:50] = True
+    whole, box = box_to_show(own, "frame", 8), box_to_show(own, "layer", 8)
+    assert own[whole].shape == own.shape
+    assert own[box].sum() == own.sum()
+    assert own[box].shape[2:] == (21, 32)
+
+
+def test_a_layer_that_no_key_frame_shows_is_an_error(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    run = run_in(tmp_path)
+    given = params(drawn, tmp_path, at=(3,))
+    assert given.mask is not None
+    whole = atlas_for(drawn.video, run, masks=[given.mask])
+    clear = PackedMattes.pack([pack_matte(np.zeros((64, 64), np.uint8))] * 4, 64, 64)
+    hidden = dataclasses.replace(whole, mattes=(clear,))
+    with pytest.raises(EmptyMask, match="no frame shows the object"):
+        choose_keyframes(hidden, 0, 3)
+    sd = run.load("tiny:sd", StableDiffusion)
+    with pytest.raises(EmptyMask, match="no key frame shows the object"):
+        edit_keyframes(hidden, 0, drawn.video, sd, None, given, run)
+
+
+def test_a_prompt_that_the_model_cannot_read_whole_is_refused_before_anything_is_made(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    events: list[Event] = []
+    with pytest.raises(ParamsError, match="the text encoder reads 32"):
+        edit(
+            drawn.video,
+            params(drawn, tmp_path, prompt="a red ball " * 12),
+            run_in(tmp_path, listen=events.append),
+        )
+    assert not any("atlas" in str(event) for event in events)
+
+
+@pytest.mark.parametrize("at", [(4,), (1, 1)])
+def test_key_frames_that_cannot_be_are_refused(
+    at: tuple[int, ...], bouncing: Bouncing, tmp_path: Path
+) -> None:
+    facts = probe(write(bouncing.video[:4], tmp_path / "clip.mkv"))
+    filled = SPEC.fill({"prompt": "a ball", "box": ("0:1,1 9,9",), "at": at})
+    assert isinstance(filled, StableVideoParams)
+    with pytest.raises(ParamsError, match="key frame"):
+        preflight(facts, filled, lambda _: None)
+
+
+def test_a_clip_without_word_of_an_object_is_refused(bouncing: Bouncing, tmp_path: Path) -> None:
+    filled = SPEC.fill({"prompt": "a ball"})
+    assert isinstance(filled, StableVideoParams)
+    with pytest.raises(ParamsError, match="nothing says what the object is"):
+        preflight(probe(write(bouncing.video[:4], tmp_path / "clip.mkv")), filled, lambda _: None)
+
+
+def test_key_frames_are_counted_from_the_part_of_a_clip() -> None:
+    filled = SPEC.fill({"prompt": "a ball", "at": (4, 5)})
+    assert of_part(filled, range(3, 6)).model_dump()["at"] == (1, 2)
