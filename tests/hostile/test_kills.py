@@ -106,6 +106,7 @@ def time_alone(shell: Shell, edit: tuple[str, ...], folder: Path, patch: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("method", EDITS)
 def test_an_edit_killed_at_random_moments_ends_with_the_same_bytes(
