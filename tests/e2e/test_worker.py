@@ -132,11 +132,27 @@ def test_a_worker_that_dies_is_told_of_and_the_next_job_has_a_new_one(worker: Wo
 
 
 def test_a_worker_that_is_closed_at_work_tells_whoever_waits(worker: Worker, clip: Path) -> None:
-    said = list[Event]()
-    closer = at_work(said, worker.close)
+    said, waited = list[Event](), list[str]()
+
+    def wait() -> None:
+        with pytest.raises(WorkerEnded) as ended:
+            worker.call("device", {"word": "cpu"})
+        waited.append(str(ended.value))
+
+    waiter = threading.Thread(target=wait)
+
+    def close() -> None:
+        waiter.start()
+        while "before" not in sys._current_frames()[waiter.ident or 0].f_locals:
+            time.sleep(0.01)
+        worker.close()
+
+    closer = at_work(said, close)
     with pytest.raises(WorkerEnded, match="SIGKILL"):
         worker.call("edit", given(clip, steps=2, pause=LONG), listen=said.append)
     closer.join()
+    waiter.join()
+    assert waited == ["the worker was closed"]
     assert worker.process is None
 
 

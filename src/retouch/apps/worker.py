@@ -90,7 +90,8 @@ class Worker:
         self._heard: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._hearing = threading.Thread()
-        self._free = threading.RLock()
+        self._free = threading.Lock()
+        self._closed = 0
 
     def call(
         self,
@@ -107,8 +108,11 @@ class Worker:
             RetouchError: what the job raised.
             WorkerEnded: the process ended over it, or was ended after so many seconds of `patience`.
         """
+        before = self._closed
         with self._free:
             self._start()
+            if before != self._closed:  # while it waited for another to be done
+                raise self._killed("the worker was closed", hint="Start again.")
             number = next(self._numbers)
             self._send({"id": number, "job": job, "given": given})
             firmer, due, until = self._stop(number), None, time.monotonic() + patience
@@ -119,8 +123,7 @@ class Worker:
                 if due is not None and now >= due:
                     due = now + next(firmer)
                 if now >= until:
-                    self.close()
-                    raise WorkerEnded(
+                    raise self._killed(
                         f"it took more than {patience:g} s", hint="Give a shorter or smaller clip."
                     )
                 try:
@@ -136,6 +139,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process at once, if there is one; a run goes on from its last checkpoint another time."""
+        self._closed += 1
         if process := self.process:
             process.kill()
         with self._free:  # whoever waits for an answer hears of the end first
@@ -173,6 +177,12 @@ class Worker:
         yield self.end_after - self.interrupt_after
         self.process.kill()
         yield NEVER
+
+    def _killed(self, why: str, *, hint: str) -> WorkerEnded:
+        assert self.process
+        self.process.kill()
+        self._wait()
+        return WorkerEnded(why, hint=hint)
 
     def _ended(self, *, stopped: bool) -> RetouchError:
         code = self._wait()
