@@ -20,8 +20,9 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from retouch.errors import ParamsError, RetouchError
 from retouch.methods.face.align import FaceSquares
-from retouch.methods.face.losses import clean_in, losses, losses_of
-from retouch.methods.face.steer import Attributes, WordSearch, text_direction
+from retouch.models.face_losses import clean_in, losses, losses_of
+from retouch.methods.face.steer import WordSearch, text_direction
+from retouch.models.face_attributes import Attributes
 from retouch.models import face_parts
 from retouch.models.face import (
     CLEAN,

@@ -29,6 +29,7 @@ BUILT_IN: tuple[str, ...] = (
     "fatezero",
     "tune_a_video",
     "videoshop",
+    "face",
     "frame_by_frame",
 )
 """Our methods, in the order in which they are listed; each has its `SPEC` in `retouch.methods.NAME.spec`."""

@@ -14,6 +14,9 @@ from typing import Final
 
 import architecture
 import torch
+from face_attributes import fitted
+from face_network import finished_identity, folded, identities, new_network
+from faces import prepared
 from fit import load_average
 from latents import finished_autoencoder
 from safetensors import safe_open
@@ -25,6 +28,11 @@ from train_control import Controlled
 from train_ip import save_adapter
 from train_unet import Pair
 from transformers import CLIPVisionModelWithProjection
+
+from retouch.models.face import FaceDiffusion
+from retouch.models.face_model import save_part
+from retouch.models.face_parts import SmallReader
+from retouch.world import LANDMARKS, PARTS
 
 SHIPPED: Final = Path(__file__).parents[2] / "src" / "retouch" / "models" / "_tiny"
 HISTORY_ROWS: Final = 24
@@ -201,6 +209,23 @@ def export_svd(work: Path, size: int) -> None:
     write_provenance(folder, {"unet": work / f"svd-{size}px", "autoencoder": work / f"svd-vae-{size}px"})
 
 
+def export_face(work: Path, size: int) -> None:  # noqa: ARG001 - one signature for every export
+    """tiny:face: the network, the identity encoder, the reader, and what attributes are called."""
+    folder = fresh("face")
+    network = folded(load_average(new_network(), work / "face-unet")).half()
+    FaceDiffusion.wrap(network).save(folder)
+    encoder = finished_identity(work)
+    about = {"_class_name": "SmallIdentity", "features": encoder.head.out_features}
+    save_part(encoder, folder / "identity", about)
+    reader = load_average(SmallReader(len(LANDMARKS), PARTS), work / "face-reader")
+    said = {"_class_name": "SmallReader", "points": list(LANDMARKS), "parts": list(PARTS)}
+    save_part(reader, folder / "reader", said)
+    faces = prepared(work, int((work / "face-pictures" / "drawn").read_text()))
+    fitted(identities(work, faces, "train"), faces).save(folder / "attributes")
+    names = ("face-identity", "face-reader", "face-unet")
+    write_provenance(folder, {name: work / name for name in names})
+
+
 def vision_tower(work: Path) -> CLIPVisionModelWithProjection:
     """The picture tower of tiny:clip by itself."""
     tokenizer = architecture.tokenizer(work / "tokenizer")
@@ -237,6 +262,7 @@ EXPORTS: Final[Mapping[str, tuple[Callable[[Path, int], None], str]]] = {
     "sd-canny": (export_canny, "canny-{size}px"),
     "ip": (export_ip, "ip-{size}px"),
     "svd": (export_svd, "svd-{size}px"),
+    "face": (export_face, "face-unet"),
 }
 """What writes each model, and the training without which there is nothing to write."""
 

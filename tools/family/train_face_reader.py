@@ -1,7 +1,7 @@
 """Trains the reader of tiny:face: points of a cut-out face, lids and pupils too, and parts.
 
 Rare parts count more, and points within a pixel count by their distance, so that the last half pixel still
-pulls.
+pulls. Half of the squares lie beside the face, turned, or of another size, as they do while a face is sought.
 """
 
 from pathlib import Path
@@ -12,13 +12,15 @@ import torch
 from faces import MIRRORED, SIDE, Faces, held_out, prepared
 from fit import Fit, options
 from torch import Tensor
-from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, smooth_l1_loss
 
 from retouch.models.face_parts import SmallReader
 from retouch.world import LANDMARKS, PARTS
 
 BATCH: Final = 32
 WEIGHT_OF_POINTS: Final = 0.3
+WIDE: Final = (0.35, 0.35, 0.3)
+"""How far squares go wrong: their size in logarithms, their turn in radians, their place in half sides."""
 RARE: Final = 3.0
 """How much more a pixel counts of a part that a picture hardly shows than one of its background."""
 
@@ -33,8 +35,27 @@ def batch(faces: Faces, generator: torch.Generator) -> tuple[Tensor, Tensor, Ten
     if torch.rand((), generator=generator) < 0.5:
         pixels, parts = pixels.flip(-1), parts.flip(-1)
         points = points[:, MIRRORED] * torch.tensor([-1.0, 1.0]) + torch.tensor([1.0, 0.0])
+    half = len(pixels) // 2
+    pixels[:half], parts[:half], points[:half] = misplaced(pixels[:half], parts[:half], points[:half], generator)
     noise = torch.randn(pixels.shape, generator=generator)
     return pixels + 0.1 * torch.rand((), generator=generator) * noise, parts, points
+
+
+def misplaced(
+    pixels: Tensor, parts: Tensor, points: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what squares show that were laid wrongly; beyond the picture its border is repeated."""
+    dice = 2 * torch.rand(4, len(pixels), generator=generator) - 1
+    size, turn, place = (WIDE[0] * dice[0]).exp(), WIDE[1] * dice[1], WIDE[2] * dice[2:].T
+    c, s = size * turn.cos(), size * turn.sin()
+    axes = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)  # n 2 2
+    grid = affine_grid(torch.cat([axes, place[:, :, None]], 2), list(pixels.shape), align_corners=False)
+    seen = grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    shown = grid_sample(
+        parts[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    away = torch.linalg.solve(axes, (2 * points - 1 - place[:, None]).mT).mT
+    return seen, shown[:, 0].long(), ((away + 1) / 2).clamp(0, 1)
 
 
 def loss_of(reader: SmallReader, pixels: Tensor, parts: Tensor, points: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch, ModelNotFound
+from retouch.identity import file_digest
 from retouch.models.face_irse import IrSe
 from retouch.models.loading import folder_identity, load_network, placed
 from retouch.models.refs import check_weights, read_config, resolve
@@ -163,6 +164,8 @@ class SmallIdentity(nn.Module):
 class SmallReader(nn.Module):
     """The embedded reader of points and parts: down to 4 x 4, up again, then a map for each."""
 
+    SIDE: Final = 64
+
     def __init__(
         self, points: int = 22, names: Sequence[str] = (), widths: Sequence[int] = (3, 16, 32, 48, 64)
     ) -> None:
@@ -213,6 +216,7 @@ class YuNetFinder:
             ModelMismatch: OpenCV cannot use it.
         """
         _check_file(path)
+        self._identity = f"{file_digest(path)} {threshold}"
         try:
             self.detector = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold)
         except cv2.error as problem:
@@ -220,6 +224,11 @@ class YuNetFinder:
                 f"OpenCV cannot use {path.name} as YuNet: {problem.err}",
                 hint="OpenCV 5 needs the 2026may file",
             ) from None
+
+    @property
+    def identity(self) -> str:
+        """A hash of the file, and how sure a face must be."""
+        return self._identity
 
     def find(self, frame: UInt8[np.ndarray, "3 h w"]) -> Sequence[FoundFace]:
         """As `FaceFinder` says; YuNet lists the subject's right eye first, which lies left in the picture."""

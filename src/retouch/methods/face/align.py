@@ -42,6 +42,10 @@ class FaceSquares:
         axis *= (scale * length / np.linalg.norm(axis, axis=1))[:, None]
         return cls(between + 0.1 * down, axis)
 
+    def __getitem__(self, part: slice) -> Self:
+        """Return the squares of some of the frames."""
+        return type(self)(self.centre[part], self.right[part])
+
     @property
     def down(self) -> Float64[np.ndarray, "f 2"]:
         """The half-axes from the middle to the lower edge."""

@@ -3,14 +3,14 @@
 Identities are unit vectors; every way ends on one again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch.nn.functional import normalize
 
 from retouch.models.noise_path import Level, Schedule, extrapolate
 
@@ -19,45 +19,6 @@ Clean = Callable[[Float[Tensor, "f 3 h w"], Level, Float[Tensor, "f d"]], Float[
 Vectors = Callable[[Float[Tensor, "f 3 h w"]], Float[Tensor, "f d"]]
 NO_CHANGE: Final = 1e-7
 """Added to the length of a change before dividing by it, as published: pictures that are equal have none."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Attributes:
-    """A linear classifier of standardised identities: a row of weights for each attribute."""
-
-    names: Sequence[str]
-    weight: Float[Tensor, "attributes d"]
-    bias: Float[Tensor, " attributes"]
-    mean: Float[Tensor, " d"]
-    std: Float[Tensor, " d"]
-
-    def standardised(self, identity: Float[Tensor, "f d"]) -> Float[Tensor, "f d"]:
-        """Return identities less the mean over their deviation."""
-        return (identity - self.mean) / self.std
-
-    def scores(self, identity: Float[Tensor, "f d"]) -> Float[Tensor, "f attributes"]:
-        """Return how clearly faces show each attribute; above 0 they do."""
-        return self.standardised(identity) @ self.weight.T + self.bias
-
-    def loss(self, identity: Float[Tensor, "f d"], shown: Float[Tensor, "f attributes"]) -> Float[Tensor, ""]:
-        """Return what the classifier is trained by: cross-entropy against what is shown, 0 or 1."""
-        return binary_cross_entropy_with_logits(self.scores(identity), shown)
-
-    def steered(
-        self, identity: Float[Tensor, "f d"], strengths: Mapping[str, float], *, standardise: bool = True
-    ) -> Float[Tensor, "f d"]:
-        """Return identities moved along the rows of some attributes, each strength in deviations per number.
-
-        The authors' formula; in their code identities are always standardised.
-        """
-        scale = self.weight.shape[1] ** 0.5
-        rows = {name: self.weight[list(self.names).index(name)] for name in strengths}
-        if not standardise:
-            moved = identity + sum(strengths[name] * scale * row for name, row in rows.items())
-            return normalize(moved, dim=1)
-        along = sum(strengths[name] * scale * normalize(row, dim=0) for name, row in rows.items())
-        return normalize((self.standardised(identity) + along) * self.std + self.mean, dim=1)
 
 
 class WordLosses(NamedTuple):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from retouch.methods.face.steer import Attributes, WordSearch, text_direction
+from retouch.methods.face.steer import WordSearch, text_direction
+from retouch.models.face_attributes import Attributes
 from retouch.models.face import schedule_at
 from retouch.models.noise_path import Level
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from retouch.methods.face.losses import losses_of
+from retouch.models.face_losses import losses_of
 from retouch.models.face import alphas_cumprod
 
 

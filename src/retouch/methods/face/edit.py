@@ -1,0 +1,356 @@
+"""Faces: one identity, edited once; every frame's motion and background kept.
+
+The paper in five lines (Kim et al. 2023, https://arxiv.org/abs/2212.02802), and where to find them:
+    1. cut the face out of each frame, upright, of one size                 `follow_face`, `FaceSquares`
+    2. who it is: the mean over frames; how it moves: points of each frame  `read_faces`, `mean_identity`
+    3. the rest is noise: the deterministic way up, told both               `encode_faces`
+    4. move the identity                                                    `steer`
+    5. the way down, told the new identity; laid over the clip              `decode_faces`, `lay_over`
+
+`faithful` is what the authors' code does. Otherwise the way up keeps how far the way down would miss each of
+its pictures. The edit's way down is put right by as much, so an identity that is not moved gives the clip
+back, and the reconstruction costs no calls of its own: the first edit takes two for each step and frame, a
+second one takes one. What changes is added to the frame at its own size; only parts that come or go, such as
+glasses or a hat, are shown as the network draws them.
+"""
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d, normalize
+
+from retouch.artifacts import artifact
+from retouch.compute import Compute
+from retouch.errors import NoFace, ParamsError
+from retouch.events import Listener
+from retouch.media.pictures import read_picture
+from retouch.media.probe import Facts
+from retouch.methods.face.align import FaceSquares
+from retouch.methods.face.spec import FaceParams, strength_curve
+from retouch.methods.face.track import FaceTrack, ReaderFinder, follow_face, vector_of
+from retouch.models.estimate import Estimate
+from retouch.models.face import encoding, follow, published_timesteps, schedule_at
+from retouch.models.face_attributes import check_name, read_names
+from retouch.models.face_model import FaceModel
+from retouch.models.face_parts import OUTSIDE_VIDEO, YuNetFinder
+from retouch.models.noise_path import Level, Schedule, add_noise, extrapolate
+from retouch.models.refs import resolve, stored_bytes
+from retouch.run import Edited, Run
+from retouch.video import Video, chunks
+
+Crops: TypeAlias = Float[Tensor, "f 3 side side"]
+
+NOT_FACE: Final = ("background", "clothes", "neck", "necklace")
+"""Parts that are never changed."""
+COME_AND_GO: Final = ("glasses", "beard", "hat", "hair")
+"""Parts that an edit may add or take away."""
+REACH: Final = 5
+"""Width, in pixels of the crop, of what lies around a part and still belongs to it: odd."""
+STEPS_A_CHECKPOINT: Final = 4
+
+
+@torch.no_grad()
+def edit(video: Video, params: FaceParams, run: Run) -> Edited:
+    """Change the face in `video`."""
+    return edit_with(run.load(params.model, FaceModel), video, params, run)
+
+
+@torch.no_grad()
+def edit_with(model: FaceModel, video: Video, params: FaceParams, run: Run) -> Edited:
+    """Do what `edit` does with a model that is loaded already; `params.model` is not looked at."""
+    finder = YuNetFinder(params.finder) if params.finder else None
+    track = follow_face(video, model, finder, params.face, run=run)
+    squares = track.squares(model.diffusion.config.scale)
+    tell_of(video, track, run)
+    faces = read_faces(video, squares, track, model, run=run)
+    who = mean_identity(faces, normalised=not params.faithful)
+    schedule = schedule_of(model, params)
+    entry = run.noise("where the way up begins", torch.zeros(1, 3, model.side, model.side))
+
+    frames = run.scratch("edited", video.frames.shape)
+    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
+    frames[:] = video.frames
+    for step in run.steps("window", chunks(len(video), params.window)):
+        part = step.item
+        if not track.shown[part].any():
+            continue
+        clip, laid, motion = video[part], squares[part], faces.motion[part]
+        crops = laid.crop(clip.pixels(), model.side)
+        encoded = encode_faces(crops, who, motion, entry, model, schedule, run=run)
+        wanted = steer(who, clip, model, params)
+        drawn = decode_faces(encoded, wanted, motion, model, schedule, corrected=not params.faithful, run=run)
+        lay = lay_as_published if params.faithful else lay_over
+        shown = torch.from_numpy(track.shown[part])
+        pixels, where = lay(clip, laid, encoded.seen, drawn, faces.parts[part].long(), model, params.gate)
+        where &= shown[:, None, None, None].numpy()
+        frames[part] = np.where(where, clip.like(pixels).frames, clip.frames)
+        touched[part] = where
+    return Edited(video.like(frames), touched=touched, figures={"frames_with_face": float(track.shown.mean())})
+
+
+def tell_of(video: Video, track: FaceTrack, run: Run) -> None:
+    """Say in which frames the face was not found, and what becomes of them."""
+    filled = np.flatnonzero(track.shown & (track.score == 0)).tolist()
+    if filled:
+        run.notice(f"the face was not found in {video.named_frames(filled)}; its place there is filled in")
+    if left := np.flatnonzero(~track.shown).tolist():
+        run.notice(f"the face was not found in {video.named_frames(left)}, which stay as they are")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FaceReadings:
+    """Who each frame shows, how surely, how the face moves, and what its pixels show."""
+
+    vectors: Float[Tensor, "f d"]
+    weight: Float[Tensor, " f"]
+    motion: Float[Tensor, "f motion"]
+    parts: UInt8[Tensor, "f side side"]
+
+
+@artifact("face_readings", version=1)
+def read_faces(
+    video: Video, squares: FaceSquares, track: FaceTrack, model: FaceModel, *, run: Run
+) -> FaceReadings:
+    """Read every frame's face: line 2."""
+    rows = []
+    for step in run.steps("read the face", chunks(len(video))):
+        crops = squares[step.item].crop(video[step.item].pixels(), model.side).to(model.device)
+        reading = model.reader.read(crops)
+        weight = torch.from_numpy(track.score[step.item]) * sharpness(crops).cpu()
+        motion, parts = model.reader.motion(reading.points).cpu(), reading.parts.to(torch.uint8).cpu()
+        rows.append((model.vectors(crops), weight, motion, parts))
+    vectors, weight, motion, parts = (torch.cat(kind) for kind in zip(*rows, strict=True))
+    return FaceReadings(vectors, weight, motion, parts)
+
+
+def sharpness(crops: Crops) -> Float[Tensor, " f"]:
+    """Return how much pictures differ from themselves blurred."""
+    return (crops - avg_pool2d(crops, 3, 1, 1)).abs().flatten(1).mean(1)
+
+
+def mean_identity(faces: FaceReadings, *, normalised: bool) -> Float[Tensor, "1 d"]:
+    """Return who the clip shows: the mean over frames, clear ones counting more; the authors' is shorter."""
+    if not normalised:
+        return faces.vectors.mean(0, keepdim=True)
+    return normalize((faces.weight[:, None] * faces.vectors).sum(0, keepdim=True), dim=1)
+
+
+def schedule_of(model: FaceModel, params: FaceParams) -> Schedule:
+    """Return the noise levels of an edit."""
+    if params.faithful:
+        return schedule_at(published_timesteps(params.steps))
+    return model.diffusion.schedule(params.steps)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EncodedFaces:
+    """Faces as noise; what the network sees in them at the last level; how far each step down misses."""
+
+    noise: Crops
+    seen: Crops
+    missed: Float[Tensor, "levels f 3 side side"]
+
+
+@artifact("face_noise", version=1)
+def encode_faces(
+    crops: Crops,
+    who: Float[Tensor, "1 d"],
+    motion: Float[Tensor, "f motion"],
+    entry: Float[Tensor, "1 3 side side"],
+    model: FaceModel,
+    schedule: Schedule,
+    *,
+    run: Run,
+) -> EncodedFaces:
+    """Take faces up to noise, told who it is and how they move (section 3.1 of the paper): line 3."""
+    net, device = model.diffusion, model.device
+    code = net.code(who.expand(len(crops), -1).to(device), motion.to(device))
+    steps = encoding(schedule)
+    lowest = steps[0][0]
+    x = crops.to(device)
+    if net.config.lo > 0:
+        x = add_noise(x, entry.to(device), lowest)
+    path = x.new_zeros(len(steps) + 1, *x.shape)
+    seen = torch.zeros_like(path)
+    path[0] = x
+    state = {"path": path, "seen": seen}
+    for step in run.resumable("encode", steps, state, every=STEPS_A_CHECKPOINT):
+        ((path[step.index + 1], seen[step.index]),) = follow(
+            path[step.index], [step.item], lambda x, level: net.clean(x, level, code)
+        )
+        step.done(path[step.index + 1])
+    seen[-1] = net.clean(path[-1], steps[-1][1], code)
+    missed = [
+        path[n] - extrapolate(seen[n + 1], path[n + 1], hi, lo) for n, (lo, hi) in enumerate(steps)
+    ]
+    return EncodedFaces(path[-1], seen[0], torch.stack(missed).half())
+
+
+@artifact("face_drawn", version=1)
+def decode_faces(
+    encoded: EncodedFaces,
+    wanted: Float[Tensor, "f d"],
+    motion: Float[Tensor, "f motion"],
+    model: FaceModel,
+    schedule: Schedule,
+    *,
+    corrected: bool,
+    run: Run,
+) -> Crops:
+    """Draw faces from noise, told who they are to be: line 5."""
+    net, device = model.diffusion, model.device
+    code = net.code(wanted.to(device), motion.to(device))
+    x = encoded.noise.to(device)
+    left = encoded.missed.to(x)
+
+    def clean(x: Crops, level: Level) -> Crops:
+        return net.clean(x, level, code)
+
+    down = schedule.down()
+    for step in run.steps("draw", down):
+        ((x, _),) = follow(x, [step.item], clean)
+        if corrected and step.index + 1 < len(down):
+            x = x + left[len(down) - 2 - step.index]
+        x = step.done(x)
+    return x
+
+
+def steer(
+    who: Float[Tensor, "1 d"], clip: Video, model: FaceModel, params: FaceParams
+) -> Float[Tensor, "f d"]:
+    """Return who each frame is to show: line 4."""
+    target = who
+    if params.identity:
+        target = normalize(who + params.strength * (vector_in(params, model) - who), dim=1)
+    if params.direction:
+        target = normalize(target + params.strength * read_direction(params, who.shape[1]), dim=1)
+    if not params.attribute:
+        return target.expand(len(clip), -1)
+    if model.attributes is None:
+        raise ParamsError("the model knows no attributes", hint="give a direction, or another identity")
+    move = model.attributes.steered if params.faithful else model.attributes.moved
+    numbers = range(clip.origin.first, clip.origin.first + len(clip))
+    return torch.cat([move(target, params.strengths(number)) for number in numbers])
+
+
+def vector_in(params: FaceParams, model: FaceModel) -> Float[Tensor, "1 d"]:
+    """Return who the picture of another person shows.
+
+    Raises:
+        NoFace: it shows nobody.
+    """
+    assert params.identity
+    picture = np.ascontiguousarray(read_picture(params.identity)[..., :3].transpose(2, 0, 1))
+    finder = YuNetFinder(params.finder) if params.finder else ReaderFinder(model)
+    found = finder.find(picture)
+    if not found:
+        raise NoFace(f"no face was found in {params.identity.name}", hint="give an upright picture of one face")
+    return vector_of(picture, found[0], model)
+
+
+def read_direction(params: FaceParams, features: int) -> Float[Tensor, "1 d"]:
+    """Return the change of identity in a file.
+
+    Raises:
+        ParamsError: it is no such file, or belongs to another model.
+    """
+    assert params.direction
+    try:
+        found = load_file(params.direction)["direction"].float().reshape(1, -1)
+    except Exception as problem:
+        raise ParamsError(
+            f"{params.direction.name} holds no direction: {problem}", hint="make one: retouch face direction"
+        ) from None
+    if found.shape[1] != features:
+        raise ParamsError(
+            f"{params.direction.name} has {found.shape[1]} numbers; the model's identities have {features}",
+            hint="learn it with the same model",
+        )
+    return found
+
+
+def lay_over(
+    clip: Video,
+    squares: FaceSquares,
+    seen: Crops,
+    drawn: Crops,
+    parts: Int[Tensor, "f side side"],
+    model: FaceModel,
+    gate: float,
+) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
+    """Return the clip with the change in it, and where it may differ: line 5, at the clip's own size."""
+    size, now = (clip.height, clip.width), model.reader.read(drawn.to(model.device)).parts.cpu()
+    seen, drawn = seen.cpu(), drawn.cpu()
+    allowed = max_pool2d(1 - model.mask(parts, *NOT_FACE) * model.mask(now, *NOT_FACE), REACH, 1, REACH // 2)
+    strength = gated(drawn - seen, gate) * avg_pool2d(allowed, 3, 1, 1)
+    changed = [(model.mask(parts, name) - model.mask(now, name)).abs() for name in COME_AND_GO]
+    shape = max_pool2d(torch.stack(changed).amax(0), 3, 1, 1)
+    anew = avg_pool2d(max_pool2d(shape, 3, 1, 1), 3, 1, 1) * strength
+    added, replaced, share = squares.paste(
+        torch.cat([strength * (drawn - seen), anew * drawn, anew], dim=1), size
+    ).split([3, 3, 1], dim=1)
+    pixels = (1 - share) * (clip.pixels() + added) + replaced
+    where = squares.paste((strength > 0).float(), size) > 0
+    return pixels.clamp(-1, 1), where.numpy()
+
+
+def gated(change: Crops, least: float) -> Float[Tensor, "f 1 side side"]:
+    """Return 0 where pictures hardly change, 1 where they do, and a soft way between."""
+    by = avg_pool2d(change.abs().mean(1, keepdim=True) / 2, 3, 1, 1)
+    if least == 0:
+        return torch.ones_like(by)
+    share = ((by - least / 2) / least).clamp(0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def lay_as_published(
+    clip: Video,
+    squares: FaceSquares,
+    seen: Crops,
+    drawn: Crops,
+    parts: Int[Tensor, "f side side"],
+    model: FaceModel,
+    gate: float,
+) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
+    """Return the clip with the drawn face in it where the source shows skin and features; edges are hard."""
+    del seen, gate
+    mask = 1 - model.mask(parts, *OUTSIDE_VIDEO)
+    laid, share = squares.paste(
+        torch.cat([mask * drawn.cpu(), mask], dim=1), (clip.height, clip.width)
+    ).split([3, 1], dim=1)
+    pixels = (1 - share) * clip.pixels() + laid
+    return pixels.clamp(-1, 1), (share > 0).numpy()
+
+
+def preflight(clip: Facts, params: FaceParams, tell: Listener) -> None:
+    """Refuse attributes that the model does not know, and numbers of steps that it cannot take.
+
+    Raises:
+        ParamsError: says which.
+    """
+    del clip, tell
+    if params.faithful:
+        published_timesteps(params.steps)
+    folder = resolve(params.model) / "attributes"
+    if params.attribute and folder.is_dir():
+        names, _ = read_names(folder, params.model)
+        for name, _ in map(strength_curve, params.attribute):
+            check_name(name, names)
+
+
+def estimate(frames: int, height: int, width: int, params: FaceParams, compute: Compute) -> Estimate:
+    """Return the memory and the network calls of an edit."""
+    del compute
+    together, calls = min(frames, params.window), params.steps * frames
+    pixels = 3 * height * width * together * 4
+    return Estimate(
+        stored_bytes(params.model) * 2 + 8 * pixels,
+        notes=(f"{calls} network calls find the noise, which is kept, and {calls} draw the edit",),
+    )
