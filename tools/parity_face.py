@@ -20,9 +20,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from retouch.errors import ParamsError, RetouchError
 from retouch.methods.face.align import FaceSquares
-from retouch.models.face_losses import clean_in, losses, losses_of
 from retouch.methods.face.steer import WordSearch, text_direction
-from retouch.models.face_attributes import Attributes
 from retouch.models import face_parts
 from retouch.models.face import (
     CLEAN,
@@ -35,7 +33,9 @@ from retouch.models.face import (
     published_timesteps,
     schedule_at,
 )
+from retouch.models.face_attributes import Attributes
 from retouch.models.face_irse import Unit
+from retouch.models.face_losses import clean_in, losses, losses_of
 from retouch.models.noise_path import Level, step
 
 Tensors = Mapping[str, Tensor]

@@ -16,7 +16,7 @@ from retouch.media.io import write, write_picture
 from retouch.run import Run
 from retouch.testing import Bouncing, NoOp, check_method
 from retouch.video import Video
-from retouch.world import Clip, Scene, film
+from retouch.world import Clip, FaceClip, Portrait, Scene, film
 
 Given: TypeAlias = dict[str, object]
 
@@ -39,6 +39,7 @@ class Row:
     psnr: float = EXACT
     of_the_world: bool = False
     """Whether the clip is one that the embedded models know."""
+    of_a_face: bool = False
 
 
 def words(source: str, target: str, **more: object) -> Callable[[Bouncing, Path], Given]:
@@ -103,6 +104,11 @@ ROWS: Mapping[str, Row] = {
     ),
     "tune_a_video": Row(words("a red ball on sand", "a blue ball on sand", tune_steps=2)),
     "videoshop": Row(repainted, unchanged),
+    "face": Row(
+        lambda _clip, _folder: {"attribute": ("beard=1",), "steps": 4},
+        lambda _clip, _folder: {"attribute": ("beard=0",), "steps": 4},
+        of_a_face=True,
+    ),
     "frame_by_frame": Row(lambda _clip, _folder: {"prompt": "a blue ball on sand", "steps": 4}),
 }
 
@@ -119,5 +125,6 @@ def test_the_method_keeps_the_contract(name: str, bouncing: Bouncing, tmp_path: 
     given, folder = tmp_path / "given", tmp_path / "runs"
     given.mkdir()
     video = film(BALL, 4, 64) if row.of_the_world else clip.video
+    video = FaceClip.of(Portrait.sample(5), 4, 64).video if row.of_a_face else video
     no_op = NoOp(row.nothing(clip, given), row.psnr) if row.nothing else None
     check_method(registry.method(name), video, row.params(clip, given), folder, no_op=no_op)

@@ -21,6 +21,7 @@ from retouch.places import home
 from retouch.run import _load_once
 from retouch.testing import Bouncing
 from retouch.video import Video
+from retouch.world import FaceClip, Portrait
 
 WORDS = ("--source-prompt", "a red ball on grass", "--prompt", "a blue ball on grass")
 EDITS = {
@@ -41,6 +42,7 @@ EDITS = {
         "--steps",
         "4",
     ),
+    "face": ("--attribute", "beard=1", "--steps", "4", "--window", "2"),
     "paint": ("--keyframe", "0=key.png", "--mask", "mask"),
     "tint": ("--steps", "8", "--pause", "0.02"),
 }
@@ -54,6 +56,7 @@ MOST = 4
 def files(shell: Shell, bouncing: Bouncing) -> Path:
     """The shell's folder, with a mask of the ball and a picture of the first frame with blue on it."""
     write(bouncing.video[:4], shell.folder / "clip.mp4", force=True)
+    write(FaceClip.of(Portrait.sample(5), 4, 64).video, shell.folder / "face.mp4")
     write(Video(np.repeat(bouncing.mask[:4], 3, axis=1), bouncing.video.fps), shell.folder / "mask")
     picture = read_frame(shell.folder / "clip.mp4", 0)
     picture[bouncing.mask[0, 0] > 0] = (40, 40, 220)
@@ -112,7 +115,8 @@ def time_alone(shell: Shell, edit: tuple[str, ...], folder: Path, patch: pytest.
 def test_an_edit_killed_at_random_moments_ends_with_the_same_bytes(
     method: str, shell: Shell, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit = ("edit", method, "clip.mp4", *EDITS[method], "--out", "out.mp4", "--quiet")
+    clip = "face.mp4" if method == "face" else "clip.mp4"
+    edit = ("edit", method, clip, *EDITS[method], "--out", "out.mp4", "--quiet")
     monkeypatch.chdir(files)
     assert run(list(edit)) == 0  # in this process, which so imports for its children all that they would
     whole = (files / "out.mp4").read_bytes()

@@ -14,6 +14,7 @@ from retouch.testing import Bouncing
 
 PAINT = ("edit", "paint", "clip.mp4", "--box", "0:8,8 40,40")
 SHOP = ("edit", "videoshop", "clip.mp4")
+FACE = ("edit", "face", "clip.mp4")
 WORDS = ("edit", "fatezero", "clip.mp4", "--source-prompt", "a red ball", "--prompt", "a blue ball")
 
 
@@ -57,6 +58,11 @@ def files(shell: Shell, bouncing: Bouncing) -> Path:
         ((*PAINT, "--keyframe", "3=key.png", "--mask", "masks"), "000007.png is 3x3; the clip is 64x64"),
         ((*SHOP, "--first", "narrow.png"), "the picture for frame 0 is 32x64, the clip 64x64"),
         ((*SHOP, "--first", "cut.png"), "cut.png cannot be read as a picture"),
+        (FACE, "nothing is to be changed"),
+        ((*FACE, "--attribute", "glases=1"), "knows no attribute 'glases' | did you mean glasses?"),
+        ((*FACE, "--attribute", "glasses"), "'glasses' is not NAME=STRENGTH"),
+        ((*FACE, "--identity", "cut.png"), "cut.png cannot be read as a picture"),
+        ((*FACE, "--attribute", "glasses=1", "--faithful", "--steps", "30"), "knows no such number"),
         ((*WORDS, "--mask", "five.mkv"), "has 5 masks; the clip has 8 frames"),
     ],
 )

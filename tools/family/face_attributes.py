@@ -1,4 +1,4 @@
-"""What tiny:face calls what it knows of faces, and where its identities show it: two linear fits, in seconds."""
+"""What tiny:face calls what it knows of faces, and where its identities show it: two linear fits."""
 
 from typing import Final
 
@@ -37,7 +37,9 @@ def fitted(vectors: Tensor, faces: Faces) -> Attributes:
     """Return the classifier of identities, `n 2 mirrored d`, and where those lie that show each attribute."""
     rows = vectors.flatten(1, 2).flatten(0, 1)
     labels = torch.from_numpy(faces.labels[:].astype("int64")).repeat_interleave(4, 0)
-    shown = torch.cat([one_hot(labels[:, n], len(words)) for n, words in enumerate(FACTORS.values())], 1).float()
+    shown = torch.cat(
+        [one_hot(labels[:, n], len(words)) for n, words in enumerate(FACTORS.values())], 1
+    ).float()
     names = [attribute_name(factor, word) for factor, words in FACTORS.items() for word in words]
     groups = [factor for factor, words in FACTORS.items() for _ in words]
     hide_hair(shown, names)

@@ -36,7 +36,9 @@ def batch(faces: Faces, generator: torch.Generator) -> tuple[Tensor, Tensor, Ten
         pixels, parts = pixels.flip(-1), parts.flip(-1)
         points = points[:, MIRRORED] * torch.tensor([-1.0, 1.0]) + torch.tensor([1.0, 0.0])
     half = len(pixels) // 2
-    pixels[:half], parts[:half], points[:half] = misplaced(pixels[:half], parts[:half], points[:half], generator)
+    pixels[:half], parts[:half], points[:half] = misplaced(
+        pixels[:half], parts[:half], points[:half], generator
+    )
     noise = torch.randn(pixels.shape, generator=generator)
     return pixels + 0.1 * torch.rand((), generator=generator) * noise, parts, points
 

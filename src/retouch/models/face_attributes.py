@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, cast, final
 
-import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,7 +51,9 @@ class Attributes:
             if len(found.weight) != len(names):
                 raise ValueError(f"{len(found.weight)} rows for {len(names)} names")
         except (TypeError, ValueError, RuntimeError) as problem:
-            raise ModelMismatch(f"the attributes of {ref} do not fit: {problem}", hint="get it again") from None
+            raise ModelMismatch(
+                f"the attributes of {ref} do not fit: {problem}", hint="get it again"
+            ) from None
         return found
 
     def save(self, folder: Path) -> None:
@@ -85,9 +86,7 @@ class Attributes:
         check_name(name, self.names)
         return list(self.names).index(name)
 
-    def moved(
-        self, identity: Float[Tensor, "1 d"], strengths: Mapping[str, float]
-    ) -> Float[Tensor, "1 d"]:
+    def moved(self, identity: Float[Tensor, "1 d"], strengths: Mapping[str, float]) -> Float[Tensor, "1 d"]:
         """Return an identity moved so that it shows attributes, or, where the strength is negative, does not.
 
         Strength 1 goes the whole way from what the face shows of that group now. A model that does not know
@@ -102,7 +101,7 @@ class Attributes:
         return normalize(moved, dim=1)
 
     def _way(self, identity: Float[Tensor, "1 d"], name: str, *, back: bool) -> tuple[int, int]:
-        """Return the attributes that a change leads from and to; they are equal where there is none to make."""
+        """Return the attributes that a change leads from and to, equal where there is none to make."""
         wanted, scores = self.number(name), self.scores(identity)[0]
         group = [n for n, of in enumerate(self.groups) if of == self.groups[wanted]]
         shown, *rivals = sorted(group, key=lambda n: -float(scores[n]))

@@ -131,7 +131,7 @@ class PublishedReader:
     def read(self, crops: Float[Tensor, "f 3 side side"]) -> Reading:
         """As `FaceReader` says; a finder has found the face, so that every score is 1."""
         raw = self.points(points_input(resized(crops, 256)))
-        points = motion_of_68(raw.flatten(1)).unflatten(1, (-1, 2))
+        points = motion_of_68(raw.flatten(1)).reshape(len(crops), -1, 2)
         return Reading(points, self.parser.parts(crops), torch.ones(len(crops)))
 
     def motion(self, points: Float[Tensor, "f points 2"]) -> Float[Tensor, "f motion"]:
@@ -211,7 +211,9 @@ def load_encoder(folder: Path, ref: str, compute: Compute | None) -> IdentityEnc
         if (file := folder / f"identity{suffix}").is_file():
             return ArcFace.from_file(file)
     config = part_config(folder / "identity", "SmallIdentity", ref)
-    return filled(SmallIdentity(int(str(config["features"]))), folder / "identity", ref, compute)
+    encoder = SmallIdentity(int(str(config["features"])))
+    fill(encoder, folder / "identity", ref, compute)
+    return encoder
 
 
 def load_reader(folder: Path, ref: str, compute: Compute | None) -> FaceReader:
@@ -222,7 +224,8 @@ def load_reader(folder: Path, ref: str, compute: Compute | None) -> FaceReader:
     points, parts = config["points"], config["parts"]
     if not (isinstance(points, list) and isinstance(parts, list) and {*ANCHORS} <= {*points}):
         raise ModelMismatch(f"the reader of {ref} names no eyes and mouth", hint="get the model again")
-    network = filled(SmallReader(len(points), parts), folder / "reader", ref, compute)
+    network = SmallReader(len(points), parts)
+    fill(network, folder / "reader", ref, compute)
     return SmallFaceReader(network, tuple(points))
 
 
@@ -239,8 +242,8 @@ def part_config(folder: Path, kind: str, ref: str) -> dict[str, Any]:
     return config
 
 
-def filled(network: nn.Module, folder: Path, ref: str, compute: Compute | None) -> Any:
-    """Return a network with the weights of a folder in it, in place and frozen.
+def fill(network: nn.Module, folder: Path, ref: str, compute: Compute | None) -> None:
+    """Put the weights of a folder into a network, in place and frozen.
 
     Raises:
         ModelMismatch: they do not fit.
@@ -252,7 +255,7 @@ def filled(network: nn.Module, folder: Path, ref: str, compute: Compute | None) 
             f"the {folder.name} of {ref} does not fit its config.json: {problem}", hint="get the model again"
         ) from None
     device, _ = placed(compute)
-    return network.to(device).eval().requires_grad_(False)  # in full precision: they are small
+    network.to(device).eval().requires_grad_(False)  # in full precision: they are small
 
 
 def save_part(network: nn.Module, folder: Path, config: dict[str, object]) -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from retouch.models.face_losses import losses_of
 from retouch.models.face import alphas_cumprod
+from retouch.models.face_losses import losses_of
 
 
 def naive(

@@ -20,7 +20,6 @@ from typing import Final, TypeAlias, final
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, normalize
 
@@ -29,7 +28,7 @@ from retouch.compute import Compute
 from retouch.errors import NoFace, ParamsError
 from retouch.events import Listener
 from retouch.media.pictures import read_picture
-from retouch.media.probe import Facts
+from retouch.media.probe import ClipFacts
 from retouch.methods.face.align import FaceSquares
 from retouch.methods.face.spec import FaceParams, strength_curve
 from retouch.methods.face.track import FaceTrack, ReaderFinder, follow_face, vector_of
@@ -90,7 +89,9 @@ def edit_with(model: FaceModel, video: Video, params: FaceParams, run: Run) -> E
         where &= shown[:, None, None, None].numpy()
         frames[part] = np.where(where, clip.like(pixels).frames, clip.frames)
         touched[part] = where
-    return Edited(video.like(frames), touched=touched, figures={"frames_with_face": float(track.shown.mean())})
+    return Edited(
+        video.like(frames), touched=touched, figures={"frames_with_face": float(track.shown.mean())}
+    )
 
 
 def tell_of(video: Video, track: FaceTrack, run: Run) -> None:
@@ -176,7 +177,7 @@ def encode_faces(
     lowest = steps[0][0]
     x = crops.to(device)
     if net.config.lo > 0:
-        x = add_noise(x, entry.to(device), lowest)
+        x = add_noise(x, entry.to(device).expand_as(x), lowest)
     path = x.new_zeros(len(steps) + 1, *x.shape)
     seen = torch.zeros_like(path)
     path[0] = x
@@ -187,9 +188,7 @@ def encode_faces(
         )
         step.done(path[step.index + 1])
     seen[-1] = net.clean(path[-1], steps[-1][1], code)
-    missed = [
-        path[n] - extrapolate(seen[n + 1], path[n + 1], hi, lo) for n, (lo, hi) in enumerate(steps)
-    ]
+    missed = [path[n] - extrapolate(seen[n + 1], path[n + 1], hi, lo) for n, (lo, hi) in enumerate(steps)]
     return EncodedFaces(path[-1], seen[0], torch.stack(missed).half())
 
 
@@ -229,12 +228,10 @@ def steer(
     target = who
     if params.identity:
         target = normalize(who + params.strength * (vector_in(params, model) - who), dim=1)
-    if params.direction:
-        target = normalize(target + params.strength * read_direction(params, who.shape[1]), dim=1)
     if not params.attribute:
         return target.expand(len(clip), -1)
     if model.attributes is None:
-        raise ParamsError("the model knows no attributes", hint="give a direction, or another identity")
+        raise ParamsError("the model knows no attributes", hint="give another identity")
     move = model.attributes.steered if params.faithful else model.attributes.moved
     numbers = range(clip.origin.first, clip.origin.first + len(clip))
     return torch.cat([move(target, params.strengths(number)) for number in numbers])
@@ -251,29 +248,10 @@ def vector_in(params: FaceParams, model: FaceModel) -> Float[Tensor, "1 d"]:
     finder = YuNetFinder(params.finder) if params.finder else ReaderFinder(model)
     found = finder.find(picture)
     if not found:
-        raise NoFace(f"no face was found in {params.identity.name}", hint="give an upright picture of one face")
-    return vector_of(picture, found[0], model)
-
-
-def read_direction(params: FaceParams, features: int) -> Float[Tensor, "1 d"]:
-    """Return the change of identity in a file.
-
-    Raises:
-        ParamsError: it is no such file, or belongs to another model.
-    """
-    assert params.direction
-    try:
-        found = load_file(params.direction)["direction"].float().reshape(1, -1)
-    except Exception as problem:
-        raise ParamsError(
-            f"{params.direction.name} holds no direction: {problem}", hint="make one: retouch face direction"
-        ) from None
-    if found.shape[1] != features:
-        raise ParamsError(
-            f"{params.direction.name} has {found.shape[1]} numbers; the model's identities have {features}",
-            hint="learn it with the same model",
+        raise NoFace(
+            f"no face was found in {params.identity.name}", hint="give an upright picture of one face"
         )
-    return found
+    return vector_of(picture, found[0], model)
 
 
 def lay_over(
@@ -295,7 +273,7 @@ def lay_over(
     anew = avg_pool2d(max_pool2d(shape, 3, 1, 1), 3, 1, 1) * strength
     added, replaced, share = squares.paste(
         torch.cat([strength * (drawn - seen), anew * drawn, anew], dim=1), size
-    ).split([3, 3, 1], dim=1)
+    ).tensor_split([3, 6], dim=1)
     pixels = (1 - share) * (clip.pixels() + added) + replaced
     where = squares.paste((strength > 0).float(), size) > 0
     return pixels.clamp(-1, 1), where.numpy()
@@ -324,12 +302,12 @@ def lay_as_published(
     mask = 1 - model.mask(parts, *OUTSIDE_VIDEO)
     laid, share = squares.paste(
         torch.cat([mask * drawn.cpu(), mask], dim=1), (clip.height, clip.width)
-    ).split([3, 1], dim=1)
+    ).tensor_split([3], dim=1)
     pixels = (1 - share) * clip.pixels() + laid
     return pixels.clamp(-1, 1), (share > 0).numpy()
 
 
-def preflight(clip: Facts, params: FaceParams, tell: Listener) -> None:
+def preflight(clip: ClipFacts, params: FaceParams, tell: Listener) -> None:
     """Refuse attributes that the model does not know, and numbers of steps that it cannot take.
 
     Raises:

@@ -57,11 +57,8 @@ class FaceParams(Params):
         Role.PICTURE,
         Field(description="A picture of somebody else, whose identity the face takes on."),
     ] = None
-    direction: Path | None = Field(
-        default=None, description="A change of identity that `retouch face direction` learnt."
-    )
     strength: float = Field(
-        default=1.0, ge=-10, le=10, description="How far identity and direction go; 1 is all the way."
+        default=1.0, ge=-10, le=10, description="How far the other identity is taken on; 1 is all the way."
     )
     face: int | None = Field(
         default=None,
@@ -84,8 +81,8 @@ class FaceParams(Params):
 
     @model_validator(mode="after")
     def _has_an_edit(self) -> "FaceParams":
-        if not (self.attribute or self.identity or self.direction):
-            raise ValueError("nothing is to be changed: give attribute, identity or direction")
+        if not (self.attribute or self.identity):
+            raise ValueError("nothing is to be changed: give attribute or identity")
         if self.steps < 2:
             raise ValueError("steps is 1; it must be at least 2")
         return self

@@ -30,7 +30,7 @@ SEARCH_SIDE: Final = 192
 SMALLEST: Final = 0.09
 """Half the side of the smallest square tried, in longer sides of the frame."""
 GROWTH: Final = 1.4
-PITCH: Final = 0.5
+PITCH: Final = 0.6
 """How far squares lie apart that are tried, in halves of their sides."""
 ROUNDS: Final = 4
 """How often a promising square is laid anew; and twice in every frame that follows."""
@@ -75,7 +75,7 @@ def gaps(shown: Bool[np.ndarray, " f"]) -> list[range]:
 
 @artifact("face_track", version=1)
 def follow_face(
-    video: Video, model: FaceModel, finder: "FaceFinder | None", face: int | None, *, run: Run
+    video: Video, model: FaceModel, finder: FaceFinder | None, face: int | None, *, run: Run
 ) -> FaceTrack:
     """Find the face that is meant and follow it to both ends of the clip.
 
@@ -123,7 +123,11 @@ def chosen_face(found: Sequence[FoundFace], face: int | None, frame: str) -> Fou
 
 
 def next_face(
-    frame: UInt8[np.ndarray, "3 h w"], last: FoundFace, who: torch.Tensor, finder: FaceFinder, model: FaceModel
+    frame: UInt8[np.ndarray, "3 h w"],
+    last: FoundFace,
+    who: torch.Tensor,
+    finder: FaceFinder,
+    model: FaceModel,
 ) -> FoundFace | None:
     """Return where a face went; it is sought in the whole frame where it is not near its last place."""
     if last.score > 0 and isinstance(finder, ReaderFinder):
@@ -186,7 +190,7 @@ class ReaderFinder:
             for face in apart(sorted(sure, key=lambda face: -face.score), 0.7)
         ]
         again = self.laid_anew(frame, faces, rounds=1) if faces else []
-        return sorted((face for face in again if face.score >= SURE), key=lambda face: -face.score)
+        return apart(sorted((f for f in again if f.score >= SURE), key=lambda face: -face.score), 0.7)
 
     def laid_anew(
         self, frame: UInt8[np.ndarray, "3 h w"], faces: Sequence[FoundFace], *, rounds: int

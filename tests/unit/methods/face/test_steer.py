@@ -3,8 +3,8 @@ import torch
 from torch.nn.functional import normalize
 
 from retouch.methods.face.steer import WordSearch, text_direction
-from retouch.models.face_attributes import Attributes
 from retouch.models.face import schedule_at
+from retouch.models.face_attributes import Attributes
 from retouch.models.noise_path import Level
 
 

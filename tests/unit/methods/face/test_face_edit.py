@@ -1,0 +1,171 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retouch.errors import NoFace, ParamsError
+from retouch.events import Event, Notice
+from retouch.media.pictures import write_picture
+from retouch.methods.face.edit import edit_with
+from retouch.methods.face.spec import SPEC, FaceParams
+from retouch.methods.face.track import ReaderFinder, follow_face, gaps
+from retouch.models.face_model import ANCHORS, FaceModel
+from retouch.run import Edited, Run
+from retouch.video import Video
+from retouch.world import LANDMARKS, FaceClip, Portrait, face_picture
+
+STEPS = 4
+NEAR = 1.5
+"""Pixels within which eyes and mouth are found, of a face about 40 wide."""
+
+
+@pytest.fixture(scope="module")
+def model() -> FaceModel:
+    return FaceModel.from_pretrained("tiny:face")
+
+
+@pytest.fixture(scope="module")
+def clip() -> FaceClip:
+    return FaceClip.of(Portrait.sample(5), 4, 96)
+
+
+def edited(
+    video: Video, model: FaceModel, folder: Path, told: list[Event] | None = None, **given: object
+) -> Edited:
+    params = SPEC.fill({"attribute": ("beard=1",), "steps": STEPS, **given})
+    assert isinstance(params, FaceParams)
+    return edit_with(
+        model, video, params, Run.alone(folder, listen=(told if told is not None else []).append)
+    )
+
+
+@contextmanager
+def calls_of(model: FaceModel) -> Iterator[list[int]]:
+    """Count the frames that the network is asked about."""
+    seen: list[int] = []
+    hook = model.diffusion.network.unet.register_forward_pre_hook(
+        lambda _net, given: seen.append(len(given[0]))
+    )
+    yield seen
+    hook.remove()
+
+
+def test_a_beard_comes_nearer_to_the_true_edit_than_the_source_and_all_else_stays(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    made, true = edited(clip.video, model, tmp_path), clip.edited("beard=yes").video
+    assert made.touched is not None
+    changed = np.broadcast_to((true.frames != clip.video.frames).any(1, keepdims=True), true.frames.shape)
+    ours, was = (
+        np.square(video.frames[changed].astype(float) - true.frames[changed]).mean()
+        for video in (made.video, clip.video)
+    )
+    assert ours < was / 5
+    outside = ~np.broadcast_to(made.touched, true.frames.shape)
+    assert (made.video.frames == clip.video.frames)[outside].all()
+    assert outside.mean() > 0.5
+
+
+def test_the_first_edit_takes_two_calls_a_step_and_frame_and_a_second_one_one(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    with calls_of(model) as seen:
+        edited(clip.video, model, tmp_path)
+    assert sum(seen) == 2 * STEPS * len(clip.video)
+    with calls_of(model) as seen:
+        edited(clip.video, model, tmp_path, attribute=("glasses=1",))
+    assert sum(seen) == STEPS * len(clip.video)
+
+
+def test_strength_zero_gives_the_clip_back(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
+    made = edited(clip.video, model, tmp_path, attribute=("beard=0", "glasses=0"))
+    assert np.array_equal(made.video.frames, clip.video.frames)
+
+
+def test_a_clip_of_one_frame_and_a_curve_over_time(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
+    assert len(edited(clip.video[:1], model, tmp_path / "one").video) == 1
+    made = edited(clip.video, model, tmp_path / "curve", attribute=("beard=0:0,3:1",))
+    apart = (made.video.frames != clip.video.frames).any(1).mean((1, 2))
+    assert apart[0] == 0
+    assert apart[3] > 0.02
+
+
+def test_another_identity_is_taken_on(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
+    write_picture(face_picture(Portrait.sample(8), size=96), tmp_path / "other.png")
+    made = edited(clip.video, model, tmp_path, attribute=(), identity=tmp_path / "other.png")
+    assert (made.video.frames != clip.video.frames).any(1).mean() > 0.1
+    write_picture(np.zeros((64, 64, 3), np.uint8), tmp_path / "black.png")
+    with pytest.raises(NoFace, match="black"):
+        edited(clip.video, model, tmp_path, attribute=(), identity=tmp_path / "black.png")
+
+
+def test_as_published_the_drawn_face_is_pasted_inside_a_hard_mask(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    made = edited(clip.video, model, tmp_path, faithful=True, steps=5)
+    assert made.touched is not None
+    assert 0 < made.touched.mean() < 0.5
+
+
+def test_the_face_is_found_where_it_is(model: FaceModel, clip: FaceClip) -> None:
+    (found,) = ReaderFinder(model).find(clip.video.frames[0])
+    true = clip.landmarks[0][[LANDMARKS.index(name) for name in ANCHORS]]
+    assert np.abs(found.points - true).max() < NEAR
+
+
+def test_of_two_people_the_one_chosen_is_edited_and_none_without_a_choice(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    other = FaceClip.of(Portrait.sample(3), len(clip.video), 96)
+    both = Video(np.concatenate([clip.video.frames, other.video.frames], axis=3), clip.video.fps)
+    with pytest.raises(ParamsError, match="frame 0 shows 2 faces"):
+        edited(both, model, tmp_path)
+    made = edited(both, model, tmp_path, face=1)
+    changed = (made.video.frames != both.frames).any((0, 1, 2))
+    assert not changed[:90].any()
+    assert changed[96:].any()
+
+
+def test_a_clip_without_a_face_is_refused_with_its_frames(model: FaceModel, tmp_path: Path) -> None:
+    nobody = Video(np.full((3, 3, 64, 64), 90, np.uint8), FaceClip.of(Portrait.sample(1), 1, 16).video.fps)
+    with pytest.raises(NoFace, match="frames 0 to 2"):
+        edited(nobody, model, tmp_path)
+
+
+def test_frames_without_the_face_are_named_short_gaps_filled_and_long_ones_left(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    frames = np.concatenate([clip.video.frames, np.full((12, 3, 96, 96), 90, np.uint8)])
+    frames[1] = 90
+    told: list[Event] = []
+    made = edited(Video(frames, clip.video.fps), model, tmp_path, told)
+    said = [event.text for event in told if isinstance(event, Notice)]
+    assert any("frame 1" in text and "filled in" in text for text in said)
+    assert any("frames 4 to 15" in text and "stay as they are" in text for text in said)
+    assert np.array_equal(made.video.frames[4:], frames[4:])
+
+
+def test_a_face_in_the_middle_of_a_clip_is_followed_both_ways(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    frames = np.concatenate([np.full((2, 3, 96, 96), 90, np.uint8), clip.video.frames])
+    track = follow_face(Video(frames, clip.video.fps), model, None, None, run=Run.alone(tmp_path))
+    assert (track.score > 0).tolist() == [False] * 2 + [True] * 4
+    assert [list(gap) for gap in gaps(track.score > 0)] == [[0, 1]]
+
+
+def test_encoders_of_another_network_are_refused(model: FaceModel) -> None:
+    from dataclasses import replace
+
+    from retouch.errors import ModelMismatch
+    from retouch.models.face_model import SmallFaceReader
+
+    reader = model.reader
+    assert isinstance(reader, SmallFaceReader)
+    other = SmallFaceReader(reader.network, [*reader.point_names[:-1], "chin"])
+    with pytest.raises(ModelMismatch, match="its network takes"):
+        replace(model, reader=other).check("mine")
+    assert torch.equal(reader.motion(torch.zeros(1, 22, 2)), torch.zeros(1, 42))
