@@ -28,4 +28,4 @@ def test_flicker_lowers_both_and_drift_the_whole_clip_more() -> None:
 
 def test_one_frame_is_refused() -> None:
     with pytest.raises(InputError, match="between frames"):
-        identity_steadiness(faces(0.1)[:1], faces(0.1))
+        identity_steadiness(faces(0.1)[:1], faces(0.1)[:1])
