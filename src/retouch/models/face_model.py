@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import interpolate, max_pool2d, pad
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
@@ -41,6 +41,12 @@ ANCHORS: Final = ("left eye", "right eye", "mouth left", "mouth right")
 """The points that the square follows from, left ones first as seen."""
 NEAR: Final = 3
 """Pixels around a point in which the part that belongs there counts."""
+EYES: Final = ("eyes", "glasses")
+BELOW_EYES: Final = ("nose", "skin", "beard", "mouth")
+LAYOUT: Final = ((-6, -1, EYES), (6, -1, EYES), (0, 5, BELOW_EYES), (0, 11, ("mouth",)))
+"""Where parts lie from the middle of a square of 64 pixels: columns, rows, and which parts."""
+LAYOUT_SLACK: Final = 9
+"""Pixels, odd, within which a part of the layout may lie."""
 
 
 @final
@@ -97,16 +103,31 @@ class SmallFaceReader:
         share, side = scores.softmax(1), scores.shape[-1]
         found = []
         for point, parts in (
-            ("left eye", ("eyes", "glasses")),
-            ("right eye", ("eyes", "glasses")),
+            ("left eye", EYES),
+            ("right eye", EYES),
             ("mouth top", ("mouth",)),
-            ("nose tip", ("nose", "skin", "beard", "mouth")),
+            ("nose tip", BELOW_EYES),
         ):
             shown = [number for number, name in enumerate(self.part_names) if name in parts]
             near = max_pool2d(share[:, shown].sum(1, keepdim=True), NEAR, 1, NEAR // 2)[:, 0]
             at = (points[:, list(self.point_names).index(point)] * side).long().clamp(0, side - 1)
             found.append(near[torch.arange(len(at)), at[:, 1], at[:, 0]])
         return Reading(points, resized_parts(scores.argmax(1), crops.shape[-1]), torch.stack(found).amin(0))
+
+    @torch.no_grad()
+    def likely_middles(self, picture: Float[Tensor, "1 3 h w"]) -> Float[Tensor, "h w"]:
+        """Return how likely each pixel is the middle of a face whose square is 64 pixels wide.
+
+        The network sees the whole picture at once; sides are multiples of 16.
+        """
+        share, border = self.network(picture.to(self.network.head.weight))[1].softmax(1)[0], 16
+        shifted = []
+        for right, down, names in LAYOUT:
+            shown = share[[number for number, name in enumerate(self.part_names) if name in names]].sum(0)
+            near = max_pool2d(shown[None], LAYOUT_SLACK, 1, LAYOUT_SLACK // 2)[0]
+            padded, (h, w) = pad(near, (border,) * 4), shown.shape
+            shifted.append(padded[border + down : border + down + h, border + right : border + right + w])
+        return torch.stack(shifted).amin(0)
 
     def motion(self, points: Float[Tensor, "f points 2"]) -> Float[Tensor, "f motion"]:
         """As `FaceReader` says."""

@@ -180,8 +180,8 @@ class SmallReader(nn.Module):
         self.head = nn.Conv2d(widths[1], points + 4 * len(self.names), 3, padding=1)
 
     def forward(
-        self, crops: Float[Tensor, "f 3 64 64"]
-    ) -> tuple[Float[Tensor, "f points 2"], Float[Tensor, "f parts 64 64"]]:
+        self, crops: Float[Tensor, "f 3 h w"]
+    ) -> tuple[Float[Tensor, "f points 2"], Float[Tensor, "f parts h w"]]:
         """Return points, 0 to 1 from edge to edge, and the scores of each part."""
         seen = [crops]
         for down in self.down:
@@ -190,9 +190,9 @@ class SmallReader(nn.Module):
         for up in self.up:
             h = up(torch.cat([interpolate(h, scale_factor=2.0), seen.pop()], dim=1))
         maps, parts = self.head(h).float().tensor_split([self.points], dim=1)
-        ticks = (torch.arange(maps.shape[-1], device=maps.device) + 0.5) / maps.shape[-1]
+        rows, columns = ((torch.arange(side, device=maps.device) + 0.5) / side for side in maps.shape[2:])
         share = maps.flatten(2).softmax(2).unflatten(2, maps.shape[2:])  # f points v u
-        spots = torch.stack([(share.sum(2) * ticks).sum(2), (share.sum(3) * ticks).sum(2)], dim=2)
+        spots = torch.stack([(share.sum(2) * columns).sum(2), (share.sum(3) * rows).sum(2)], dim=2)
         return spots, pixel_shuffle(parts, 2)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """One face, found in a clip and followed through it: where its eyes and mouth are in every frame.
 
-Without a finder the model's own reader looks for faces: squares are tried all over a frame, those that seem
-to show a face are laid anew by the points read in them, until they stay.
+Without a finder the model's own reader looks for faces: it sees the whole frame at a few sizes, and squares
+that seem to show a face are laid anew by the points read in them, until they stay.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,27 +11,30 @@ from typing import Final, final
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from torch.nn.functional import interpolate, max_pool2d, pad
 
 from retouch.artifacts import artifact
 from retouch.errors import NoFace, ParamsError
 from retouch.methods.face.align import FaceSquares
 from retouch.models.face_model import ANCHORS, FaceModel, SmallFaceReader
-from retouch.models.face_parts import FaceFinder, FoundFace
+from retouch.models.face_parts import FaceFinder, FoundFace, SmallReader
 from retouch.run import Run
 from retouch.video import Video
 
 SURE: Final = 0.4
 """The least score of a face."""
-PROMISING: Final = 0.05
-"""The least score of a square that is laid anew."""
+PROMISING: Final = 0.2
+"""How likely the middle of a square must be a face's for the square to be looked at."""
 SEARCH_SIDE: Final = 192
 """The longer side of a frame in which faces are looked for."""
 SMALLEST: Final = 0.09
-"""Half the side of the smallest square tried, in longer sides of the frame."""
+"""Half the side of the smallest square looked for, in longer sides of the frame."""
 GROWTH: Final = 1.4
-PITCH: Final = 0.6
-"""How far squares lie apart that are tried, in halves of their sides."""
+PEAK: Final = 11
+"""Pixels, odd, of a square of 64, within which one middle is taken."""
+MOST_TRIED: Final = 16
+"""Squares of a frame that are laid anew, the surest."""
 ROUNDS: Final = 4
 """How often a promising square is laid anew; and twice in every frame that follows."""
 SAME_PERSON: Final = 0.5
@@ -179,18 +182,29 @@ class ReaderFinder:
     def find(self, frame: UInt8[np.ndarray, "3 h w"]) -> Sequence[FoundFace]:
         """Return the faces of a frame, the surest first."""
         small, factor = shrunk(frame)
-        tried = squares_to_try(small.shape[1], small.shape[2])
-        found = [face for each in tried for face in self.read(small, each) if face.score > PROMISING]
-        if not found:
+        tried = [face for squares in self.promising_squares(small) for face in self.read(small, squares)]
+        near = surest_apart(tried, 0.0, 0.25)[:MOST_TRIED]
+        if not near:
             return []
-        near = apart(sorted(found, key=lambda face: -face.score), 0.25)
-        sure = [face for face in self.laid_anew(small, near, rounds=ROUNDS) if face.score >= SURE]
-        faces = [
-            FoundFace((face.points + 0.5) * factor - 0.5, face.score)
-            for face in apart(sorted(sure, key=lambda face: -face.score), 0.7)
-        ]
-        again = self.laid_anew(frame, faces, rounds=1) if faces else []
-        return apart(sorted((f for f in again if f.score >= SURE), key=lambda face: -face.score), 0.7)
+        sure = surest_apart(self.laid_anew(small, near, rounds=ROUNDS), SURE, 0.7)
+        if not sure:
+            return []
+        full = [FoundFace((face.points + 0.5) * factor - 0.5, face.score) for face in sure]
+        return surest_apart(self.laid_anew(frame, full, rounds=1), SURE, 0.7)
+
+    def promising_squares(self, frame: UInt8[np.ndarray, "3 y x"]) -> Iterator[FaceSquares]:
+        """Yield upright squares whose middle is likely that of a face, those of a size together."""
+        reader, longer = self.model.reader, max(frame.shape[1:])
+        assert isinstance(reader, SmallFaceReader)
+        half = 0.6 * longer
+        while half >= SMALLEST * longer:
+            likely = reader.likely_middles(at_scale(frame, SmallReader.SIDE / 2 / half)).cpu()[None]
+            peak = (likely >= PROMISING) & (likely == max_pool2d(likely, PEAK, 1, PEAK // 2))
+            spots = peak[0].nonzero().double().numpy()[:, ::-1]
+            if len(spots):
+                centres = (spots + 0.5) * (half * 2 / SmallReader.SIDE) - 0.5
+                yield FaceSquares(centres, np.tile([half, 0.0], (len(spots), 1)))
+            half /= GROWTH
 
     def laid_anew(
         self, frame: UInt8[np.ndarray, "3 h w"], faces: Sequence[FoundFace], *, rounds: int
@@ -227,25 +241,21 @@ def shrunk(frame: UInt8[np.ndarray, "3 h w"]) -> tuple[UInt8[np.ndarray, "3 y x"
     return np.ascontiguousarray(small.transpose(2, 0, 1)), factor
 
 
-def squares_to_try(height: int, width: int) -> Iterator[FaceSquares]:
-    """Yield upright squares all over a frame, those of a size together, the largest first."""
-    half = 0.6 * max(height, width)
-    while half >= SMALLEST * max(height, width):
-        rows, columns = (
-            np.arange(0.4 * half, max(side - 0.4 * half, 0.4 * half + 1), PITCH * half)
-            for side in (height, width)
-        )
-        centres = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
-        yield FaceSquares(centres, np.tile([half, 0.0], (len(centres), 1)))
-        half /= GROWTH
+def at_scale(frame: UInt8[np.ndarray, "3 h w"], scale: float) -> Float[torch.Tensor, "1 3 y x"]:
+    """Return a frame so many times as large; its border is repeated until both sides are multiples of 16."""
+    h, w = (max(1, round(side * scale)) for side in frame.shape[1:])
+    seen = interpolate(pixels_of(frame), (h, w), mode="bilinear", antialias=True, align_corners=False)
+    beyond = [max(0, SmallReader.SIDE - side) or -side % 16 for side in (w, h)]
+    return pad(seen, (0, beyond[0], 0, beyond[1]), mode="replicate")
 
 
-def apart(faces: Sequence[FoundFace], share: float) -> list[FoundFace]:
-    """Return the faces, surest first, that do not lie on a surer one."""
+def surest_apart(faces: Sequence[FoundFace], least: float, share: float) -> list[FoundFace]:
+    """Return faces of some score, surest first, that do not lie on a surer one."""
     kept: list[FoundFace] = []
-    for face in faces:
+    for face in sorted(faces, key=lambda each: -each.score):
         reach = 2 * share * max(np.ptp(face.points[:, 0]), np.ptp(face.points[:, 1]), 1.0)
         middle = face.points.mean(0)
-        if all(np.linalg.norm(other.points.mean(0) - middle) > reach for other in kept):
+        apart = all(np.linalg.norm(other.points.mean(0) - middle) > reach for other in kept)
+        if face.score >= least and apart:
             kept.append(face)
     return kept
