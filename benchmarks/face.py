@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from family import keep_in_provenance
 from retouch.methods.face.edit import edit_with, read_faces
 from retouch.methods.face.spec import SPEC, FaceParams
 from retouch.methods.face.track import follow_face
@@ -77,8 +78,9 @@ def vectors(video: Video, model: FaceModel, folder: Path) -> torch.Tensor:
     return read_faces(video, track.squares(model.diffusion.config.scale), track, model, run=run).vectors
 
 
-def truth(count: int, frames: int) -> None:
-    """Print a row for each edit."""
+def truth(count: int, frames: int, *, keep: bool) -> None:
+    """Print a row for each edit; `keep` puts the means beside the weights."""
+    figures = {"edited_clips": float(count * len(EDITS)), "frames_a_clip": float(frames)}
     model = FaceModel.from_pretrained("tiny:face")
     print("| edit | clips | frames nearer | changed region | source there | exact outside | TL-ID | TG-ID |")
     print("|---|---|---|---|---|---|---|---|")
@@ -96,11 +98,15 @@ def truth(count: int, frames: int) -> None:
                 ours, was = (decibels_within(video, true, mask) for video in (result, clip.video))
                 rows.append((ours, was, exact, *near_and_far))
         mean = np.mean(rows, axis=0)
+        figures[f"psnr_changed_{name.replace(' ', '_')}"] = round(float(mean[0]), 2)
+        figures[f"psnr_source_{name.replace(' ', '_')}"] = round(float(mean[1]), 2)
         print(
             f"| {name} | {count} | {np.mean(near):.2f} | {mean[0]:.1f} dB | {mean[1]:.1f} dB | {mean[2]:.0%} "
             f"| {mean[3]:.3f} | {mean[4]:.3f} |",
             flush=True,
         )
+    if keep:
+        keep_in_provenance("face", figures)
 
 
 def sheet(path: Path) -> None:
@@ -122,11 +128,13 @@ def main() -> None:
     parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--keep", action="store_true", help="put the means into PROVENANCE.json")
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     if asked.what == "sheet":
         sheet(asked.path or sys.exit("name the picture to write"))
     else:
-        truth(asked.clips, asked.frames)
+        truth(asked.clips, asked.frames, keep=asked.keep)
 
 
 if __name__ == "__main__":
