@@ -171,6 +171,30 @@ FrameMark: TypeAlias = Annotated[str, Role.MARK]
 """A mark on one of the clip's frames, as [NAME@]FRAME:x,y ..."""
 DrawnMask: TypeAlias = Annotated[PictureAt, Role.MARK]
 """A whole mask of one of the clip's frames, as [NAME@]FRAME=PICTURE."""
+Boxes: TypeAlias = Annotated[
+    tuple[FrameMark, ...],
+    Field(description="A box around an object, as [NAME@]FRAME:x,y x,y. Repeatable."),
+]
+Strokes: TypeAlias = Annotated[
+    tuple[FrameMark, ...],
+    Field(description="A stroke over an object, as [NAME@]FRAME:x,y x,y ... Repeatable."),
+]
+Outsides: TypeAlias = Annotated[
+    tuple[FrameMark, ...],
+    Field(description="A stroke over what is not the object, as [NAME@]FRAME:x,y x,y ..."),
+]
+Polygons: TypeAlias = Annotated[
+    tuple[FrameMark, ...],
+    Field(description="An object's outline, as [NAME@]FRAME:x,y x,y x,y ... Repeatable."),
+]
+DrawnMasks: TypeAlias = Annotated[
+    tuple[DrawnMask, ...],
+    Field(description="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is the object. Repeatable."),
+]
+SegmenterName: TypeAlias = Annotated[
+    str, Field(description="Who follows the object: grabcut, which needs no weights, or sam2:MODEL.")
+]
+AtlasFile: TypeAlias = Annotated[Path, Field(description="An atlas made before, by `retouch atlas fit`.")]
 Frames: TypeAlias = Annotated[str, Role.FRAMES]
 """Some of the clip's frames, as FIRST-LAST."""
 FrameNumber: TypeAlias = Annotated[int, Role.FRAMES]

@@ -34,7 +34,11 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from retouch.errors import RequestError
 from retouch.events import ignore
+from retouch.media.io import write
 from retouch.media.pictures import write_picture
+from retouch.methods.diffusion_atlas.edit import edit_with as edit_atlas
+from retouch.methods.diffusion_atlas.spec import SPEC as DIFFUSION_ATLAS
+from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
 from retouch.methods.fatezero.edit import edit_with as edit_by_text
 from retouch.methods.fatezero.spec import SPEC as FATEZERO
 from retouch.methods.fatezero.spec import FateZeroParams
@@ -237,19 +241,117 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompts = [prompt for _, prompt in given_as(params, Role.PROMPT)]
         known = words_of(self.tokenizer.init_kwargs)
         check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
-        model = StableDiffusion(
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-            unet=self.unet,
-            vae=self.vae,
-            scheduler_config=self.scheduler.config,
-            device=torch.device(self._execution_device),
-        )
         with TemporaryDirectory() as name:
             run = Run.alone(Path(name), seed=0 if generator is None else generator.initial_seed())
             run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit"))
-            edited = edit_by_text(model, clip, params, run)
+            edited = edit_by_text(_image_model(self), clip, params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
+
+
+@final
+class DiffusionAtlasPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """DiffusionAtlas, reconstructed, over the parts of a Stable Diffusion pipeline.
+
+    Example:
+        ```python
+        pipe = DiffusionAtlasPipeline.from_pretrained("./stable-diffusion-v1-5").to("cuda")
+        words = {"source_prompt": "a red car in a street", "prompt": "a blue car in a street"}
+        frames = pipe(video=frames, mask=masks, **words).frames[0]
+        ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components: ClassVar = ["safety_checker", "feature_extractor", "image_encoder"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        safety_checker: object | None = None,
+        feature_extractor: object | None = None,
+        image_encoder: object | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+
+    def __call__(
+        self,
+        video: Frames,
+        mask: Frames,
+        *,
+        source_prompt: str,
+        prompt: str | None = None,
+        ip_adapter_image: Image.Image | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        preset: str | None = None,
+        anyway: bool = False,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callback | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> StableVideoDiffusionPipelineOutput:
+        """Edit the object that a mask shows in `video`; every frame follows.
+
+        Args:
+            video: the frames, as pictures, as bytes, or as numbers from 0 to 1.
+            mask: where the object is, in the same kinds: white in every frame.
+            source_prompt: what the clip shows now.
+            prompt: what it should show; its words stay if not given.
+            ip_adapter_image: a picture of what the object should look like.
+            num_inference_steps: denoising steps, and as many of inversion.
+            guidance_scale: how strongly the prompt steers.
+            preset: one of the method's presets, for what is not given here.
+            anyway: go on with words that the model says it was not taught.
+            generator: gives the seed of the run.
+            output_type: "pil" for pictures, "np" or "pt" for numbers from 0 to 1.
+            callback_on_step_end: called after each step of the way down with `latents`, which it may replace.
+            options: any other parameter of the method, by its own name.
+
+        Returns:
+            Frames as diffusers' pipelines give them: a batch of one clip.
+        """
+        asked = {"prompt": prompt, "steps": num_inference_steps, "guidance": guidance_scale}
+        given: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            given |= {"source_prompt": source_prompt, "mask": write(_clip(mask), folder / "mask")}
+            if ip_adapter_image is not None:
+                reference = np.asarray(ip_adapter_image.convert("RGBA"))
+                given["reference"] = write_picture(reference, folder / "reference.png")
+            params = DIFFUSION_ATLAS.fill({**given, **(options or {})}, preset=preset)
+            assert isinstance(params, DiffusionAtlasParams)
+            prompts = [text for _, text in given_as(params, Role.PROMPT)]
+            known = words_of(self.tokenizer.init_kwargs)
+            check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
+            run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
+            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit object"))
+            edited = edit_atlas(_image_model(self), _clip(video), params, run)
+            return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
+
+
+def _image_model(pipe: DiffusionPipeline) -> StableDiffusion:
+    """Return our model over the parts of a pipeline of Stable Diffusion's layout."""
+    return StableDiffusion(
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        unet=pipe.unet,
+        vae=pipe.vae,
+        scheduler_config=pipe.scheduler.config,
+        device=torch.device(pipe._execution_device),
+    )
 
 
 def _clip(frames: Frames) -> Video:

@@ -25,6 +25,7 @@ GROUP = "retouch.methods"
 
 BUILT_IN: tuple[str, ...] = (
     "paint",
+    "diffusion_atlas",
     "stablevideo",
     "fatezero",
     "tune_a_video",

@@ -73,6 +73,20 @@ def unchanged(clip: Bouncing, folder: Path) -> Given:
     return {"first": folder / "same.png", "steps": 4, "model": CLIP_MODEL}
 
 
+def in_atlas(source: str, target: str) -> Callable[[Bouncing, Path], Given]:
+    """What is there, what should be, and a rough atlas of the clip, so that none is solved in each run."""
+    given = words(source, target, tune_steps=0)
+
+    def asked(clip: Bouncing, folder: Path) -> Given:
+        file = folder / "clip.atlas"
+        if not file.exists():
+            rough, run = AtlasSettings(charts=1, steps=1, gain=0), Run.alone(folder / "solving")
+            save_atlas(atlas_for(clip.video, run, masks=[masks(clip, folder)], settings=rough), file)
+        return {**given(clip, folder), "atlas": file}
+
+    return asked
+
+
 def frame(clip: Bouncing, number: int = 1) -> np.ndarray:
     return np.ascontiguousarray(clip.video.frames[number].transpose(1, 2, 0)).copy()
 
@@ -96,6 +110,11 @@ ROWS: Mapping[str, Row] = {
     "tint": Row(lambda _clip, _folder: {"steps": 2}, lambda _clip, _folder: {"steps": 2, "red": 0.0}),
     "paint": Row(painted, unpainted),
     "stablevideo": Row(recoloured, of_the_world=True),
+    "diffusion_atlas": Row(
+        in_atlas("a red ball on sand", "a blue ball on sand"),
+        in_atlas("a red ball on sand", "a red ball on sand"),
+        psnr=TINY_MODEL,
+    ),
     "fatezero": Row(
         words("a red ball on sand", "a blue ball on sand"),
         words("a red ball on sand", "a red ball on sand"),

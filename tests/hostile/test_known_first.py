@@ -13,6 +13,7 @@ from retouch.media.io import read_frame, write, write_picture
 from retouch.testing import Bouncing
 
 PAINT = ("edit", "paint", "clip.mp4", "--box", "0:8,8 40,40")
+ATLAS = ("edit", "diffusion_atlas", "clip.mp4", "--source-prompt", "a red ball")
 SHOP = ("edit", "videoshop", "clip.mp4")
 FACE = ("edit", "face", "clip.mp4")
 WORDS = ("edit", "fatezero", "clip.mp4", "--source-prompt", "a red ball", "--prompt", "a blue ball")
@@ -23,6 +24,7 @@ def files(shell: Shell, bouncing: Bouncing) -> Path:
     """The shell's folder, with pictures, masks and things that are neither."""
     frame = read_frame(shell.folder / "clip.mp4", 0)
     write_picture(frame, shell.folder / "key.png")
+    write_picture(np.full_like(frame, 90), shell.folder / "flat.png")
     write_picture(frame[:, ::2], shell.folder / "narrow.png")
     write_picture(frame[::2, ::2], shell.folder / "half.png")
     (shell.folder / "cut.png").write_bytes((shell.folder / "key.png").read_bytes()[:300])
@@ -63,6 +65,10 @@ def files(shell: Shell, bouncing: Bouncing) -> Path:
         ((*FACE, "--attribute", "glasses"), "'glasses' is not NAME=STRENGTH"),
         ((*FACE, "--identity", "cut.png"), "cut.png cannot be read as a picture"),
         ((*FACE, "--attribute", "glasses=1", "--faithful", "--steps", "30"), "knows no such number"),
+        ((*ATLAS, "--prompt", "a blue ball"), "nothing says what the object is"),
+        ((*ATLAS, "--mask", "key.png", "--reference", "flat.png"), "flat.png shows nothing"),
+        ((*ATLAS, "--mask", "key.png", "--background-reference", "cut.png"), "cut.png cannot be read"),
+        ((*ATLAS, "--mask", "five.mkv", "--prompt", "a blue ball"), "has 5 masks; the clip has 8 frames"),
         ((*WORDS, "--mask", "five.mkv"), "has 5 masks; the clip has 8 frames"),
     ],
 )

@@ -7,7 +7,7 @@ queries' weights a low-rank change of them can be learned (LoRA, Hu et al. 2021,
 itself is left alone: what was learned is a value that `tuned` puts on it for a while.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from retouch.video import Video
 
 FILE = "tuned.safetensors"
 FIRST_AND_PREVIOUS = Neighbours(("first", -1))
+_QUERIES = ".to_q.weight"
 _PARTS = ("queries", "temporal", "convs")
 
 
@@ -86,30 +87,41 @@ def tune(video: Video, sd: StableDiffusion, how: Tuning, *, run: Run) -> Tuned:
             **queries,
             **{f"temporal {n}": p for n, p in temporal.named_parameters() if "norm" not in n},
         }
-        optimizer = torch.optim.AdamW(learned.values(), lr=how.rate, betas=(0.9, 0.999), weight_decay=1e-2)
-        done = _resume(run, learned, optimizer)
-        refused = 0
-        with controlled(sd.unet, size=how.resize.latents, clip_norm=how.clip_norm), torch.enable_grad():
-            for step in run.steps("tune", range(done, how.steps)):
-                loss = _loss(z, sd, text, how, step.item, run)
-                if not bool(torch.isfinite(loss)):
-                    raise Diverged(f"the loss is not a number at step {step.item + 1}", hint="lower the rate")
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                norm = torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
-                refused = 0 if bool(torch.isfinite(norm)) else refused + 1
-                if refused > REFUSALS:
-                    raise Diverged(
-                        f"the gradients of {refused} steps in a row, to {step.item + 1}, are not numbers",
-                        hint="try --dtype float32, or lower the rate",
-                    )
-                if not refused:
-                    optimizer.step()
-                if (step.item + 1) % SAVE_EVERY == 0:
-                    _checkpoint(run, learned, optimizer, step.item + 1)
+        with controlled(sd.unet, size=how.resize.latents, clip_norm=how.clip_norm):
+            learn(learned, lambda step: _loss(z, sd, text, how, step, run), how.steps, rate=how.rate, run=run)
         return Tuned(
             _full_weights(sd.unet, queries), {n: t.clone() for n, t in temporal.named_tensors().items()}
         )
+
+
+def learn(
+    learned: Mapping[str, Parameter], loss: Callable[[int], Tensor], steps: int, *, rate: float, run: Run
+) -> None:
+    """Take steps of AdamW down a loss, given by the step's number; go on from the last checkpoint.
+
+    Raises:
+        Diverged: the loss is not a number, or the gradients of many steps in a row are not.
+    """
+    optimizer = torch.optim.AdamW(learned.values(), lr=rate, betas=(0.9, 0.999), weight_decay=1e-2)
+    refused = 0
+    for step in run.steps("tune", range(_resume(run, learned, optimizer), steps)):
+        with torch.enable_grad():
+            found = loss(step.item)
+        if not bool(torch.isfinite(found)):
+            raise Diverged(f"the loss is not a number at step {step.item + 1}", hint="lower the rate")
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(found)
+        norm = torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
+        refused = 0 if bool(torch.isfinite(norm)) else refused + 1
+        if refused > REFUSALS:
+            raise Diverged(
+                f"the gradients of {refused} steps in a row, to {step.item + 1}, are not numbers",
+                hint="try --dtype float32, or lower the rate",
+            )
+        if not refused:
+            optimizer.step()
+        if (step.item + 1) % SAVE_EVERY == 0:
+            _checkpoint(run, learned, optimizer, step.item + 1)
 
 
 def tuned_weights(
@@ -145,7 +157,7 @@ def tuned(unet: Module, learned: Tuned | None) -> Iterator[None]:
     dtype = next(unet.parameters()).dtype
     with ExitStack() as undo:
         for name, weight in learned.queries.items():
-            undo.enter_context(_swapped(unet, name, weight.to(dtype)))
+            undo.enter_context(swapped(unet, name, weight.to(dtype)))
         if learned.temporal or learned.convs:
             temporal = Temporal.of(unet)
             if learned.temporal:
@@ -205,33 +217,36 @@ def _loss(z: Tensor, sd: StableDiffusion, text: Tensor, how: Tuning, step: int, 
 
 @contextmanager
 def _learning(unet: Module, rank: int, run: Run) -> Iterator[dict[str, Parameter]]:
-    """Makes the queries of all attention learnable, and leaves the UNet as it was.
-
-    Gradients reach nothing else; weights are learned in single precision.
-    """
-    before = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
-    names = [name for name in before if name.endswith(".to_q.weight")]
-    unet.requires_grad_(requires_grad=False)
+    """Makes the queries of all attention learnable, and leaves the UNet as it was."""
+    names = [name.removesuffix(".weight") for name, _ in unet.named_parameters() if name.endswith(_QUERIES)]
     with ExitStack() as undo:
-        undo.callback(_restore_gradients, unet, before)
+        undo.enter_context(frozen(unet))
         if rank:
-            yield undo.enter_context(_lora(unet, [name.removesuffix(".weight") for name in names], rank, run))
+            yield undo.enter_context(low_rank_layers(unet, names, rank, run))
         else:
-            for name in names:
-                undo.enter_context(_swapped(unet, name, unet.get_parameter(name).detach().float().clone()))
+            weights = [f"{name}.weight" for name in names]
+            for name in weights:
+                undo.enter_context(swapped(unet, name, unet.get_parameter(name).detach().float().clone()))
                 unet.get_parameter(name).requires_grad_()
-            yield {name: unet.get_parameter(name) for name in names}
-
-
-def _restore_gradients(unet: Module, before: Mapping[str, bool]) -> None:
-    for name, parameter in unet.named_parameters():
-        parameter.requires_grad_(before[name])
-        parameter.grad = None
+            yield {name: unet.get_parameter(name) for name in weights}
 
 
 @contextmanager
-def _lora(unet: Module, names: list[str], rank: int, run: Run) -> Iterator[dict[str, Parameter]]:
-    """Low-rank layers around the queries, by peft; the layers that were there come back."""
+def frozen(unet: Module) -> Iterator[None]:
+    """Let gradients reach nothing of a UNet but what is put on it within; weights are learned in single."""
+    before = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
+    unet.requires_grad_(requires_grad=False)
+    try:
+        yield
+    finally:
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(before[name])
+            parameter.grad = None
+
+
+@contextmanager
+def low_rank_layers(unet: Module, names: list[str], rank: int, run: Run) -> Iterator[dict[str, Parameter]]:
+    """Put low-rank layers around linear ones, by peft; the layers that were there come back."""
     plain = {name: unet.get_submodule(name) for name in names}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
     try:
@@ -262,8 +277,8 @@ def _full_weights(unet: Module, queries: Mapping[str, Parameter]) -> dict[str, T
 
 
 @contextmanager
-def _swapped(unet: Module, name: str, weight: Tensor) -> Iterator[None]:
-    """Another weight in place of a parameter's own."""
+def swapped(unet: Module, name: str, weight: Tensor) -> Iterator[None]:
+    """Put another weight in place of a parameter's own."""
     try:
         parameter = unet.get_parameter(name)
     except AttributeError:

@@ -124,6 +124,15 @@ def read_picture(path: Path | str) -> UInt8[np.ndarray, "h w channels"]:
         return np.asarray(_to_rgb(upright))
 
 
+def read_rgb(path: Path) -> UInt8[np.ndarray, "3 h w"]:
+    """Read a picture without its alpha, as it looks on paper; colours first."""
+    picture = read_picture(path)
+    if picture.shape[2] == 4:
+        share = picture[..., 3:] / 255.0
+        picture = np.rint(picture[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
 def write_picture(
     array: UInt8[np.ndarray, "h w channels"] | UInt8[np.ndarray, "h w"],
     path: Path | str,

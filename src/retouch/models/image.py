@@ -21,6 +21,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -181,11 +182,15 @@ class StableDiffusion:
             InputError: height or width is no multiple of `multiple`.
         """
         self._check_size(pixels)
-        latents = []
-        for part in torch.split(pixels, ENCODED_AT_ONCE):
-            posterior = self.vae.encode(part.to(self._device or self.vae.device, self.vae.dtype)).latent_dist
-            latents.append(posterior.mode() if generator is None else posterior.sample(generator))
-        return (torch.cat(latents).float() - self._shift) * float(self.vae.config.scaling_factor)
+        if generator is None:
+            return self.encode_with_gradient(pixels)
+        posteriors = (self._posterior(part) for part in torch.split(pixels, ENCODED_AT_ONCE))
+        return self._scaled(torch.cat([found.sample(generator) for found in posteriors]))
+
+    def encode_with_gradient(self, pixels: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f 4 y x"]:
+        """As `encode` without a draw, for losses on latents that must reach the pixels."""
+        posteriors = (self._posterior(part) for part in torch.split(pixels, ENCODED_AT_ONCE))
+        return self._scaled(torch.cat([found.mode() for found in posteriors]))
 
     @torch.no_grad()
     def posterior(
@@ -265,6 +270,12 @@ class StableDiffusion:
         return _level(float(alphas[t].double()), t, _prediction(self._scheduler))
 
     # ---------------------------------------------------------------- inside
+
+    def _posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
+        return self.vae.encode(pixels.to(self._device or self.vae.device, self.vae.dtype)).latent_dist
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return (latents.float() - self._shift) * float(self.vae.config.scaling_factor)
 
     @property
     def _shift(self) -> float:

@@ -40,7 +40,7 @@ class ImagePrompt:
         """Take the parts as they are; `from_pretrained` is the usual way here."""
         self.encoder = encoder
         self.tensors = tensors
-        self.identity = identity
+        self._identity = identity
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
@@ -53,6 +53,11 @@ class ImagePrompt:
         file = adapter_file(resolve(ref), ref)
         encoder = load_network(CLIPVisionModelWithProjection, file.parent / ENCODER, *placed(compute))
         return cls(encoder, _read_parts(file), identity=folder_identity(file.parent))
+
+    @property
+    def identity(self) -> str:
+        """A hash of weights and configuration."""
+        return self._identity
 
     @torch.no_grad()
     def seen(self, picture: UInt8[np.ndarray, "3 h w"]) -> Float[Tensor, " e"]:

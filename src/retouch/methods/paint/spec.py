@@ -1,20 +1,24 @@
 """What `paint` is and what it can be told."""
 
-from pathlib import Path
 from typing import Literal, final
 
 from pydantic import Field
 
 from retouch.params import (
-    DrawnMask,
+    AtlasFile,
+    Boxes,
+    DrawnMasks,
     Feather,
     FirstFrame,
-    FrameMark,
     Frames,
     Keyframes,
     MaskFile,
     NamedPicture,
+    Outsides,
     Params,
+    Polygons,
+    SegmenterName,
+    Strokes,
 )
 from retouch.spec import MethodSpec, Paper
 
@@ -30,27 +34,13 @@ class PaintParams(Params):
         description="A painted texture, as NAME=PICTURE, both from `retouch atlas export`. Repeatable.",
     )
     mask: MaskFile | None = None
-    box: tuple[FrameMark, ...] = Field(
-        default=(), description="A box around an object, as [NAME@]FRAME:x,y x,y. Repeatable."
-    )
-    stroke: tuple[FrameMark, ...] = Field(
-        default=(), description="A stroke over an object, as [NAME@]FRAME:x,y x,y ... Repeatable."
-    )
-    outside: tuple[FrameMark, ...] = Field(
-        default=(), description="A stroke over what is not the object, as [NAME@]FRAME:x,y x,y ..."
-    )
-    polygon: tuple[FrameMark, ...] = Field(
-        default=(), description="An object's outline, as [NAME@]FRAME:x,y x,y x,y ... Repeatable."
-    )
-    drawn: tuple[DrawnMask, ...] = Field(
-        default=(),
-        description="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is the object. Repeatable.",
-    )
-    segmenter: str = Field(
-        default="grabcut",
-        description="Who follows the object: grabcut, which needs no weights, or sam2:MODEL.",
-    )
-    atlas: Path | None = Field(default=None, description="An atlas made before, by `retouch atlas fit`.")
+    box: Boxes = ()
+    stroke: Strokes = ()
+    outside: Outsides = ()
+    polygon: Polygons = ()
+    drawn: DrawnMasks = ()
+    segmenter: SegmenterName = "grabcut"
+    atlas: AtlasFile | None = None
     mode: Literal["over", "delta", "replace"] = Field(
         default="over",
         description="over lays paint over the clip; delta adds the difference, which keeps shading; replace "

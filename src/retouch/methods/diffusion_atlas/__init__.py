@@ -1,0 +1,1 @@
+"""DiffusionAtlas: edit the atlas by words and by a picture."""

@@ -1,0 +1,296 @@
+"""DiffusionAtlas (Chang, Chen and Liu 2023), reconstructed: the atlas edited by words and by a picture.
+
+The paper in seven lines, and where to find them:
+    a clip is an object's texture and a background                          `atlas_for`
+    the texture is a picture: set it before its own background              `cut_out`
+    a visual-textual model learns that one picture                          `tune_picture`
+    invert it, under its own words and its own embedding                    `invert_picture`
+    sample under other words and another picture's embedding                `edit_texture`
+    mend where the edited texture lies, by what the model says of frames    `refine`
+    every frame shows the texture through the atlas' map                    `render`
+
+The paper's method section could not be had, and there is no code: what is between these lines is ours, and
+the method's page says which part is which. The background is edited first, in the same way, so that the
+refinement sees the object before the ground that it will have.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from retouch.atlas.atlas import Atlas
+from retouch.atlas.edit import TexturePatch
+from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
+from retouch.atlas.pyramid import AtlasSettings, frame_blocks
+from retouch.atlas.textures import as_picture
+from retouch.diffusion.guidance import nested
+from retouch.diffusion.sampling import sample
+from retouch.diffusion.tune_picture import Said, TunedModel, invert_picture, tune_picture
+from retouch.diffusion.words import read_prompt
+from retouch.errors import EmptyMask, ParamsError
+from retouch.events import Listener
+from retouch.media.pictures import read_rgb
+from retouch.media.probe import ClipFacts
+from retouch.methods.diffusion_atlas.compose import (
+    Crop,
+    Look,
+    View,
+    change_mask,
+    chart_matte,
+    chart_to_edit,
+    complete_ground,
+    ground_around,
+    grown,
+    outline,
+)
+from retouch.methods.diffusion_atlas.refine import CanonicalWarp, Refinement, refine
+from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
+from retouch.models.image import StableDiffusion
+from retouch.models.image_prompt import ImagePrompt
+from retouch.models.noise_path import Level
+from retouch.run import Edited, Run
+from retouch.video import Video
+
+HELPFUL_STEPS: Final = 50
+"""Steps of tuning where it helps; more changed nothing that could be measured."""
+FLAT: Final = 2.0
+"""Deviation of a picture's levels below which it shows nothing."""
+SAME: Final = 3.0
+"""Mean difference in levels below which a reference is a frame of the clip."""
+
+
+@torch.no_grad()
+def edit(video: Video, params: DiffusionAtlasParams, run: Run) -> Edited:
+    """Show what is asked for in the place of an object, and of what is behind it, in every frame."""
+    return edit_with(run.load(params.model, StableDiffusion), video, params, run)
+
+
+@torch.no_grad()
+def edit_with(sd: StableDiffusion, video: Video, params: DiffusionAtlasParams, run: Run) -> Edited:
+    """Do as `edit` does with a model that is there already."""
+    for prompt in (params.source_prompt, params.prompt, params.background_prompt):
+        read_prompt(sd.tokenizer, prompt)
+    check_references(video, params)
+    atlas = atlas_of(video, params, run)
+    index = chart_to_edit(atlas, params.layer, run)
+    atlas = complete_ground(atlas) if params.outline == "new" else atlas
+    ground = edited_ground(atlas, sd, params, run)
+    look, figures, warp = edited_object(atlas, index, sd, params, run), {}, None
+    if params.refine != "no":
+        words = params.prompt or params.source_prompt, params.source_prompt
+        how = Refinement(
+            *words, params.refine, params.refine_steps, params.refine_bend,
+            params.refine_guidance, params.refine_least,
+        )  # fmt: skip
+        found = refine(atlas, video, look, ground, sd, how, run=run)
+        warp, figures = found.warp, {"refine_fell": found.fell, "refine_folds": found.folds}
+        if warp is None:
+            run.notice(f"the map stays as it was: on other noise the loss fell by {found.fell:.1%}")
+    frames, touched = render(atlas, video, look, ground, warp, run)
+    extras = {"texture": as_picture(look.picture[0])}
+    return Edited(video.like(frames), touched=touched, figures=figures, extras=extras)
+
+
+def edited_object(
+    atlas: Atlas, index: int, sd: StableDiffusion, params: DiffusionAtlasParams, run: Run
+) -> Look:  # fmt: skip
+    """Return the object as it should look; as it is, where nothing is asked of it."""
+    matte = chart_matte(atlas, index)
+    if float(matte.max()) < 0.5:
+        raise EmptyMask("no frame shows the object", hint="look at the masks: retouch atlas export")
+    crop = Crop.around(index, matte, sd.native)
+    old, behind = crop.cut(matte), ground_around(atlas, crop)
+    before = old * crop.cut(atlas.charts[index].texture) + (1 - old) * behind
+    if not (params.prompt or params.reference):
+        return Look(crop, before, torch.zeros_like(old), old)
+    new = params.outline == "new"
+    free = grown(old, max(1, round(sd.native / (16 if new else 32))), hull=new)
+    asked = Asked("object", params.prompt, params.reference)
+    after, trip = edit_texture(before, free, old, asked, sd, params, run)
+    after = after * free + before * (1 - free)
+    if not new:
+        return Look(crop, after, change_mask(after, trip * free + before * (1 - free)), old)
+    shape = outline(after, behind, free)
+    if float(shape.sum()) < 0.05 * float(old.sum()):
+        run.notice("nothing stands out from the ground in the edited texture: the old outline is kept")
+        return Look(crop, after, torch.ones_like(old), old)
+    return Look(crop, after, torch.ones_like(old), old, shape)
+
+
+def edited_ground(
+    atlas: Atlas, sd: StableDiffusion, params: DiffusionAtlasParams, run: Run
+) -> TexturePatch | None:
+    """Return the background's edit, if one is asked for: the whole of its texture, without the object."""
+    if not (params.background_prompt or params.background_reference):
+        return None
+    last = len(atlas.names) - 1
+    index = max((c.blend.sum().item(), n) for n, c in enumerate(atlas.charts) if c.layer == last)[1]
+    crop = Crop.of_ground(index, atlas.charts[index].texture, sd)
+    before = crop.cut(atlas.charts[index].texture).clamp(0, 1)
+    everywhere = torch.ones_like(before[:, :1])
+    asked = Asked("background", params.background_prompt, params.background_reference)
+    after, _ = edit_texture(before, everywhere, everywhere, asked, sd, params, run)
+    return crop.patch(after, everywhere)
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for, of what."""
+
+    of: str
+    prompt: str
+    reference: Path | None
+
+
+def edit_texture(
+    before: Float[Tensor, "1 3 y x"], free: Float[Tensor, "1 1 y x"], matte: Float[Tensor, "1 1 y x"],
+    asked: Asked, sd: StableDiffusion, params: DiffusionAtlasParams, run: Run,
+) -> tuple[Float[Tensor, "1 3 y x"], Float[Tensor, "1 3 y x"]]:  # fmt: skip
+    """Return a texture edited where it is free, and as the model gives it back unedited; colours 0 to 1."""
+    shown = np.ascontiguousarray(as_picture(before[0]).transpose(2, 0, 1))
+    size = (before.shape[-2] // sd.factor, before.shape[-1] // sd.factor)
+    where = torch.nn.functional.adaptive_max_pool2d(free, size) > 0.5
+    z = sd.encode((before * 2 - 1).to(sd.device))
+    steps = tuning_steps(params, asked)
+    if asked.reference is None and not steps:
+        model, own, other = TunedModel(sd), None, None
+        return _sampled(z, where, model, asked, own, other, params, run), _decoded(sd, z)
+    adapter = run.load(params.adapter, ImagePrompt)
+    own = adapter.seen(shown)
+    other = adapter.seen(read_rgb(asked.reference)) if asked.reference else None
+    learned = None
+    if steps:
+        small = torch.nn.functional.adaptive_avg_pool2d(matte, size)
+        learned = tune_picture(
+            shown, small, sd, adapter, prompt=params.source_prompt, steps=steps,
+            rate=params.tune_rate, rank=params.tune_rank, scale=params.reference_scale, run=run,
+        )  # fmt: skip
+    model = TunedModel(sd, learned, params.tune_strength, params.tune_late)
+    with adapter.applied_to(sd, scale=params.reference_scale):
+        return _sampled(z, where, model, asked, own, other, params, run), _decoded(sd, z)
+
+
+def _sampled(
+    z: Float[Tensor, "1 c h w"], where: Bool[Tensor, "1 1 h w"], model: TunedModel, asked: Asked,
+    own: Float[Tensor, " e"] | None, other: Float[Tensor, " e"] | None,
+    params: DiffusionAtlasParams, run: Run,
+) -> Float[Tensor, "1 3 y x"]:  # fmt: skip
+    """Invert latents and sample back under what is asked for, holding what is not free to its own path."""
+    sd = model.sd
+    deaf = None if own is None else torch.zeros_like(own)
+    words = sd.embed(params.source_prompt)
+    source = Said(words, own if other is not None else deaf)
+    shown = source if other is None else Said(words, other)
+    wanted = Said(sd.embed(asked.prompt), shown.seen) if asked.prompt else shown
+    base = source if params.guide_from == "source" else Said(sd.embed(""), deaf)
+    shown = base if other is None else shown
+
+    voice = params.adapter if own is not None else ""
+    scale = params.reference_scale if own is not None else 0.0
+    path = invert_picture(
+        z, model, source, steps=params.steps, calls=params.fixed_point, voice=voice, scale=scale, run=run
+    ).latents.to(z)
+    schedule = sd.schedule(params.steps)
+    start = params.steps - max(1, round(params.strength * params.steps))
+    passed = {level: path[-1 - number] for number, level in enumerate(schedule.levels)}
+
+    def predict(x: Tensor, level: Level) -> Tensor:
+        lead, picture = model.predict(x, level, base), None
+        picture = lead if shown is base else model.predict(x, level, shown)
+        said = picture if wanted is shown else model.predict(x, level, wanted)
+        return nested(
+            lead, picture, said, picture_guidance=params.reference_guidance, guidance=params.guidance
+        )
+
+    x = sample(
+        passed[schedule.levels[start]],
+        predict,
+        run.steps(f"edit {asked.of}", replace(schedule, start=start).down()),
+        replace=lambda x, level: torch.where(where.to(x.device), x, passed[level]),
+    )
+    return _decoded(sd, x)
+
+
+def render(
+    atlas: Atlas, video: Video, look: Look, ground: TexturePatch | None, warp: CanonicalWarp | None, run: Run
+) -> tuple[UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]:
+    """Return the edited frames, and where they may differ; elsewhere they are the source's, bit for bit."""
+    frames = run.scratch("edited", video.frames.shape)
+    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
+    for step in run.steps("render", list(frame_blocks(0, len(video)))):
+        a, b = step.item
+        view = View.of(atlas, video, look.crop, look.old_matte, ground, a, b)
+        made, where, _ = view.show(look) if warp is None else view.show(look, warp)
+        frames[a:b] = (made.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        touched[a:b] = where.cpu().numpy()
+        np.copyto(frames[a:b], video.frames[a:b], where=~touched[a:b])
+    return frames, touched
+
+
+def atlas_of(video: Video, params: DiffusionAtlasParams, run: Run) -> Atlas:
+    """Return the clip's atlas, of one picture an object."""
+    marks = marks_from(
+        box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside
+    ) + drawn_marks(params.drawn, video)
+    return atlas_for(
+        video,
+        run,
+        file=params.atlas,
+        masks=[params.mask] if params.mask else [],
+        marks=marks,
+        segmenter=segmenter_named(params.segmenter, run) if marks else None,
+        settings=AtlasSettings(charts=1),
+    )
+
+
+def tuning_steps(params: DiffusionAtlasParams, asked: Asked) -> int:
+    """Return how long to tune: where it was found to help, unless the number was given."""
+    helps = asked.reference is not None or (params.outline == "new" and asked.of == "object")
+    return HELPFUL_STEPS * helps if params.tune_steps is None else params.tune_steps
+
+
+def preflight(clip: ClipFacts, params: DiffusionAtlasParams, tell: Listener) -> None:
+    """Refuse what cannot be edited, before the clip is taken apart.
+
+    Raises:
+        ParamsError: nothing says where the object is, or a reference shows nothing.
+    """
+    del clip, tell
+    marks = marks_from(box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside)
+    if not (params.atlas or params.mask or marks or params.drawn):
+        raise ParamsError(
+            "nothing says what the object is", hint="give an atlas file, a mask, or a box with a stroke"
+        )
+    for path in (params.reference, params.background_reference):
+        if path and float(read_rgb(path).std((1, 2)).max()) < FLAT:
+            raise ParamsError(
+                f"{path.name} shows nothing: it is one colour", hint="give a picture of something"
+            )
+
+
+def check_references(video: Video, params: DiffusionAtlasParams) -> None:
+    """Refuse a reference that is a frame of the clip: it says nothing new.
+
+    Raises:
+        ParamsError: names the frame.
+    """
+    for path in (params.reference, params.background_reference):
+        picture = read_rgb(path).astype(np.int16) if path else None
+        if picture is None or picture.shape != video.frames.shape[1:]:
+            continue
+        for t, frame in enumerate(video.frames):
+            if np.abs(picture - frame).mean() < SAME:
+                raise ParamsError(
+                    f"the reference is {video.named_frames([t])} of the clip",
+                    hint="give a picture of what it should look like",
+                )
+
+
+def _decoded(sd: StableDiffusion, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 3 y x"]:
+    return sd.decode(z).cpu() / 2 + 0.5

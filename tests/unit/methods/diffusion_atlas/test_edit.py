@@ -1,0 +1,182 @@
+"""The whole edit with the embedded models, on clips of the world."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from retouch.compute import Compute
+from retouch.errors import Cancelled, ParamsError
+from retouch.events import Advanced, Event, Kept, Notice, Reused
+from retouch.media.io import write, write_picture
+from retouch.media.probe import probe
+from retouch.methods.diffusion_atlas.edit import edit, preflight
+from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
+from retouch.run import Edited, Run
+from retouch.testing import Trial
+from retouch.video import Video
+from retouch.world import Clip, Scene, Variety
+
+CPU = Compute(device="cpu")
+SOURCE, TARGET, SNOW = "a blue ball on bricks", "a red ball on bricks", "a blue ball on snow"
+STILL = Variety(pair=0.0, styles=("none",), patterns=("plain",), scale=(0.6, 0.7), place=0.1, turn=0.0)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return Clip.of(Scene.of(SOURCE, 5, STILL), 3, 64)
+
+
+@pytest.fixture(scope="module")
+def mask(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    drawn = np.ascontiguousarray(np.repeat(clip.shares[:, :1], 3, axis=1))
+    return write(Video(drawn, Fraction(12)), tmp_path_factory.mktemp("mask") / "mask")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all: the atlas is solved once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def edited(
+    clip: Clip, given: dict[str, object], folder: Path, store: Path, events: list[Event] | None = None
+) -> Edited:
+    params = SPEC.fill({"source_prompt": SOURCE, "steps": 6, "tune_steps": 0, **given})
+    assert isinstance(params, DiffusionAtlasParams)
+    heard = [] if events is None else events
+    return edit(clip.video, params, Run.alone(folder, compute=CPU, store=store, listen=heard.append))
+
+
+def colour_of(video: Video, clip: Clip) -> np.ndarray:
+    """The object's mean colour."""
+    inside = np.broadcast_to(clip.shares[:, :1] > 250, video.frames.shape)
+    return np.array([np.asarray(video.frames)[:, c][inside[:, c]].mean() for c in range(3)])
+
+
+@pytest.mark.slow
+def test_words_change_the_object_and_no_byte_elsewhere(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path
+) -> None:
+    result = edited(clip, {"prompt": TARGET, "mask": mask, "steps": 20}, tmp_path, store)
+    before, after = colour_of(clip.video, clip), colour_of(result.video, clip)
+    assert before[2] > before[0]
+    assert after[0] > after[2]
+    assert result.touched is not None
+    same = (result.video.frames == clip.video.frames).all(axis=1, keepdims=True)
+    assert bool(same[~result.touched].all())
+    near = [cv2.dilate(share, np.ones((7, 7))) > 0 for share in clip.shares[:, 0]]
+    assert not (result.touched[:, 0] & ~np.stack(near)).any()  # edges may move by two pixels
+
+
+@pytest.mark.slow
+def test_object_and_background_are_edited_in_one_run(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path
+) -> None:
+    given = {"prompt": TARGET, "background_prompt": SNOW, "mask": mask, "steps": 20}
+    result = edited(clip, given, tmp_path, store)
+    ground = clip.shares[:, :1] == 0
+    alone = edited(clip, {"background_prompt": SNOW, "mask": mask, "steps": 20}, tmp_path / "alone", store)
+    assert colour_of(result.video, clip)[0] > colour_of(result.video, clip)[2]
+    kept = (alone.video.frames == clip.video.frames).all(axis=1, keepdims=True)
+    well_inside = [cv2.erode(share, np.ones((9, 9))) == 255 for share in clip.shares[:, 0]]
+    assert bool(kept[:, 0][np.stack(well_inside)].all())
+    changed = (result.video.frames != clip.video.frames).any(axis=1, keepdims=True)
+    assert changed[ground].mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_second_edit_with_other_words_costs_sampling_alone(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path
+) -> None:
+    reference = write_picture(picture("a red ball on bricks"), tmp_path / "reference.png")
+    given = {"reference": reference, "mask": mask, "tune_steps": 2}
+    first: list[Event] = []
+    edited(clip, {**given, "prompt": TARGET}, tmp_path / "first", store, first)
+    assert {event.kind for event in first if isinstance(event, Kept)} >= {"tuned_picture", "picture_path"}
+    second: list[Event] = []
+    edited(clip, {**given, "prompt": "a green ball on bricks"}, tmp_path / "second", store, second)
+    assert not [event for event in second if isinstance(event, Kept)]
+    reused = {event.kind for event in second if isinstance(event, Reused)}
+    assert reused >= {"atlas", "tuned_picture", "picture_path"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("says", ["denoise", "sds", "dds"])
+def test_a_refinement_that_is_not_believed_changes_no_byte(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path, says: str
+) -> None:
+    given = {"prompt": TARGET, "mask": mask}
+    plain = edited(clip, given, tmp_path / "plain", store)
+    events: list[Event] = []
+    more = {**given, "refine": says, "refine_steps": 2, "refine_least": 0.9}
+    same = edited(clip, more, tmp_path / "refined", store, events)
+    assert np.array_equal(plain.video.frames, same.video.frames)
+    assert any("stays as it was" in event.text for event in events if isinstance(event, Notice))
+    used = edited(clip, {**more, "refine_least": -1.0}, tmp_path / "used", store)
+    assert not np.array_equal(plain.video.frames, used.video.frames)
+
+
+@pytest.mark.slow
+def test_an_edit_that_is_stopped_in_any_stage_goes_on_to_the_same_bytes(
+    clip: Clip, mask: Path, tmp_path: Path
+) -> None:
+    reference = write_picture(picture("a green heart on sand"), tmp_path / "reference.png")
+    given = {
+        "source_prompt": SOURCE,
+        "prompt": "a red heart on bricks",
+        "outline": "new",
+        "reference": reference,
+        "mask": mask,
+        "steps": 3,
+        "tune_steps": 2,
+        "refine": "denoise",
+        "refine_steps": 2,
+        "refine_least": -1.0,
+    }
+    trial = Trial(SPEC, clip.video, SPEC.fill(given), CPU)
+    unbroken = trial.run(tmp_path / "unbroken")
+    steps = [event for event in unbroken.events if isinstance(event, Advanced)]
+    for stage in ("tune", "invert", "edit object", "refine", "render"):
+        at = 1 + next(number for number, event in enumerate(steps) if event.stage == stage)
+        with pytest.raises(Cancelled):
+            trial.run(tmp_path / stage, stop_after=at)
+        resumed = trial.run(tmp_path / stage)
+        assert resumed.edited.video.digest == unbroken.edited.video.digest, stage
+
+
+def picture(caption: str) -> np.ndarray:
+    frame = Clip.of(Scene.of(caption, 6, STILL), 1, 64).video.frames[0]
+    return np.ascontiguousarray(frame.transpose(1, 2, 0))
+
+
+def test_a_reference_that_is_the_source_is_refused(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path
+) -> None:
+    frame = np.ascontiguousarray(np.asarray(clip.video.frames)[1].transpose(1, 2, 0))
+    given: dict[str, object] = {"reference": write_picture(frame, tmp_path / "frame.png"), "mask": mask}
+    with pytest.raises(ParamsError, match="frame 1"):
+        edited(clip, given, tmp_path, store)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, "what the object is"), ({"mask": "mask", "reference": "flat.png"}, "one colour")],
+)
+def test_what_cannot_be_edited_is_refused_before_the_clip_is_read(
+    clip: Clip, tmp_path: Path, given: dict[str, str], said: str
+) -> None:
+    write_picture(np.full((8, 8, 3), 90, np.uint8), tmp_path / "flat.png")
+    facts = probe(write(clip.video, tmp_path / "clip.mp4"))
+    paths = {name: tmp_path / value for name, value in given.items()}
+    params = SPEC.fill({"source_prompt": SOURCE, "prompt": TARGET, **paths})
+    assert isinstance(params, DiffusionAtlasParams)
+    with pytest.raises(ParamsError, match=said):
+        preflight(facts, params, lambda _event: None)
+
+
+def test_something_must_be_asked_for() -> None:
+    with pytest.raises(ParamsError, match="nothing is asked for"):
+        SPEC.fill({"source_prompt": SOURCE})
