@@ -26,6 +26,7 @@ from retouch.world import FaceClip, Portrait
 WORDS = ("--source-prompt", "a red ball on grass", "--prompt", "a blue ball on grass")
 EDITS = {
     "frame_by_frame": (*WORDS[2:], "--steps", "4"),
+    "diffusion_atlas": (*WORDS, "--mask", "mask", "--steps", "3", "--tune-steps", "2"),
     "fatezero": (*WORDS, "--preset", "style", "--steps", "5"),
     "tune_a_video": (*WORDS, "--steps", "3", "--tune-steps", "3"),
     "videoshop": ("--first", "key.png", "--steps", "4"),
