@@ -61,8 +61,8 @@ class Paper:
 class MethodSpec:
     """A method's name, parameters and place; imports no torch.
 
-    `edit` names a function `edit(video, params, run) -> Edited` as `package.module:function`; `plan`, where
-    there is one, a function `plan(frames, height, width, params, compute) -> Estimate`; and `preflight` one
+    `edit` names a function `edit(video, params, run) -> Edited` as `package.module:function`; `estimate`, where
+    there is one, a function `estimate(frames, height, width, params, compute) -> Estimate`; and `preflight` one
     `preflight(clip, params, tell)` that raises for what cannot work, before the clip is read: `clip` is what
     `retouch.media.probe.probe` says of it, `tell` takes events.
     """
@@ -75,7 +75,7 @@ class MethodSpec:
     needs: tuple[str, ...] = ()
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     paper: Paper | None = None
-    plan: str = ""
+    estimate: str = ""
     preflight: str = ""
 
     def fill(

@@ -372,11 +372,13 @@ def plan(
 def _estimate(row: Row) -> tuple[int, str]:
     """Return the bytes that a row will take, and why it cannot be, if it cannot."""
     request, spec = row.request, method(row.request.method)
-    if not spec.plan:
+    if not spec.estimate:
         return 0, ""
     video = probe(request.video).video
     frames = len(frame_range(request.range) or range(video.frames))
-    planned: Any = spec.load(spec.plan)(frames, video.height, video.width, request.filled(), request.compute)
+    planned: Any = spec.load(spec.estimate)(
+        frames, video.height, video.width, request.filled(), request.compute
+    )
     try:
         planned.require(request.compute)
     except RetouchError as error:

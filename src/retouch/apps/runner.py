@@ -205,10 +205,10 @@ def _estimate(
     check_given(params, clip, part)
     if spec.preflight:
         spec.load(spec.preflight)(clip, params, tell)
-    if not spec.plan:
+    if not spec.estimate:
         return Estimate(0)
     frames = len(part) if part else clip.video.frames
-    estimate = cast("Callable[..., Estimate]", spec.load(spec.plan))
+    estimate = cast("Callable[..., Estimate]", spec.load(spec.estimate))
     return estimate(frames, clip.video.height, clip.video.width, params, request.compute)
 
 

@@ -215,7 +215,7 @@ SPEC = MethodSpec(
     summary="Changes style, colours or objects by a new prompt; layout and motion stay the clip's own.",
     params=FateZeroParams,
     edit="retouch.methods.fatezero.edit:edit",
-    plan="retouch.methods.fatezero.edit:estimate",
+    estimate="retouch.methods.fatezero.edit:estimate",
     needs=("image",),
     presets={
         "style": {"cross_until": 0.5, "self_until": 0.5, "alignment": "refine"},

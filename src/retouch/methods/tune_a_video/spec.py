@@ -60,7 +60,7 @@ SPEC = MethodSpec(
     summary="Teaches an image model this one clip, then shows its motion under a new prompt.",
     params=TuneAVideoParams,
     edit="retouch.methods.tune_a_video.edit:edit",
-    plan="retouch.methods.tune_a_video.edit:estimate",
+    estimate="retouch.methods.tune_a_video.edit:estimate",
     needs=("image",),
     presets={
         "laptop": {"tune_steps": 50, "steps": 20},

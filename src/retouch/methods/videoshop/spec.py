@@ -171,7 +171,7 @@ SPEC = MethodSpec(
     summary="Edit the first frame in any image editor; an image-to-video model carries it through the clip.",
     params=VideoshopParams,
     edit="retouch.methods.videoshop.edit:edit",
-    plan="retouch.methods.videoshop.windows:estimate",
+    estimate="retouch.methods.videoshop.windows:estimate",
     needs=("image-to-video",),
     presets={
         "paper": {
