@@ -163,6 +163,7 @@ class Run:
             self.emit(Advanced(stage, index + 1, len(items)))
         self.emit(Ended(stage))
 
+    @torch.no_grad()
     def _taken_up(self, prefix: str, state: Mapping[str, Tensor | np.memmap]) -> int:
         """Fill a state from the last checkpoint, if it is this loop's; return how many items lie behind."""
         kept = self.draft.load() or {}

@@ -103,8 +103,8 @@ def learn(
         Diverged: the loss is not a number, or the gradients of many steps in a row are not.
     """
     optimizer = torch.optim.AdamW(learned.values(), lr=rate, betas=(0.9, 0.999), weight_decay=1e-2)
-    refused = 0
-    for step in run.steps("tune", range(_resume(run, learned, optimizer), steps)):
+    state, refused = _state(learned, optimizer), 0
+    for step in run.resumable("tune", range(steps), state, every=SAVE_EVERY):
         with torch.enable_grad():
             found = loss(step.item)
         if not bool(torch.isfinite(found)):
@@ -120,8 +120,6 @@ def learn(
             )
         if not refused:
             optimizer.step()
-        if (step.item + 1) % SAVE_EVERY == 0:
-            _checkpoint(run, learned, optimizer, step.item + 1)
 
 
 def tuned_weights(
@@ -308,30 +306,15 @@ def _convs(tensors: Mapping[str, Tensor]) -> dict[str, TemporalConv]:
     return {place: TemporalConv(found) for place, found in parts.items()}
 
 
-def _resume(run: Run, learned: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Takes up the last checkpoint; says how many steps it holds."""
-    state = run.draft.load()
-    if state is None:
-        return 0
-    done = int(state["done"])
+def _state(learned: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return all that steps change in place: the weights, and AdamW's moments, made as it would make them."""
+    state: dict[str, Tensor] = {}
     for name, parameter in learned.items():
-        parameter.data.copy_(state[f"value {name}"])
-        optimizer.state[parameter] = {
-            "step": state[f"taken {name}"],
-            "exp_avg": state[f"mean {name}"].to(parameter.device),
-            "exp_avg_sq": state[f"square {name}"].to(parameter.device),
+        moments = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter.data),
+            "exp_avg_sq": torch.zeros_like(parameter.data),
         }
-    return done
-
-
-def _checkpoint(
-    run: Run, learned: Mapping[str, Parameter], optimizer: torch.optim.Optimizer, done: int
-) -> None:
-    state: dict[str, Tensor] = {"done": torch.tensor(done)}
-    for name, parameter in learned.items():
-        moments = optimizer.state[parameter]
-        state[f"taken {name}"] = moments["step"]
-        state[f"value {name}"] = parameter.data
-        state[f"mean {name}"] = moments["exp_avg"]
-        state[f"square {name}"] = moments["exp_avg_sq"]
-    run.draft.save(state)
+        optimizer.state[parameter] = moments
+        state |= {f"value {name}": parameter, **{f"{key} {name}": t for key, t in moments.items()}}
+    return state

@@ -85,7 +85,7 @@ def test_a_stopped_tuning_goes_on_to_the_same_weights(tmp_path: Path, rank: int)
         tune(clip(1), sd, how, run=stopping)
     events.clear()
     resumed = tune(clip(1), sd, how, run=run)
-    assert sum(isinstance(event, Advanced) for event in events) == 2
+    assert [event.done for event in events if isinstance(event, Advanced)] == [25, 26, 27]
     assert all(torch.equal(resumed.queries[name], weight) for name, weight in whole.queries.items())
     assert all(torch.equal(resumed.temporal[name], weight) for name, weight in whole.temporal.items())
 
