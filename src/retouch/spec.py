@@ -61,10 +61,10 @@ class Paper:
 class MethodSpec:
     """A method's name, parameters and place; imports no torch.
 
-    `edit` names a function `edit(video, params, run) -> Edited` as `package.module:function`; `estimate`, where
-    there is one, a function `estimate(frames, height, width, params, compute) -> Estimate`; and `preflight` one
-    `preflight(clip, params, tell)` that raises for what cannot work, before the clip is read: `clip` is what
-    `retouch.media.probe.probe` says of it, `tell` takes events.
+    `edit` names a function `edit(video, params, run) -> Edited` as `package.module:function`; `estimate`,
+    where there is one, a function `estimate(frames, height, width, params, compute) -> Estimate`; and
+    `preflight` one `preflight(clip, params, tell)` that raises for what cannot work, before the clip is read:
+    `clip` is what `retouch.media.probe.probe` says of it, `tell` takes events.
     """
 
     name: str
