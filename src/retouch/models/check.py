@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from retouch.errors import ModelMismatch
 from retouch.models.adapter_file import ENCODER, adapter_file, is_adapter
+from retouch.models.face import KIND as FACE
 from retouch.models.loading import quiet
 from retouch.models.refs import check_weights, read_config, read_index, weight_variant
 from retouch.run import loading
@@ -21,6 +22,7 @@ SINGLE: Final = {
     "ControlNetModel": "a control network (ControlNet)",
     "UNet2DConditionModel": "a UNet alone",
     "AutoencoderKL": "an autoencoder alone",
+    FACE: "a face model",
 }
 WITHOUT_WEIGHTS: Final = ("scheduler", "tokenizer", "feature_extractor", "safety_checker", "image_processor")
 
@@ -120,7 +122,7 @@ def _inspect_file(folder: Path) -> ModelInspection:
     library, kind = (
         ("diffusers", name) if "_class_name" in config else ("transformers", _architecture(config))
     )
-    if kind:
+    if kind and kind != FACE:
         faults += _configuration(folder, library, kind, weights=not faults)
     return ModelInspection(SINGLE.get(name, f"a {name} model"), tuple(faults), tuple(remarks))
 

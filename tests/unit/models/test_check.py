@@ -5,6 +5,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from retouch.models.check import inspect_model
+from retouch.models.refs import resolve
 
 
 def copied(folder: Path, into: Path) -> Path:
@@ -70,3 +71,8 @@ def test_a_folder_without_a_model_is_none(tmp_path: Path) -> None:
     (tmp_path / "v1-5.ckpt").write_bytes(b"")
     assert inspect_model(tmp_path).kind == "a single-file checkpoint"
     assert inspect_model(tmp_path).faults
+
+
+def test_a_face_model_is_known_as_one() -> None:
+    found = inspect_model(resolve("tiny:face"))
+    assert (found.kind, found.faults) == ("a face model", ())
