@@ -43,8 +43,8 @@ import judge as family_judge  # noqa: E402 - the recipes are scripts, not a pack
 import pictures as family_pictures  # noqa: E402
 
 CPU: Final = Compute(device="cpu", dtype="float32")
-GRID: Final = ROOT / "docs" / "images" / "family-samples.png"
-CLIPS_SHEET: Final = ROOT / "docs" / "images" / "family-clips.png"
+GRID: Final = ROOT / "docs" / "images" / "family-samples.webp"
+CLIPS_SHEET: Final = ROOT / "docs" / "images" / "family-clips.webp"
 SHOWN_CLIPS: Final = 4
 FIRST_CLIP: Final = 40_000
 """Seed of the first scene that is continued."""
@@ -416,7 +416,7 @@ def save_sheet(sheet: np.ndarray, path: Path) -> None:
     sheet = sheet.transpose(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     large = Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), Image.Resampling.NEAREST)
-    large.quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes
+    large.quantize(255, dither=Image.Dither.NONE).save(path, lossless=True, method=6)
 
 
 GOALS: Final[Mapping[str, str]] = {
