@@ -17,6 +17,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -42,10 +43,13 @@ from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
 from retouch.methods.fatezero.edit import edit_with as edit_by_text
 from retouch.methods.fatezero.spec import SPEC as FATEZERO
 from retouch.methods.fatezero.spec import FateZeroParams
+from retouch.methods.stablevideo.edit import edit_with as edit_keyframes
+from retouch.methods.stablevideo.spec import SPEC as STABLEVIDEO
+from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.methods.videoshop.edit import edit_with as carry_first_frame
 from retouch.methods.videoshop.spec import SPEC as VIDEOSHOP
 from retouch.methods.videoshop.spec import VideoshopParams
-from retouch.models.image import StableDiffusion
+from retouch.models.image import Control, StableDiffusion
 from retouch.models.image_to_video import StableVideo
 from retouch.models.vocabulary import check_words, words_of
 from retouch.params import Role, given_as
@@ -339,6 +343,111 @@ class DiffusionAtlasPipeline(DiffusionPipeline):  # type: ignore[misc]
             run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
             run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit object"))
             edited = edit_atlas(_image_model(self), _clip(video), params, run)
+            return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
+
+
+@final
+class StableVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """StableVideo over the parts of a Stable Diffusion pipeline with a ControlNet for edges.
+
+    Example:
+        ```python
+        canny = ControlNetModel.from_pretrained("./sd-controlnet-canny")
+        pipe = StableVideoPipeline.from_pretrained("./stable-diffusion-v1-5", controlnet=canny).to("cuda")
+        frames = pipe(video=frames, mask=masks, prompt="a blue car in a street").frames[0]
+        ```
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components: ClassVar = ["safety_checker", "feature_extractor", "image_encoder"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: DDIMScheduler,
+        controlnet: ControlNetModel | None = None,
+        safety_checker: object | None = None,
+        feature_extractor: object | None = None,
+        image_encoder: object | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            controlnet=controlnet,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+
+    def __call__(
+        self,
+        video: Frames,
+        mask: Frames,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        controlnet_conditioning_scale: float | None = None,
+        strength: float | None = None,
+        preset: str | None = None,
+        anyway: bool = False,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callback | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> StableVideoDiffusionPipelineOutput:
+        """Edit the object that a mask shows in key frames of `video`, and carry it through all frames.
+
+        Args:
+            video: the frames, as pictures, as bytes, or as numbers from 0 to 1.
+            mask: where the object is, in the same kinds: white in every frame.
+            prompt: what the edited clip should show.
+            negative_prompt: what it should not show.
+            num_inference_steps: denoising steps of a key frame.
+            guidance_scale: how strongly the prompt steers.
+            controlnet_conditioning_scale: how firmly the source's edges hold the edit.
+            strength: how far back into noise a key frame goes.
+            preset: one of the method's presets, for what is not given here.
+            anyway: go on with words that the model says it was not taught.
+            generator: gives the seed of the run.
+            output_type: "pil" for pictures, "np" or "pt" for numbers from 0 to 1.
+            callback_on_step_end: called after each step of each key frame with `latents`, which it may replace.
+            options: any other parameter of the method, by its own name, such as `edits`.
+
+        Returns:
+            Frames as diffusers' pipelines give them: a batch of one clip.
+        """
+        asked = {
+            "steps": num_inference_steps,
+            "guidance": guidance_scale,
+            "strength": strength,
+            "edges": controlnet_conditioning_scale,
+        }
+        given: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+        given |= {"prompt": prompt, "negative_prompt": negative_prompt}
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            given["mask"] = write(_clip(mask), folder / "mask")
+            params = STABLEVIDEO.fill({**given, **(options or {})}, preset=preset)
+            assert isinstance(params, StableVideoParams)
+            prompts = [text for _, text in given_as(params, Role.PROMPT)]
+            known = words_of(self.tokenizer.init_kwargs)
+            check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
+            sd = _image_model(self)
+            control = Control(self.controlnet) if self.controlnet is not None and params.edges else None
+            if control:
+                control.check_fit(sd)
+            run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
+            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "keyframe"))
+            edited = edit_keyframes(sd, control, _clip(video), params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
 
