@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal, TypeAlias, final
+from typing import Any, ClassVar, Literal, Self, TypeAlias, final
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from retouch.compute import Compute
 from retouch.errors import RequestError
 from retouch.events import ignore
 from retouch.media.io import write
@@ -40,6 +41,9 @@ from retouch.media.pictures import write_picture
 from retouch.methods.diffusion_atlas.edit import edit_with as edit_atlas
 from retouch.methods.diffusion_atlas.spec import SPEC as DIFFUSION_ATLAS
 from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
+from retouch.methods.face.edit import edit_with as edit_face
+from retouch.methods.face.spec import SPEC as FACE
+from retouch.methods.face.spec import FaceParams
 from retouch.methods.fatezero.edit import edit_with as edit_by_text
 from retouch.methods.fatezero.spec import SPEC as FATEZERO
 from retouch.methods.fatezero.spec import FateZeroParams
@@ -49,6 +53,7 @@ from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.methods.videoshop.edit import edit_with as carry_first_frame
 from retouch.methods.videoshop.spec import SPEC as VIDEOSHOP
 from retouch.methods.videoshop.spec import VideoshopParams
+from retouch.models.face_model import FaceModel
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.image_to_video import StableVideo
 from retouch.models.vocabulary import check_words, words_of
@@ -419,7 +424,7 @@ class StableVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
             anyway: go on with words that the model says it was not taught.
             generator: gives the seed of the run.
             output_type: "pil" for pictures, "np" or "pt" for numbers from 0 to 1.
-            callback_on_step_end: called after each step of each key frame with `latents`, which it may replace.
+            callback_on_step_end: called after each step of a key frame with `latents`, which it may replace.
             options: any other parameter of the method, by its own name, such as `edits`.
 
         Returns:
@@ -448,6 +453,81 @@ class StableVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
             run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
             run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "keyframe"))
             edited = edit_keyframes(sd, control, _clip(video), params, run)
+            return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
+
+
+@final
+class FacePipeline:
+    """The face method, called like a pipeline; its model has no parts of diffusers' layout.
+
+    Example:
+        ```python
+        pipe = FacePipeline.from_pretrained("tiny:face")
+        frames = pipe(video=frames, attributes={"glasses": 1.0}).frames[0]
+        ```
+    """
+
+    def __init__(self, model: FaceModel) -> None:
+        """Use a model that is loaded already."""
+        self.model = model
+
+    @classmethod
+    def from_pretrained(cls, ref: str, *, device: str = "auto") -> Self:
+        """Load the model that `ref` names, from this machine only, onto a device.
+
+        Raises:
+            ModelNotFound: it is not here.
+            ModelMismatch: the folder holds another kind of model, or one that is damaged.
+        """
+        return cls(FaceModel.from_pretrained(ref, Compute(device=device)))
+
+    def __call__(
+        self,
+        video: Frames,
+        *,
+        attributes: Mapping[str, float] | None = None,
+        identity_image: Image.Image | None = None,
+        strength: float = 1.0,
+        face: int | None = None,
+        num_inference_steps: int | None = None,
+        preset: str | None = None,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        options: Mapping[str, object] | None = None,
+    ) -> StableVideoDiffusionPipelineOutput:
+        """Change who the face in `video` is, once for all frames.
+
+        Args:
+            video: the frames, as pictures, as bytes, or as numbers from 0 to 1.
+            attributes: what the face should show and how strongly; 1 goes all the way, below 0 takes it away.
+            identity_image: a picture of somebody else, whose identity the face takes on.
+            strength: how far the other identity is taken on.
+            face: which face, counted from the left, where there are several.
+            num_inference_steps: steps up to noise, and as many down.
+            preset: one of the method's presets, for what is not given here.
+            generator: gives the seed of the run.
+            output_type: "pil" for pictures, "np" or "pt" for numbers from 0 to 1.
+            options: any other parameter of the method, by its own name, such as `finder`.
+
+        Returns:
+            Frames as diffusers' pipelines give them: a batch of one clip.
+        """
+        asked = {"steps": num_inference_steps, "face": face}
+        given: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+        given["attribute"] = tuple(f"{name}={value}" for name, value in (attributes or {}).items())
+        given["strength"] = strength
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            if identity_image is not None:
+                picture = np.asarray(identity_image.convert("RGB"))
+                given["identity"] = write_picture(picture, folder / "identity.png")
+            params = FACE.fill({**given, **(options or {})}, preset=preset)
+            assert isinstance(params, FaceParams)
+            if self.model.attributes is not None:
+                for attribute in attributes or {}:
+                    self.model.attributes.number(attribute)
+            run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
+            edited = edit_face(self.model, _clip(video), params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
 
