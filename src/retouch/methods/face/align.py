@@ -1,4 +1,4 @@
-"""Where a face is cut out of each frame, so that it stays upright and of one size; and the way back.
+"""Where a face is cut out of each frame, so that it stays upright and of one size; and how it is laid back.
 
 The square is that of the FFHQ data set (Karras et al. 2019): it follows from the eyes and the corners of the
 mouth alone. Pixel coordinates have the middle of the first pixel at 0, 0.
@@ -6,14 +6,26 @@ mouth alone. Pixel coordinates have the middle of the first pixel at 0, 0.
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Final, Literal, Self, final
+from typing import Final, Literal, Self, TypeAlias, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample
+from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
 
+from retouch.models.face_model import FaceModel
+from retouch.models.face_parts import OUTSIDE_VIDEO
+from retouch.video import Video
+
+Crops: TypeAlias = Float[Tensor, "f 3 side side"]
+
+NOT_FACE: Final = ("background", "clothes", "neck", "necklace")
+"""Parts that are never changed."""
+COME_AND_GO: Final = ("glasses", "beard", "hat", "hair")
+"""Parts that an edit may add or take away."""
+REACH: Final = 5
+"""Width, in pixels of the crop, of what lies around a part and still belongs to it: odd."""
 CENTRE_SIGMA: Final = 1.0
 AXES_SIGMA: Final = 3.0
 """How many frames the middle, and size and turn, of the square are smoothed over."""
@@ -117,3 +129,56 @@ def _sampled(
     laid = grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
     within = torch.from_numpy(((places >= 0) & (places < 1)).all(2)).reshape(-1, 1, *size)
     return laid * within.to(laid) if zero else laid
+
+
+def lay_over(
+    clip: Video,
+    squares: FaceSquares,
+    seen: Crops,
+    drawn: Crops,
+    parts: Int[Tensor, "f side side"],
+    model: FaceModel,
+    gate: float,
+) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
+    """Return the clip with the change in it, and where it may differ: line 5, at the clip's own size."""
+    size, now = (clip.height, clip.width), model.reader.read(drawn.to(model.device)).parts.cpu()
+    seen, drawn = seen.cpu(), drawn.cpu()
+    allowed = max_pool2d(1 - model.mask(parts, *NOT_FACE) * model.mask(now, *NOT_FACE), REACH, 1, REACH // 2)
+    strength = gated(drawn - seen, gate) * avg_pool2d(allowed, 3, 1, 1)
+    changed = [(model.mask(parts, name) - model.mask(now, name)).abs() for name in COME_AND_GO]
+    shape = max_pool2d(torch.stack(changed).amax(0), 3, 1, 1)
+    anew = avg_pool2d(max_pool2d(shape, 3, 1, 1), 3, 1, 1) * strength
+    added, replaced, share = squares.paste(
+        torch.cat([strength * (drawn - seen), anew * drawn, anew], dim=1), size
+    ).tensor_split([3, 6], dim=1)
+    pixels = (1 - share) * (clip.pixels() + added) + replaced
+    where = squares.paste((strength > 0).float(), size) > 0
+    return pixels.clamp(-1, 1), where.numpy()
+
+
+def gated(change: Crops, least: float) -> Float[Tensor, "f 1 side side"]:
+    """Return 0 where pictures hardly change, 1 where they do, and a soft way between."""
+    by = avg_pool2d(change.abs().mean(1, keepdim=True) / 2, 3, 1, 1)
+    if least == 0:
+        return torch.ones_like(by)
+    share = ((by - least / 2) / least).clamp(0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def lay_as_published(
+    clip: Video,
+    squares: FaceSquares,
+    seen: Crops,
+    drawn: Crops,
+    parts: Int[Tensor, "f side side"],
+    model: FaceModel,
+    gate: float,
+) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
+    """Return the clip with the drawn face in it where the source shows skin and features; edges are hard."""
+    del seen, gate
+    mask = 1 - model.mask(parts, *OUTSIDE_VIDEO)
+    laid, share = squares.paste(
+        torch.cat([mask * drawn.cpu(), mask], dim=1), (clip.height, clip.width)
+    ).tensor_split([3], dim=1)
+    pixels = (1 - share) * clip.pixels() + laid
+    return pixels.clamp(-1, 1), (share > 0).numpy()

@@ -15,13 +15,13 @@ glasses or a hat, are shown as the network draws them.
 """
 
 from dataclasses import dataclass
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d, normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from retouch.artifacts import artifact
 from retouch.compute import Compute
@@ -29,27 +29,19 @@ from retouch.errors import NoFace, ParamsError
 from retouch.events import Listener
 from retouch.media.pictures import read_picture
 from retouch.media.probe import ClipFacts
-from retouch.methods.face.align import FaceSquares
+from retouch.methods.face.align import Crops, FaceSquares, lay_as_published, lay_over
 from retouch.methods.face.spec import FaceParams, strength_curve
 from retouch.methods.face.track import FaceTrack, ReaderFinder, follow_face, vector_of
 from retouch.models.estimate import Estimate
 from retouch.models.face import encoding, follow, published_timesteps, schedule_at
 from retouch.models.face_attributes import check_name, read_names
 from retouch.models.face_model import FaceModel
-from retouch.models.face_parts import OUTSIDE_VIDEO, YuNetFinder
+from retouch.models.face_parts import YuNetFinder
 from retouch.models.noise_path import Level, Schedule, add_noise, extrapolate
 from retouch.models.refs import resolve, stored_bytes
 from retouch.run import Edited, Run
 from retouch.video import Video, chunks
 
-Crops: TypeAlias = Float[Tensor, "f 3 side side"]
-
-NOT_FACE: Final = ("background", "clothes", "neck", "necklace")
-"""Parts that are never changed."""
-COME_AND_GO: Final = ("glasses", "beard", "hat", "hair")
-"""Parts that an edit may add or take away."""
-REACH: Final = 5
-"""Width, in pixels of the crop, of what lies around a part and still belongs to it: odd."""
 STEPS_A_CHECKPOINT: Final = 4
 
 
@@ -252,59 +244,6 @@ def vector_in(params: FaceParams, model: FaceModel) -> Float[Tensor, "1 d"]:
             f"no face was found in {params.identity.name}", hint="give an upright picture of one face"
         )
     return vector_of(picture, found[0], model)
-
-
-def lay_over(
-    clip: Video,
-    squares: FaceSquares,
-    seen: Crops,
-    drawn: Crops,
-    parts: Int[Tensor, "f side side"],
-    model: FaceModel,
-    gate: float,
-) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
-    """Return the clip with the change in it, and where it may differ: line 5, at the clip's own size."""
-    size, now = (clip.height, clip.width), model.reader.read(drawn.to(model.device)).parts.cpu()
-    seen, drawn = seen.cpu(), drawn.cpu()
-    allowed = max_pool2d(1 - model.mask(parts, *NOT_FACE) * model.mask(now, *NOT_FACE), REACH, 1, REACH // 2)
-    strength = gated(drawn - seen, gate) * avg_pool2d(allowed, 3, 1, 1)
-    changed = [(model.mask(parts, name) - model.mask(now, name)).abs() for name in COME_AND_GO]
-    shape = max_pool2d(torch.stack(changed).amax(0), 3, 1, 1)
-    anew = avg_pool2d(max_pool2d(shape, 3, 1, 1), 3, 1, 1) * strength
-    added, replaced, share = squares.paste(
-        torch.cat([strength * (drawn - seen), anew * drawn, anew], dim=1), size
-    ).tensor_split([3, 6], dim=1)
-    pixels = (1 - share) * (clip.pixels() + added) + replaced
-    where = squares.paste((strength > 0).float(), size) > 0
-    return pixels.clamp(-1, 1), where.numpy()
-
-
-def gated(change: Crops, least: float) -> Float[Tensor, "f 1 side side"]:
-    """Return 0 where pictures hardly change, 1 where they do, and a soft way between."""
-    by = avg_pool2d(change.abs().mean(1, keepdim=True) / 2, 3, 1, 1)
-    if least == 0:
-        return torch.ones_like(by)
-    share = ((by - least / 2) / least).clamp(0, 1)
-    return share * share * (3 - 2 * share)
-
-
-def lay_as_published(
-    clip: Video,
-    squares: FaceSquares,
-    seen: Crops,
-    drawn: Crops,
-    parts: Int[Tensor, "f side side"],
-    model: FaceModel,
-    gate: float,
-) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
-    """Return the clip with the drawn face in it where the source shows skin and features; edges are hard."""
-    del seen, gate
-    mask = 1 - model.mask(parts, *OUTSIDE_VIDEO)
-    laid, share = squares.paste(
-        torch.cat([mask * drawn.cpu(), mask], dim=1), (clip.height, clip.width)
-    ).tensor_split([3], dim=1)
-    pixels = (1 - share) * clip.pixels() + laid
-    return pixels.clamp(-1, 1), (share > 0).numpy()
 
 
 def preflight(clip: ClipFacts, params: FaceParams, tell: Listener) -> None:
