@@ -70,7 +70,7 @@ def test_a_person_has_the_same_looks_at_both_moments_and_another_place(recipes: 
 
 @pytest.mark.slow
 def test_the_reader_learns(recipes: Recipes, tmp_path: Path) -> None:
-    fit = recipes.train_face_reader.train(tmp_path, images=FEW * 30, count=FEW, tested=2)
+    fit = recipes.train_face_reader.train(tmp_path, images=FEW * 60, count=FEW, tested=2)
     assert np.mean(fit.losses[-4:]) < 0.9 * np.mean(fit.losses[:4])
     figures = recipes.train_face_reader.figures_of(fit.network, recipes.faces.held_out(2))
     assert 0 <= figures["parts_right"] <= 1

@@ -140,7 +140,8 @@ def test_an_edit_that_is_stopped_in_any_stage_goes_on_to_the_same_bytes(
     unbroken = trial.run(tmp_path / "unbroken")
     steps = [event for event in unbroken.events if isinstance(event, Advanced)]
     for stage in ("tune", "invert", "edit object", "refine", "render"):
-        at = 1 + next(number for number, event in enumerate(steps) if event.stage == stage)
+        first = next(number for number, event in enumerate(steps) if event.stage == stage)
+        at = min(first + 1, len(steps) - 1)  # nobody asks again once the last step is done
         with pytest.raises(Cancelled):
             trial.run(tmp_path / stage, stop_after=at)
         resumed = trial.run(tmp_path / stage)
