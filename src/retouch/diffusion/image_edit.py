@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from retouch.media.pictures import read_picture
+from retouch.media.pictures import read_rgb
 from retouch.models.image import Control, ControlResiduals, StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
 from retouch.models.noise_path import Level, Schedule, Timestep, add_noise, guided, step
@@ -99,15 +98,7 @@ def goal_of(
         return
     prompted = run.load(adapter, ImagePrompt)
     with prompted.applied_to(sd, scale=reference_scale):
-        yield Goal(*words, seen=prompted.seen(on_white(read_picture(reference))))
-
-
-def on_white(picture: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "3 h w"]:
-    """Return a picture without its alpha, as it looks on paper."""
-    if picture.shape[2] == 4:
-        share = picture[..., 3:] / 255.0
-        picture = np.rint(picture[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
-    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+        yield Goal(*words, seen=prompted.seen(read_rgb(reference)))
 
 
 def control_of(ref: str, scale: float, sd: StableDiffusion, run: Run) -> Control | None:

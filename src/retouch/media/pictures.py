@@ -125,8 +125,12 @@ def read_picture(path: Path | str) -> UInt8[np.ndarray, "h w channels"]:
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "3 h w"]:
-    """Read a picture without its alpha, as it looks on paper; colours first."""
-    picture = read_picture(path)
+    """Read a picture without its alpha, colours first."""
+    return on_white(read_picture(path))
+
+
+def on_white(picture: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "3 h w"]:
+    """Return a picture without its alpha, as it looks on paper."""
     if picture.shape[2] == 4:
         share = picture[..., 3:] / 255.0
         picture = np.rint(picture[..., :3] * share + 255 * (1 - share)).astype(np.uint8)

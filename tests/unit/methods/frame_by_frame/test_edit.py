@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retouch.diffusion.image_edit import on_white
 from retouch.errors import ParamsError, VideoError
 from retouch.events import Advanced, Event
-from retouch.media.pictures import write_picture
+from retouch.media.pictures import on_white, write_picture
 from retouch.methods.frame_by_frame.edit import edit
 from retouch.methods.frame_by_frame.spec import SPEC, FrameByFrameParams
 from retouch.models.annotate import canny
