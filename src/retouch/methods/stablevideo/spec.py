@@ -1,15 +1,16 @@
 """What `stablevideo` is and what it can be told."""
 
-from pathlib import Path
 from typing import Annotated, Literal, final
 
 from pydantic import Field
 
 from retouch.params import (
+    AtlasFile,
+    Boxes,
     Control,
     DrawnMask,
+    DrawnMasks,
     EdgeScale,
-    FrameMark,
     FrameNumber,
     Guidance,
     MaskFile,
@@ -20,6 +21,7 @@ from retouch.params import (
     Role,
     Steps,
     Strength,
+    Strokes,
 )
 from retouch.spec import MethodSpec, Paper
 
@@ -37,21 +39,14 @@ class StableVideoParams(Params):
         str, Role.PROMPT, Field(description="What the background should show; the prompt, if empty.")
     ] = ""
     mask: MaskFile | None = None
-    box: tuple[FrameMark, ...] = Field(
-        default=(), description="A box around an object, as [NAME@]FRAME:x,y x,y. Repeatable."
-    )
-    stroke: tuple[FrameMark, ...] = Field(
-        default=(), description="A stroke over an object, as [NAME@]FRAME:x,y x,y ... Repeatable."
-    )
-    drawn: tuple[DrawnMask, ...] = Field(
-        default=(),
-        description="A whole mask of one frame, as [NAME@]FRAME=PICTURE; white is the object. Repeatable.",
-    )
+    box: Boxes = ()
+    stroke: Strokes = ()
+    drawn: DrawnMasks = ()
     brush: tuple[DrawnMask, ...] = Field(
         default=(),
         description="What stays as it was, drawn over a frame, as FRAME=PICTURE; white stays. Repeatable.",
     )
-    atlas: Path | None = Field(default=None, description="An atlas made before, by `retouch atlas fit`.")
+    atlas: AtlasFile | None = None
     at: tuple[FrameNumber, ...] = Field(
         default=(),
         description="Key frames, in the order of their editing; chosen, if none. Repeatable.",
