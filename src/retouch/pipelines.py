@@ -57,7 +57,7 @@ from retouch.models.face_model import FaceModel
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.image_to_video import StableVideo
 from retouch.models.vocabulary import check_words, words_of
-from retouch.params import Role, given_as
+from retouch.params import Params, Role, given_as
 from retouch.run import OnStep, Run, Step
 from retouch.video import Video
 
@@ -151,8 +151,7 @@ class VideoshopPipeline(DiffusionPipeline):  # type: ignore[misc]
             assert isinstance(params, VideoshopParams)
             parts = {name: getattr(self, name) for name in ("vae", "image_encoder", "unet", "scheduler")}
             model = StableVideo.wrap(StableVideoDiffusionPipeline(**parts, feature_extractor=None))
-            run = Run.alone(folder, seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "sample"))
+            run = _run_in(folder, generator, _calling(self, callback_on_step_end, "sample"))
             edited = carry_first_frame(model, clip, params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
@@ -247,12 +246,9 @@ class FateZeroPipeline(DiffusionPipeline):  # type: ignore[misc]
         given |= {"source_prompt": source_prompt, "prompt": prompt, **(options or {})}
         params = FATEZERO.fill(given, preset=preset)
         assert isinstance(params, FateZeroParams)
-        prompts = [prompt for _, prompt in given_as(params, Role.PROMPT)]
-        known = words_of(self.tokenizer.init_kwargs)
-        check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
+        _check_prompts(self, params, anyway=anyway)
         with TemporaryDirectory() as name:
-            run = Run.alone(Path(name), seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit"))
+            run = _run_in(Path(name), generator, _calling(self, callback_on_step_end, "edit"))
             edited = edit_by_text(_image_model(self), clip, params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
@@ -342,11 +338,8 @@ class DiffusionAtlasPipeline(DiffusionPipeline):  # type: ignore[misc]
                 given["reference"] = write_picture(reference, folder / "reference.png")
             params = DIFFUSION_ATLAS.fill({**given, **(options or {})}, preset=preset)
             assert isinstance(params, DiffusionAtlasParams)
-            prompts = [text for _, text in given_as(params, Role.PROMPT)]
-            known = words_of(self.tokenizer.init_kwargs)
-            check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
-            run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "edit object"))
+            _check_prompts(self, params, anyway=anyway)
+            run = _run_in(folder / "run", generator, _calling(self, callback_on_step_end, "edit object"))
             edited = edit_atlas(_image_model(self), _clip(video), params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
@@ -443,15 +436,12 @@ class StableVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
             given["mask"] = write(_clip(mask), folder / "mask")
             params = STABLEVIDEO.fill({**given, **(options or {})}, preset=preset)
             assert isinstance(params, StableVideoParams)
-            prompts = [text for _, text in given_as(params, Role.PROMPT)]
-            known = words_of(self.tokenizer.init_kwargs)
-            check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
+            _check_prompts(self, params, anyway=anyway)
             sd = _image_model(self)
             control = Control(self.controlnet) if self.controlnet is not None and params.edges else None
             if control:
                 control.check_fit(sd)
-            run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
-            run = dataclasses.replace(run, on_step=_calling(self, callback_on_step_end, "keyframe"))
+            run = _run_in(folder / "run", generator, _calling(self, callback_on_step_end, "keyframe"))
             edited = edit_keyframes(sd, control, _clip(video), params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
 
@@ -526,9 +516,22 @@ class FacePipeline:
             if self.model.attributes is not None:
                 for attribute in attributes or {}:
                     self.model.attributes.number(attribute)
-            run = Run.alone(folder / "run", seed=0 if generator is None else generator.initial_seed())
+            run = _run_in(folder / "run", generator)
             edited = edit_face(self.model, _clip(video), params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))
+
+
+def _check_prompts(pipe: DiffusionPipeline, params: Params, *, anyway: bool) -> None:
+    """Refuse words that a pipeline's model says it was not taught."""
+    prompts = [text for _, text in given_as(params, Role.PROMPT)]
+    known = words_of(pipe.tokenizer.init_kwargs)
+    check_words(prompts, known, model="this model", anyway=anyway, tell=ignore)
+
+
+def _run_in(folder: Path, generator: torch.Generator | None, on_step: OnStep | None = None) -> Run:
+    """Return a run that keeps what it must in a folder, with a generator's seed."""
+    run = Run.alone(folder, seed=0 if generator is None else generator.initial_seed())
+    return dataclasses.replace(run, on_step=on_step)
 
 
 def _image_model(pipe: DiffusionPipeline) -> StableDiffusion:
