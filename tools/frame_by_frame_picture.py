@@ -69,8 +69,7 @@ def main() -> None:
             if "reference" in way:
                 rows[-1][: SIDE // 2 + 2, : SIDE // 2 + 2] = 255
                 rows[-1][: SIDE // 2, : SIDE // 2] = reference[::2, ::2]
-    whole = Image.fromarray(np.vstack(rows))
-    whole.quantize(192, dither=Image.Dither.NONE).save(TO, lossless=True, method=6)
+    Image.fromarray(np.vstack(rows)).save(TO, quality=80, method=6)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
             rows.append(np.full_like(rows[-1], 255))
             rows[-1][:, : keys.shape[1]] = keys
     whole = np.vstack(rows).repeat(ZOOM, 0).repeat(ZOOM, 1)
-    Image.fromarray(whole).save(TO, quality=88, method=6)
+    Image.fromarray(whole).save(TO, quality=80, method=6)
 
 
 if __name__ == "__main__":

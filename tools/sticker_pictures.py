@@ -59,7 +59,7 @@ def beside(pictures: list[np.ndarray], columns: int, width: int, to: Path) -> No
     framed = [np.pad(p, ((0, 4), (0, 4), (0, 0)), constant_values=255) for p in small]
     rows = [np.hstack(framed[i : i + columns]) for i in range(0, len(framed), columns)]
     whole = Image.fromarray(np.ascontiguousarray(np.vstack(rows)[:-4, :-4]))
-    whole.quantize(128, dither=Image.Dither.NONE).save(to, lossless=True, method=6)
+    whole.save(to, quality=80, method=6)
 
 
 def frame(clip: Path, t: int) -> np.ndarray:
