@@ -9,7 +9,7 @@ from pathlib import Path
 from retouch.errors import ParamsError
 from retouch.events import Listener
 from retouch.files import check_free
-from retouch.media.encoding import Encoding, check_source, choose_settings
+from retouch.media.encoding import Encoding, choose_settings
 from retouch.media.masks import check_fits
 from retouch.media.opening import pictures_at
 from retouch.media.pictures import check_suffix, is_picture, read_header, read_picture
@@ -41,7 +41,7 @@ def check_clip_output(
     if clip is not None:
         sounds = [sound.codec for sound in clip.sounds] if encoding.sound else []
         rate, varies = clip.video.fps, clip.video.variable_rate
-        check_source(planned, path, fps=rate, variable_rate=varies, sounds=sounds)
+        planned.check_source(path, fps=rate, variable_rate=varies, sounds=sounds)
 
 
 def check_picture_output(path: Path, *, force: bool) -> None:

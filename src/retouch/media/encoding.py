@@ -34,6 +34,60 @@ class Encoding:
     bits: Literal[8, 10] = 8
     sound: bool = True
 
+    def check_codec(self, codec: str) -> None:
+        """Refuse what a codec cannot do.
+
+        Raises:
+            ParamsError: names a codec that can.
+        """
+        if self.lossless and codec in _LOSSY_ONLY:
+            raise ParamsError(
+                f"{_LOSSY_ONLY[codec]} does not keep every RGB byte",
+                hint="Use ffv1 in .mkv, or a folder of PNG files.",
+            )
+        if self.bits == 10 and (codec not in ("h264", "hevc", "av1", "prores") or self.lossless):
+            raise ParamsError(
+                f"{'lossless ' * self.lossless}{codec} is not written with 10 bits",
+                hint="Use hevc, h264, av1 or prores, not lossless; frames have 8 bits, so 8 lose nothing.",
+            )
+        if self.crf is not None:
+            largest = _LARGEST_CRF.get(codec)
+            if largest is None:
+                raise ParamsError(
+                    f"{codec} has no crf", hint="Leave --crf out, or use h264, hevc, vp9 or av1."
+                )
+            if not 0 <= self.crf <= largest:
+                raise ParamsError(f"crf is {self.crf}; {codec} takes 0 to {largest}", hint="Lower is better.")
+
+    def encoder_for(self, codec: str, *, odd: bool, alpha: bool) -> tuple[str, str, dict[str, str]]:
+        """Return the encoder of a codec, its pixel format and its options."""
+        crf = str(_USUAL_CRF.get(codec, 0) if self.crf is None else self.crf)
+        deep = "10le" if self.bits == 10 else ""
+        half = ("yuv444p" if odd else "yuv420p") + deep
+        clear = "a" if alpha else ""
+        if self.lossless and codec == "h264":
+            return "libx264rgb", "rgb24", {"qp": "0", "preset": "veryfast"}
+        if self.lossless and codec == "hevc":
+            return "libx265", "gbrp", {"preset": "fast", "x265-params": "lossless=1:log-level=none"}
+        if self.lossless and codec == "vp9":
+            return "libvpx-vp9", "gbrp", {"lossless": "1", "cpu-used": "4"}
+        if codec == "vp9":
+            options = {"crf": crf, "b": "0", "cpu-used": "3", **({"auto-alt-ref": "0"} if alpha else {})}
+            return "libvpx-vp9", f"yuv{clear}420p", options
+        if codec == "prores":
+            options = {"profile": "4444" if alpha else "hq"}
+            return "prores_ks", "yuva444p10le" if alpha else "yuv422p10le", options
+        kinds: dict[str, tuple[str, str, dict[str, str]]] = {
+            "h264": ("libx264", half, {"crf": crf, "preset": "medium", **_SAME_BYTES}),
+            "hevc": ("libx265", half, {"crf": crf, "preset": "medium", "x265-params": "log-level=none"}),
+            "av1": ("libsvtav1", f"yuv420p{deep}", {"crf": crf, "preset": "7"}),
+            "ffv1": ("ffv1", "bgra" if alpha else "bgr0", {"level": "3", "slicecrc": "1", "g": "1"}),
+            # Frames have palettes of their own, between which the encoder's savings go wrong.
+            "gif": ("gif", "pal8", {"gifflags": "-offsetting-transdiff"}),
+            "apng": ("apng", "rgba" if alpha else "rgb24", {}),
+        }
+        return kinds[codec]
+
 
 @final
 @dataclass(frozen=True)
@@ -47,6 +101,28 @@ class EncoderSettings:
     options: Mapping[str, str] = field(default_factory=dict)
     tag: str = ""
     remarks: tuple[str, ...] = ()
+
+    def check_source(self, path: Path, *, fps: Fraction, variable_rate: bool, sounds: Iterable[str]) -> None:
+        """Refuse a container that cannot show frames when they are to be shown, or does not take the audio.
+
+        Raises:
+            VideoError: names a container that can.
+        """
+        if self.container == "avi" and variable_rate:
+            raise VideoError(
+                "AVI has no variable rate, which the source has", hint=f"Use {path.with_suffix('.mkv')}."
+            )
+        if self.container == "gif" and fps > 50:
+            raise VideoError(
+                f"GIF shows at most 50 frames a second; the clip has {float(fps):.2f}",
+                hint=f"Use {path.with_suffix('.apng')} or {path.with_suffix('.mp4')}.",
+            )
+        for codec in () if self.container in SILENT else sounds:
+            if not _carries(self.container, codec):
+                raise VideoError(
+                    f"{path.suffix} does not hold the source's {codec} audio",
+                    hint="Write to .mkv, which holds it, or leave it out with Encoding(sound=False).",
+                )
 
 
 # Suffix: the container's name at FFmpeg, and the codecs it takes, the default first.
@@ -111,7 +187,7 @@ def choose_settings(
             f"HEVC is written from {_LEAST_HEVC_WIDTH} pixels of width on; the clip has {width}",
             hint="Use h264, or ffv1 in .mkv.",
         )
-    _check_wishes(codec, encoding)
+    encoding.check_codec(codec)
     remarks: tuple[str, ...] = ()
     if alpha and (codec not in _WITH_ALPHA or (codec == "vp9" and encoding.lossless)):
         alpha = False
@@ -120,8 +196,8 @@ def choose_settings(
         )
     if container == "":
         return EncoderSettings(codec, container, remarks=remarks)
-    encoder, pixel_format, options = _choose_encoder(
-        codec, encoding, odd=bool(width % 2 or height % 2), alpha=alpha
+    encoder, pixel_format, options = encoding.encoder_for(
+        codec, odd=bool(width % 2 or height % 2), alpha=alpha
     )
     if pixel_format.startswith("yuv444") and codec in ("h264", "hevc"):
         remarks = (
@@ -134,84 +210,8 @@ def choose_settings(
     return EncoderSettings(codec, container, encoder, pixel_format, MappingProxyType(options), tag, remarks)
 
 
-def check_source(
-    planned: EncoderSettings, path: Path, *, fps: Fraction, variable_rate: bool, sounds: Iterable[str]
-) -> None:
-    """Refuse a container that cannot show frames when they are to be shown, or does not take the audio.
-
-    Raises:
-        VideoError: names a container that can.
-    """
-    if planned.container == "avi" and variable_rate:
-        raise VideoError(
-            "AVI has no variable rate, which the source has", hint=f"Use {path.with_suffix('.mkv')}."
-        )
-    if planned.container == "gif" and fps > 50:
-        raise VideoError(
-            f"GIF shows at most 50 frames a second; the clip has {float(fps):.2f}",
-            hint=f"Use {path.with_suffix('.apng')} or {path.with_suffix('.mp4')}.",
-        )
-    for codec in () if planned.container in SILENT else sounds:
-        if not _carries(planned.container, codec):
-            raise VideoError(
-                f"{path.suffix} does not hold the source's {codec} audio",
-                hint="Write to .mkv, which holds it, or leave it out with Encoding(sound=False).",
-            )
-
-
 def _carries(container: str, codec: str) -> bool:
     """Whether a container takes an audio codec, by FFmpeg's own list."""
     codec = {"mp3float": "mp3", "libopus": "opus", "libvorbis": "vorbis"}.get(codec, codec)
     with av.open(BytesIO(), "w", format=container) as empty:
         return codec in empty.supported_codecs
-
-
-def _check_wishes(codec: str, encoding: Encoding) -> None:
-    if encoding.lossless and codec in _LOSSY_ONLY:
-        raise ParamsError(
-            f"{_LOSSY_ONLY[codec]} does not keep every RGB byte",
-            hint="Use ffv1 in .mkv, or a folder of PNG files.",
-        )
-    if encoding.bits == 10 and (codec not in ("h264", "hevc", "av1", "prores") or encoding.lossless):
-        raise ParamsError(
-            f"{'lossless ' * encoding.lossless}{codec} is not written with 10 bits",
-            hint="Use hevc, h264, av1 or prores, not lossless; frames have 8 bits, so 8 lose nothing.",
-        )
-    if encoding.crf is not None:
-        largest = _LARGEST_CRF.get(codec)
-        if largest is None:
-            raise ParamsError(f"{codec} has no crf", hint="Leave --crf out, or use h264, hevc, vp9 or av1.")
-        if not 0 <= encoding.crf <= largest:
-            raise ParamsError(f"crf is {encoding.crf}; {codec} takes 0 to {largest}", hint="Lower is better.")
-
-
-def _choose_encoder(
-    codec: str, encoding: Encoding, *, odd: bool, alpha: bool
-) -> tuple[str, str, dict[str, str]]:
-    """The encoder, its pixel format and its options."""
-    crf = str(_USUAL_CRF.get(codec, 0) if encoding.crf is None else encoding.crf)
-    deep = "10le" if encoding.bits == 10 else ""
-    half = ("yuv444p" if odd else "yuv420p") + deep
-    clear = "a" if alpha else ""
-    if encoding.lossless and codec == "h264":
-        return "libx264rgb", "rgb24", {"qp": "0", "preset": "veryfast"}
-    if encoding.lossless and codec == "hevc":
-        return "libx265", "gbrp", {"preset": "fast", "x265-params": "lossless=1:log-level=none"}
-    if encoding.lossless and codec == "vp9":
-        return "libvpx-vp9", "gbrp", {"lossless": "1", "cpu-used": "4"}
-    if codec == "vp9":
-        options = {"crf": crf, "b": "0", "cpu-used": "3", **({"auto-alt-ref": "0"} if alpha else {})}
-        return "libvpx-vp9", f"yuv{clear}420p", options
-    if codec == "prores":
-        options = {"profile": "4444" if alpha else "hq"}
-        return "prores_ks", "yuva444p10le" if alpha else "yuv422p10le", options
-    kinds: dict[str, tuple[str, str, dict[str, str]]] = {
-        "h264": ("libx264", half, {"crf": crf, "preset": "medium", **_SAME_BYTES}),
-        "hevc": ("libx265", half, {"crf": crf, "preset": "medium", "x265-params": "log-level=none"}),
-        "av1": ("libsvtav1", f"yuv420p{deep}", {"crf": crf, "preset": "7"}),
-        "ffv1": ("ffv1", "bgra" if alpha else "bgr0", {"level": "3", "slicecrc": "1", "g": "1"}),
-        # Frames have palettes of their own, between which the encoder's savings on unchanged pixels go wrong.
-        "gif": ("gif", "pal8", {"gifflags": "-offsetting-transdiff"}),
-        "apng": ("apng", "rgba" if alpha else "rgb24", {}),
-    }
-    return kinds[codec]

@@ -2,7 +2,8 @@
 
 import math
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,14 @@ from retouch.errors import RetouchError, VideoError
 from retouch.events import Listener, Notice, ignore
 from retouch.files import replace_whole, system_error
 from retouch.media.colour import MATRICES, PRIMARIES, TRANSFERS, guessed_matrix, to_frame
-from retouch.media.encoding import SILENT, EncoderSettings, Encoding, check_source, choose_settings
+from retouch.media.encoding import SILENT, EncoderSettings, Encoding, choose_settings
 from retouch.media.pictures import encode_picture
 from retouch.media.sound import Soundtrack, why_silent
 from retouch.video import Origin, Video
 
 _THREADS = 4
+_TASKS = Path("/proc/self/task")
+"""Where Linux lists a process' threads."""
 _UNSPECIFIED = 2
 
 
@@ -86,8 +89,8 @@ class Writer:
         planned = self._planned(self._like.width, self._like.height, alpha=self._like.alpha is not None)
         origin = self._like.origin
         sounds = [sound.codec for sound in origin.sounds] if self._encoding.sound else []
-        check_source(
-            planned, self._path, fps=self._like.fps, variable_rate=origin.variable_rate, sounds=sounds
+        planned.check_source(
+            self._path, fps=self._like.fps, variable_rate=origin.variable_rate, sounds=sounds
         )
         self._draft = self._stack.enter_context(
             replace_whole(self._path, force=self._force, folder=not planned.container)
@@ -207,6 +210,23 @@ class _PictureFolder:
         pass
 
 
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """Keep the threads of an encoder from going before all else on the machine.
+
+    SVT-AV1 makes itself and its caller real-time where it may, which is as root and in most containers.
+    """
+    if not hasattr(os, "sched_getscheduler") or not _TASKS.is_dir():
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    for thread in _TASKS.iterdir():
+        with suppress(OSError):  # it has ended
+            if os.sched_getscheduler(int(thread.name)) in (os.SCHED_FIFO, os.SCHED_RR):
+                os.sched_setscheduler(int(thread.name), policy, priority)
+
+
 @final
 class _VideoContainer:
     """A video file under way at FFmpeg, with the audio copied in between."""
@@ -241,7 +261,8 @@ class _VideoContainer:
             self._settle(like, width, height)
             if sound:
                 self._sound = Soundtrack(like.origin, self._file)
-            self._file.start_encoding()
+            with _same_priority():
+                self._file.start_encoding()
         except BaseException:
             self.abandon()
             raise

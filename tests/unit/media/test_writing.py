@@ -1,5 +1,6 @@
 """Writing: whole or not at all, nothing replaced unasked, and what cannot go along is told."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -281,3 +282,16 @@ def test_generations_of_one_clip_stay_near_the_first(tmp_path: Path) -> None:
     for i in range(1, 5):
         later = read(write(later, tmp_path / f"{i}.mp4", encoding=Encoding(crf=4)))
     assert np.abs(later.frames.astype(int) - first.frames).mean() < 1.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed on Linux alone")
+def test_no_encoder_makes_itself_more_urgent_than_the_machine(tmp_path: Path) -> None:
+    def urgent() -> list[str]:
+        tasks = [task.name for task in Path("/proc/self/task").iterdir()]
+        return [task for task in tasks if os.sched_getscheduler(int(task)) in (os.SCHED_FIFO, os.SCHED_RR)]
+
+    source = clip(3, 66, 66)
+    with Writer(tmp_path / "a.mp4", like=source, encoding=Encoding(codec="av1")) as out:
+        out.add(source)
+        assert not urgent()
+    assert not urgent()
