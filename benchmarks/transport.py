@@ -31,7 +31,7 @@ from retouch.atlas.prepare import objects_from_cutout
 from retouch.atlas.pyramid import AtlasSettings
 from retouch.media.io import read
 from retouch.metrics.propagation import position_flicker, propagation_decibels, straightness
-from retouch.tracking.flow import DisFlow, inside, pixel_grid, warp_picture
+from retouch.tracking.flow import DisFlow, inside_frame, pixel_grid, warp_picture
 from retouch.tracking.segment import GrabCutSegmenter
 from retouch.video import Video
 from retouch.world import Actor, Camera, Clip, Motion, Scene
@@ -101,15 +101,15 @@ def dis_chain(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
     """Chain the flow from neighbour to neighbour."""
     del atlas, layer
     flow, here = DisFlow(), pixel_grid(video.height, video.width)
-    yield key, here, inside(here)
+    yield key, here, inside_frame(here)
     for frames in (range(key + 1, len(video)), range(key - 1, -1, -1)):
         places, before = here, key
         for t in frames:
             step = flow.pair(upright(video, t), upright(video, before))
             places = warp_picture(places, step)
             # What comes in over the frame's edge was never seen.
-            places[~inside(here + step.transpose(1, 2, 0))] = -1e4
-            yield t, places, inside(places)
+            places[~inside_frame(here + step.transpose(1, 2, 0))] = -1e4
+            yield t, places, inside_frame(places)
             before = t
 
 
@@ -134,7 +134,7 @@ def planar(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
                 matrix, _ = cv2.findHomography(a, b, cv2.RANSAC, 2.0)
         if matrix is not None:
             places = cv2.perspectiveTransform(grid.reshape(1, -1, 2), matrix).reshape(grid.shape)
-            yield t, places, inside(places)
+            yield t, places, inside_frame(places)
 
 
 METHODS: dict[str, Callable[[Video, Atlas, int, int], Maps]] = {
@@ -167,7 +167,7 @@ def measure_layer(video: Video, atlas: Atlas, key: int, layer: int) -> dict[str,
             names = [name for name in METHODS if (name, t) in kept]
             both = solid(atlas, t, layer) if 0 <= t < len(video) else np.zeros((1, 1), bool)
             for name in names:
-                both = both & kept[name, t][1] & inside(kept[name, t][0])
+                both = both & kept[name, t][1] & inside_frame(kept[name, t][0])
             if both.sum() < 200:
                 continue
             for name in names:

@@ -460,7 +460,9 @@ class Looks:
         """The look at the latents of level `step`, at the timestep of the next."""
         if step not in self.seen:
             eye = torch.eye(WORDS, dtype=self.bench.dtype)
-            rule = CaptureRule(self.gather, self.taken, WordAttention(released.mask_layers(self.taken), eye))
+            rule = CaptureRule(
+                self.gather, self.taken, WordAttention(released.released_mask_layers(self.taken), eye)
+            )
             z = self.trajectory.latents[step]
             text = self.bench.texts["source"]
             out = self.bench.network.predict(z, self.ups[step][1].t, text, attention={"rule": rule})

@@ -132,6 +132,10 @@ class StoreEntry:
     made: float
     used: float
 
+    def unused_for(self) -> float:
+        """Return the seconds since it was last used."""
+        return time.time() - self.used
+
 
 @final
 @dataclass(frozen=True)
@@ -262,14 +266,13 @@ class ArtifactStore:
         entries = list(self.entries())
         left = sum(entry.size for entry in entries)
         removed = []
-        now = time.time()
         for entry in entries:
-            if left > keep_bytes and now - entry.used >= older_than:
+            if left > keep_bytes and entry.unused_for() >= older_than:
                 remove(entry.folder)
                 left -= entry.size
                 removed.append(entry)
         for draft in self.unfinished():
-            if now - draft.used >= max(older_than, _DRAFT_LIFETIME):
+            if draft.unused_for() >= max(older_than, _DRAFT_LIFETIME):
                 remove(draft.folder)
                 removed.append(draft)
         return removed

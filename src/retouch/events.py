@@ -35,6 +35,11 @@ class Advanced:
     done: int
     total: int
 
+    def seconds_left(self, spent: float, before: int = 0) -> float | None:
+        """Return the time that is left, by the steps since `before`; None until there are any."""
+        steps = self.done - before
+        return spent / steps * (self.total - self.done) if steps > 0 else None
+
 
 @final
 @dataclass(frozen=True)

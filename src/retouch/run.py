@@ -21,7 +21,7 @@ from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged, ModelMismatch, RetouchError
 from retouch.events import Advanced, Ended, Event, Listener, Loaded, Notice, Started, ignore
 from retouch.files import system_error
-from retouch.video import Video
+from retouch.video import FRAMES_AT_ONCE, Video
 
 T = TypeVar("T")
 
@@ -265,6 +265,33 @@ class Edited:
     """Measured numbers for the report."""
     extras: Mapping[str, Video | np.ndarray | str] = field(default_factory=dict)
     """What else is worth keeping: clips, pictures (uint8 h w 3 or 4), texts, by file name without suffix."""
+
+    def untouched(self, source: Video) -> dict[str, object]:
+        """Count what was left alone, before encoding: the share of pixels, and whether they are bit-exact."""
+        result = self.video
+        if result.frames.shape != source.frames.shape:
+            return {"share": 0.0, "bit_exact": False, "sentence": "the frame size changed"}
+        equal = promised = broken = 0
+        for start in range(0, len(source), FRAMES_AT_ONCE):
+            part = slice(start, start + FRAMES_AT_ONCE)
+            same = (source.frames[part] == result.frames[part]).all(axis=1)
+            equal += int(same.sum())
+            if self.touched is not None:
+                outside = ~self.touched[part, 0]
+                promised += int(outside.sum())
+                broken += int((outside & ~same).sum())
+        total = len(source) * source.height * source.width
+        share = promised / total if self.touched is not None else equal / total
+        exact = self.touched is not None and broken == 0 and promised > 0
+        if exact:
+            sentence = (
+                f"{share:.1%} of the pixels were out of the edit's reach and are bit for bit the source's"
+            )
+        elif self.touched is None or not promised:
+            sentence = f"the edit may reach every pixel; {equal / total:.1%} are equal to the source"
+        else:
+            sentence = f"{broken} pixels outside the edit changed"
+        return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
 
 
 def _reserve_space(descriptor: int, size: int) -> None:

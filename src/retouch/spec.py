@@ -55,6 +55,10 @@ class Paper:
     url: str
     code_licence: str
 
+    def citation(self) -> str:
+        """Return title, authors, year and address, in two lines."""
+        return f"{self.title}\n{self.authors}, {self.year}. {self.url}"
+
 
 @final
 @dataclass(frozen=True)

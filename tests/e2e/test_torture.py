@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from retouch.media.io import Encoding, read, write
-from retouch.media.probe import CODEC_FIELDS, fact_differences, probe
+from retouch.media.probe import CODEC_FIELDS, probe
 from retouch.video import Video
 
 RATE = Fraction(24000, 1001)
@@ -185,8 +185,8 @@ def test_a_file_read_and_written_differs_in_its_codec_only(case: Case, tmp_path:
     video = read(source)
     write(video, target, encoding=case.encoding)
     before, after = probe(source), probe(target)
-    told = {line.split(":")[0] for line in fact_differences(before, after)}
-    assert told <= CODEC_FIELDS | ({"rotation"} if case.rotation else set()), fact_differences(before, after)
+    told = {line.split(":")[0] for line in before.differences(after)}
+    assert told <= CODEC_FIELDS | ({"rotation"} if case.rotation else set()), before.differences(after)
     assert after.video.rotation == 0
     assert len(video) == before.video.frames == after.video.frames == case.frames
     assert [(s.packets, s.digest) for s in after.sounds] == [(s.packets, s.digest) for s in before.sounds]
@@ -227,10 +227,7 @@ def test_an_animated_webp_comes_back_with_its_times(tmp_path: Path) -> None:
     assert np.array_equal(video.alpha[:, 0], seen[:, 3])
     assert np.array_equal(video.frames * (video.alpha > 0), seen[:, :3] * (video.alpha > 0))
     write(video, tmp_path / "b.apng")
-    told = {
-        line.split(":")[0]
-        for line in fact_differences(probe(tmp_path / "a.webp"), probe(tmp_path / "b.apng"))
-    }
+    told = {line.split(":")[0] for line in probe(tmp_path / "a.webp").differences(probe(tmp_path / "b.apng"))}
     assert told <= CODEC_FIELDS
 
 
@@ -243,7 +240,7 @@ def test_a_folder_of_pictures_comes_back_with_its_rate(tmp_path: Path) -> None:
     assert again.digest == video.digest
     assert read(tmp_path / "frames" / "*.png").digest == video.digest
     write(again, tmp_path / "again")
-    assert not fact_differences(probe(tmp_path / "frames"), probe(tmp_path / "again"))
+    assert not probe(tmp_path / "frames").differences(probe(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".apng", ".mp4", ".mkv", ".webm", ".avi", ""])
@@ -275,7 +272,7 @@ def test_a_broadcast_whose_clock_runs_on_begins_at_nothing(tmp_path: Path) -> No
     before, after = probe(tmp_path / "source.ts"), probe(tmp_path / "target.mp4")
     assert 0 <= after.video.timestamps[0] * after.video.time_base < Fraction(1, 10)
     # AAC in a broadcast has a header before each packet, which MP4 does not want: the muxer takes it off.
-    told = {line.split(":")[0] for line in fact_differences(before, after)}
+    told = {line.split(":")[0] for line in before.differences(after)}
     assert told <= CODEC_FIELDS | {"audio 0 packets"}
     assert before.sounds[0].packets == after.sounds[0].packets
     # Sound stays where it was beside the pictures.

@@ -44,7 +44,7 @@ from retouch.errors import ModelMismatch, ModelNotFound, RetouchError  # noqa: E
 from retouch.files import check_free  # noqa: E402
 from retouch.media.io import read  # noqa: E402
 from retouch.models.refs import read_config  # noqa: E402
-from retouch.tracking.segment import working_size  # noqa: E402
+from retouch.tracking.segment import tracking_size  # noqa: E402
 from retouch.video import Video  # noqa: E402
 
 NETWORKS: Final = {
@@ -288,7 +288,7 @@ def _fitted(trained: Trained, pyramid: ClipPyramid, layer: int, spacing: float) 
     """A chart in pixels of its reference frame, without texture, and how many of those a unit of uv is."""
     video = pyramid.video
     frames = len(video)
-    size = working_size(video.height, video.width, FIT_SIDE)
+    size = tracking_size(video.height, video.width, FIT_SIDE)
     weights = torch.cat([pyramid.share(layer, a, b, *size) for a, b in frame_blocks(0, frames)])
     reference = frames // 2
     pixels = _pixels(trained, weights[reference], layer, reference, frames, size)
@@ -360,7 +360,7 @@ def _matrix(
 
 def _error(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float) -> Fit:
     video = pyramid.video
-    size = working_size(video.height, video.width, CHECK_SIDE)
+    size = tracking_size(video.height, video.width, CHECK_SIDE)
     mapping = chart.mapping.at_size(*size)
     window = mapping.window()
     off, weights = [], []
@@ -379,7 +379,7 @@ def _error(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float) ->
 def _textured(trained: Trained, pyramid: ClipPyramid, chart: Chart, unit: float, scale: float) -> Chart:
     """The chart with a texture that holds all that is visible, read off the atlas network."""
     video = pyramid.video
-    size = working_size(video.height, video.width, FIT_SIDE)
+    size = tracking_size(video.height, video.width, FIT_SIDE)
     framed = reframe_texture(chart, pyramid, size, scale)
     seen = _seen(framed, pyramid)
     v, u = seen.shape[1:]

@@ -22,7 +22,7 @@ import torch  # noqa: E402 - the path comes first
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from retouch.diffusion.tune import Tuned, save_tuned  # noqa: E402
+from retouch.diffusion.tune import Tuned  # noqa: E402
 from retouch.errors import ModelMismatch, ModelNotFound, RetouchError  # noqa: E402
 
 FILES = (
@@ -44,7 +44,7 @@ def main(checkpoint: Path, folder: Path) -> None:
     """Write what was tuned in CHECKPOINT into FOLDER."""
     try:
         learned = converted(read_weights(checkpoint))
-        path = save_tuned(learned, folder)
+        path = learned.save(folder)
     except RetouchError as error:
         click.echo(f"error: {error}\nhint: {error.hint}", err=True)
         sys.exit(error.exit_code)

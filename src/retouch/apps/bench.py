@@ -385,14 +385,14 @@ def paired_differences(
 
 def write_results(bench: BenchPlan, rows: Sequence[BenchRow], folder: Path) -> tuple[str, dict[str, object]]:
     """Writes figures, table and contact sheet into the folder; gives the table and the figures."""
-    told, found = markdown_table(bench, rows), as_json(bench, rows)
+    told, found = markdown_table(bench, rows), bench_figures(bench, rows)
     write_whole(folder / "table.md", told)
     write_whole(folder / "figures.json", json.dumps(found, indent=2) + "\n")
     write_picture(contact_sheet(bench, folder), folder / "sheet.png", force=True)
     return told, found
 
 
-def as_json(bench: BenchPlan, rows: Sequence[BenchRow]) -> dict[str, object]:
+def bench_figures(bench: BenchPlan, rows: Sequence[BenchRow]) -> dict[str, object]:
     """Everything that a machine may want to read of a bench."""
     return {
         "settings": settings_of(bench),

@@ -65,14 +65,8 @@ def in_lines(
             start, before = begun.setdefault(event.stage, (now, event.done)) if event.done else (now, 0)
             if now - said >= EVERY:
                 said = now
-                write(
-                    f"{event.stage}: {event.done} of {event.total}{_time_left(event, now - start, before)}\n"
-                )
+                left = event.seconds_left(now - start, before)
+                said_left = "" if left is None else f", about {left:.0f} s left"
+                write(f"{event.stage}: {event.done} of {event.total}{said_left}\n")
 
     return tell
-
-
-def _time_left(event: Advanced, spent: float, before: int) -> str:
-    """The time that is left, by the steps seen so far; nothing before there are any."""
-    steps = event.done - before
-    return f", about {spent / steps * (event.total - event.done):.0f} s left" if steps > 0 else ""

@@ -56,6 +56,23 @@ class PageMedia:
     text: str = ""
     note: str = ""
 
+    def figure(self) -> str:
+        """Return the element that shows it."""
+        title, note = escape(self.title), escape(self.note)
+        caption = f"<figcaption><strong>{title}</strong>{' ' + note if note else ''}</figcaption>"
+        if self.kind == "video":
+            body = (
+                f'<video controls loop muted playsinline preload="auto" aria-label="{title}" '
+                f'src="{escape(self.url)}"></video>'
+            )
+        elif self.kind == "picture":
+            body = f'<img alt="{title}" src="{escape(self.url)}">'
+        elif self.kind == "text":
+            body = f'<pre tabindex="0">{escape(self.text)}</pre>'
+        else:
+            body = ""
+        return f"<figure>{body}{caption}</figure>"
+
 
 @final
 @dataclass(frozen=True)
@@ -72,6 +89,156 @@ class RunPage:
     extras: tuple[PageMedia, ...] = ()
     sheet: str = ""
 
+    def as_html(self) -> str:
+        """Return the page as text."""
+        title, style, script = self._title(), _read_asset("report.css"), _read_asset("report.js")
+        policy = (
+            "default-src 'none'; img-src data: 'self' file:; media-src data: 'self' file:; "
+            f"style-src '{_content_hash(style)}'; script-src '{_content_hash(script)}'; "
+            "base-uri 'none'; form-action 'none'"
+        )
+        return "\n".join(
+            [
+                "<!DOCTYPE html>",
+                '<html lang="en">',
+                "<head>",
+                '<meta charset="utf-8">',
+                f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
+                '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                '<meta name="color-scheme" content="light dark">',
+                f"<title>{escape(title)}</title>",
+                f"<style>{style}</style>",
+                "</head>",
+                "<body>",
+                self._head(title),
+                "<main>",
+                self._failure_section(),
+                self._player_section(),
+                self._fact_section(),
+                self._figure_section(),
+                self._notice_section(),
+                self._sheet_section(),
+                self._extras_section(),
+                self._request_section(),
+                self._stage_section(),
+                "</main>",
+                self._foot(),
+                f"<script>{script}</script>",
+                "</body>",
+                "</html>",
+                "",
+            ]
+        )
+
+    def _head(self, title: str) -> str:
+        spec = _spec(self.request)
+        summary = f"<p>{escape(spec.summary)}</p>" if spec else ""
+        return f"<header><h1>{escape(title)}</h1>{summary}</header>"
+
+    def _foot(self) -> str:
+        version, name = escape(str(self.report.get("retouch_version", ""))), escape(self.folder.name)
+        said = (
+            f"Made by retouch {version} from <code>{name}</code>. This page loads nothing from the network."
+        )
+        return f"<footer><p>{said}</p></footer>"
+
+    def _title(self) -> str:
+        name, spec = str(self.request.get("method", "a run")), _spec(self.request)
+        video = Path(str(self.request.get("video", ""))).name
+        return f"{spec.title if spec else name}: {video}"
+
+    def _failure_section(self) -> str:
+        """Says loudly that the run did not end, and why."""
+        if self.report:
+            return ""
+        message = str(self.error.get("message", "This run has not ended."))
+        hint = str(self.error.get("hint", ""))
+        more = f"<p>{escape(hint)}</p>" if hint else ""
+        said = f"<h2>No result</h2><p>{escape(message)}</p>{more}"
+        return f'<section class="failure" role="alert">{said}</section>'
+
+    def _player_section(self) -> str:
+        figures = "".join(shown.figure() for shown in self.clips)
+        playing = sum(shown.kind == "video" for shown in self.clips)
+        buttons = (
+            '<p class="controls" hidden><button type="button" id="together">Play both</button>'
+            '<button type="button" id="back">Back one frame</button>'
+            '<button type="button" id="on">On one frame</button>'
+            '<span id="moment" role="status"></span></p>'
+        )
+        rate = escape(str(self.report.get("fps", "25")))
+        controls = buttons if playing == 2 else ""
+        return _html_section("Clips", f'{controls}<div class="clips" data-rate="{rate}">{figures}</div>')
+
+    def _fact_section(self) -> str:
+        report = self.report
+        if not report:
+            return ""
+        size = cast("Sequence[object]", report.get("size", ()))
+        untouched = cast("Mapping[str, object]", report.get("untouched") or {})
+        cards = [
+            ("Frames", str(report.get("frames", ""))),
+            ("Size", " x ".join(str(side) for side in size)),
+            ("Rate", f"{report.get('fps', '')} fps"),
+            ("Time", f"{_format_number(report.get('seconds', 0))} s"),
+        ]
+        if untouched:
+            exact = untouched.get("bit_exact") is True
+            share = cast("float", untouched.get("share", 0.0))
+            cards.append(
+                ("Out of the edit's reach, bit for bit" if exact else "Equal to the source", f"{share:.1%}")
+            )
+        items = "".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards
+        )
+        sentence = str(untouched.get("sentence", ""))
+        said = f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" if sentence else ""
+        return _html_section("At a glance", f"<dl>{items}</dl>{said}")
+
+    def _figure_section(self) -> str:
+        figures = cast("Mapping[str, object]", self.report.get("figures") or {})
+        rows = [(name, _format_number(value)) for name, value in figures.items()]
+        return _html_table("Figures", ("Figure", "Value"), rows)
+
+    def _notice_section(self) -> str:
+        if not self.notices:
+            return ""
+        items = "".join(f"<li>{escape(line)}</li>" for line in self.notices)
+        return _html_section("Notices", f"<ul>{items}</ul>")
+
+    def _sheet_section(self) -> str:
+        if not self.sheet:
+            return ""
+        words = "Absolute difference of source and result, times four"
+        picture = f'<img class="sheet" alt="Frames of both. {words}." src="{escape(self.sheet)}">'
+        figure = f"<figure>{picture}<figcaption>{words}.</figcaption></figure>"
+        return _html_section("Frames and differences", figure)
+
+    def _extras_section(self) -> str:
+        if not self.extras:
+            return ""
+        figures = "".join(shown.figure() for shown in self.extras)
+        return _html_section("More from this run", f'<div class="clips">{figures}</div>')
+
+    def _request_section(self) -> str:
+        """The command, the parameters that are not at their defaults, and the whole request to unfold."""
+        rows = [(name, _plain_number(value)) for name, value in _chosen_params(self.request).items()]
+        rows += [
+            (name, _plain_number(self.request[name])) for name in ("seed", "video") if name in self.request
+        ]
+        command = str(self.report.get("command", ""))
+        said = f'<pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
+        whole = escape(json.dumps(self.request, indent=2, ensure_ascii=False))
+        asked = f'<details><summary>All of request.json</summary><pre tabindex="0">{whole}</pre></details>'
+        return _html_table("Request", ("Parameter", "Value"), rows, before=said, after=asked)
+
+    def _stage_section(self) -> str:
+        return _html_table(
+            "Where the time went",
+            ("Stage", "Seconds"),
+            [(name, _format_number(s)) for name, s in self.stages],
+        )
+
 
 def write_report(
     folder: Path, out: Path | None = None, *, embed_up_to: int = EMBED_UP_TO, force: bool = False
@@ -85,7 +252,7 @@ def write_report(
     target = out or folder / "report.html"
     with replace_whole(target, force=force or out is None) as draft:
         page = collect_page(folder, target.absolute().parent, embed_up_to=embed_up_to)
-        draft.write_text(render_html(page), encoding="utf-8")
+        draft.write_text(page.as_html(), encoding="utf-8")
     return target
 
 
@@ -115,177 +282,12 @@ def collect_page(folder: Path, beside: Path, *, embed_up_to: int = EMBED_UP_TO) 
     )
 
 
-def render_html(page: RunPage) -> str:
-    """The page as text."""
-    title, style, script = _page_title(page), _read_asset("report.css"), _read_asset("report.js")
-    policy = (
-        "default-src 'none'; img-src data: 'self' file:; media-src data: 'self' file:; "
-        f"style-src '{_content_hash(style)}'; script-src '{_content_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{style}</style>",
-            "</head>",
-            "<body>",
-            _page_head(page, title),
-            "<main>",
-            _failure_section(page),
-            _player_section(page),
-            _fact_section(page),
-            _figure_section(page),
-            _notice_section(page),
-            _sheet_section(page),
-            _extras_section(page),
-            _request_section(page),
-            _stage_section(page),
-            "</main>",
-            _page_foot(page),
-            f"<script>{script}</script>",
-            "</body>",
-            "</html>",
-            "",
-        ]
-    )
-
-
-def _page_head(page: RunPage, title: str) -> str:
-    spec = _spec(page.request)
-    summary = f"<p>{escape(spec.summary)}</p>" if spec else ""
-    return f"<header><h1>{escape(title)}</h1>{summary}</header>"
-
-
-def _page_foot(page: RunPage) -> str:
-    version, name = escape(str(page.report.get("retouch_version", ""))), escape(page.folder.name)
-    said = f"Made by retouch {version} from <code>{name}</code>. This page loads nothing from the network."
-    return f"<footer><p>{said}</p></footer>"
-
-
 def _spec(request: Mapping[str, object]) -> MethodSpec | None:
     """The method of a request, if it is known here."""
     try:
         return method(str(request.get("method", "")))
     except RetouchError:
         return None
-
-
-def _page_title(page: RunPage) -> str:
-    name, spec = str(page.request.get("method", "a run")), _spec(page.request)
-    video = Path(str(page.request.get("video", ""))).name
-    return f"{spec.title if spec else name}: {video}"
-
-
-def _failure_section(page: RunPage) -> str:
-    """Says loudly that the run did not end, and why."""
-    if page.report:
-        return ""
-    message = str(page.error.get("message", "This run has not ended."))
-    hint = str(page.error.get("hint", ""))
-    more = f"<p>{escape(hint)}</p>" if hint else ""
-    return f'<section class="failure" role="alert"><h2>No result</h2><p>{escape(message)}</p>{more}</section>'
-
-
-def _player_section(page: RunPage) -> str:
-    figures = "".join(_figure_element(shown) for shown in page.clips)
-    playing = sum(shown.kind == "video" for shown in page.clips)
-    buttons = (
-        '<p class="controls" hidden><button type="button" id="together">Play both</button>'
-        '<button type="button" id="back">Back one frame</button>'
-        '<button type="button" id="on">On one frame</button>'
-        '<span id="moment" role="status"></span></p>'
-    )
-    rate = escape(str(page.report.get("fps", "25")))
-    controls = buttons if playing == 2 else ""
-    return _html_section("Clips", f'{controls}<div class="clips" data-rate="{rate}">{figures}</div>')
-
-
-def _figure_element(shown: PageMedia) -> str:
-    title, note = escape(shown.title), escape(shown.note)
-    caption = f"<figcaption><strong>{title}</strong>{' ' + note if note else ''}</figcaption>"
-    if shown.kind == "video":
-        body = (
-            f'<video controls loop muted playsinline preload="auto" aria-label="{title}" '
-            f'src="{escape(shown.url)}"></video>'
-        )
-    elif shown.kind == "picture":
-        body = f'<img alt="{title}" src="{escape(shown.url)}">'
-    elif shown.kind == "text":
-        body = f'<pre tabindex="0">{escape(shown.text)}</pre>'
-    else:
-        body = ""
-    return f"<figure>{body}{caption}</figure>"
-
-
-def _fact_section(page: RunPage) -> str:
-    report = page.report
-    if not report:
-        return ""
-    size = cast("Sequence[object]", report.get("size", ()))
-    untouched = cast("Mapping[str, object]", report.get("untouched") or {})
-    cards = [
-        ("Frames", str(report.get("frames", ""))),
-        ("Size", " x ".join(str(side) for side in size)),
-        ("Rate", f"{report.get('fps', '')} fps"),
-        ("Time", f"{_format_number(report.get('seconds', 0))} s"),
-    ]
-    if untouched:
-        exact = untouched.get("bit_exact") is True
-        share = cast("float", untouched.get("share", 0.0))
-        cards.append(
-            ("Out of the edit's reach, bit for bit" if exact else "Equal to the source", f"{share:.1%}")
-        )
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in cards)
-    sentence = str(untouched.get("sentence", ""))
-    said = f"<p>{escape(sentence[:1].upper() + sentence[1:])}.</p>" if sentence else ""
-    return _html_section("At a glance", f"<dl>{items}</dl>{said}")
-
-
-def _figure_section(page: RunPage) -> str:
-    figures = cast("Mapping[str, object]", page.report.get("figures") or {})
-    rows = [(name, _format_number(value)) for name, value in figures.items()]
-    return _html_table("Figures", ("Figure", "Value"), rows)
-
-
-def _notice_section(page: RunPage) -> str:
-    if not page.notices:
-        return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in page.notices)
-    return _html_section("Notices", f"<ul>{items}</ul>")
-
-
-def _sheet_section(page: RunPage) -> str:
-    if not page.sheet:
-        return ""
-    words = "Absolute difference of source and result, times four"
-    picture = f'<img class="sheet" alt="Frames of both. {words}." src="{escape(page.sheet)}">'
-    figure = f"<figure>{picture}<figcaption>{words}.</figcaption></figure>"
-    return _html_section("Frames and differences", figure)
-
-
-def _extras_section(page: RunPage) -> str:
-    if not page.extras:
-        return ""
-    figures = "".join(_figure_element(shown) for shown in page.extras)
-    return _html_section("More from this run", f'<div class="clips">{figures}</div>')
-
-
-def _request_section(page: RunPage) -> str:
-    """The command, the parameters that are not at their defaults, and the whole request to unfold."""
-    rows = [(name, _plain_number(value)) for name, value in _chosen_params(page.request).items()]
-    rows += [(name, _plain_number(page.request[name])) for name in ("seed", "video") if name in page.request]
-    command = str(page.report.get("command", ""))
-    said = f'<pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
-    whole = escape(json.dumps(page.request, indent=2, ensure_ascii=False))
-    asked = f'<details><summary>All of request.json</summary><pre tabindex="0">{whole}</pre></details>'
-    return _html_table("Request", ("Parameter", "Value"), rows, before=said, after=asked)
 
 
 def _chosen_params(request: Mapping[str, object]) -> dict[str, object]:
@@ -302,12 +304,6 @@ def _chosen_params(request: Mapping[str, object]) -> dict[str, object]:
     }
     usual = json.loads(json.dumps(defaults, default=str))  # as they look in a request
     return {name: value for name, value in params.items() if name not in usual or usual[name] != value}
-
-
-def _stage_section(page: RunPage) -> str:
-    return _html_table(
-        "Where the time went", ("Stage", "Seconds"), [(name, _format_number(s)) for name, s in page.stages]
-    )
 
 
 def _html_table(

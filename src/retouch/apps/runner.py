@@ -34,7 +34,7 @@ from retouch.regular import open_own
 from retouch.request import EditRequest
 from retouch.run import Edited, OnStep, Run
 from retouch.spec import MethodSpec
-from retouch.video import FRAMES_AT_ONCE, Video
+from retouch.video import Video
 
 LOOKING: Final = 1.0
 """Seconds for which whoever only looks how a run stands may hold its lock."""
@@ -142,7 +142,7 @@ def run_edit(
             "source_digest": source.digest,
             "result_digest": edited.video.digest,
             "figures": {name: float(value) for name, value in edited.figures.items()},
-            "untouched": count_untouched(source, edited),
+            "untouched": edited.untouched(source),
             "result": result.name,
             "command": command_line(request),
         }
@@ -152,32 +152,6 @@ def run_edit(
         if refused:
             raise refused
     return Result(folder, request.out or result, report)
-
-
-def count_untouched(source: Video, edited: Edited) -> dict[str, object]:
-    """What the edit left alone, counted before encoding: the share of pixels, and if they are bit-exact."""
-    result = edited.video
-    if result.frames.shape != source.frames.shape:
-        return {"share": 0.0, "bit_exact": False, "sentence": "the frame size changed"}
-    equal = promised = broken = 0
-    for start in range(0, len(source), FRAMES_AT_ONCE):
-        part = slice(start, start + FRAMES_AT_ONCE)
-        same = (source.frames[part] == result.frames[part]).all(axis=1)
-        equal += int(same.sum())
-        if edited.touched is not None:
-            outside = ~edited.touched[part, 0]
-            promised += int(outside.sum())
-            broken += int((outside & ~same).sum())
-    total = len(source) * source.height * source.width
-    share = promised / total if edited.touched is not None else equal / total
-    exact = edited.touched is not None and broken == 0 and promised > 0
-    if exact:
-        sentence = f"{share:.1%} of the pixels were out of the edit's reach and are bit for bit the source's"
-    elif edited.touched is None or not promised:
-        sentence = f"the edit may reach every pixel; {equal / total:.1%} are equal to the source"
-    else:
-        sentence = f"{broken} pixels outside the edit changed"
-    return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
 
 
 def plan(request: EditRequest, listen: Listener = ignore) -> Estimate:

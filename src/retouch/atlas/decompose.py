@@ -43,7 +43,7 @@ from retouch.atlas.textures import fill_unseen, sample_texture, shrink_pictures,
 from retouch.errors import ArtifactError, EmptyMask, VideoError
 from retouch.run import Run, SetProgress
 from retouch.tracking.flow import ClipFlow, DisFlow, Flow
-from retouch.tracking.segment import working_size
+from retouch.tracking.segment import tracking_size
 from retouch.video import Video
 
 STAGES: Final = ("flow", "pixels", "textures", "edges", "light")
@@ -149,7 +149,7 @@ def refine_stages(
 ) -> Iterator[Atlas]:
     """Yield the atlas after each stage, better each time; every one of them can be used."""
     _check_mattes(video, mattes, names)
-    size = working_size(video.height, video.width, settings.side)
+    size = tracking_size(video.height, video.width, settings.side)
     pyramid = ClipPyramid(video, mattes, run.compute.torch_device())
     atlas = _resume_checkpoint(run, pyramid)
     done = STAGES.index(atlas.stage) + 1 if atlas else 0
@@ -338,7 +338,7 @@ def on_pixels(
     atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
     """Improve the mappings by what the frames look like, at half the working size and then at all of it."""
-    size = working_size(atlas.height, atlas.width, settings.side)
+    size = tracking_size(atlas.height, atlas.width, settings.side)
     half = (size[0] // 2, size[1] // 2)
     coarse = settings.steps // 2 if min(half) >= 48 else 0
     if coarse:
@@ -402,7 +402,7 @@ def with_textures(
 ) -> Atlas:
     """Solve all textures together at full size, from their means."""
     full = (atlas.height, atlas.width)
-    size = working_size(*full, settings.side)
+    size = tracking_size(*full, settings.side)
     scale = settings.texture_scale or (2.0 if max(full) <= 256 else 1.25)
     charts = []
     for chart in atlas.charts:
@@ -547,7 +547,7 @@ def with_light(
 def _fit_gains(
     atlas: Atlas, pyramid: ClipPyramid, settings: AtlasSettings, run: Run, set_progress: SetProgress
 ) -> Atlas:
-    size = working_size(atlas.height, atlas.width, settings.side)
+    size = tracking_size(atlas.height, atlas.width, settings.side)
     charts = [_plain_gain(chart, settings.gain) for chart in atlas.charts]
     spans = [(c.start, c.stop) for c in charts]
     for a, b in frame_blocks(0, atlas.frames):

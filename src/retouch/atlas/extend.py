@@ -16,7 +16,7 @@ from retouch.atlas.solve import gauss_newton
 from retouch.errors import InputError
 from retouch.run import Run
 from retouch.tracking.flow import ClipFlow, DisFlow, consistent_flow
-from retouch.tracking.segment import GrabCutSegmenter, ObjectMark, working_size
+from retouch.tracking.segment import GrabCutSegmenter, ObjectMark, tracking_size
 from retouch.video import Video
 
 
@@ -37,7 +37,7 @@ def extend_atlas(atlas: Atlas, video: Video, *, run: Run) -> Atlas:
         )
     mattes = tuple(_extend_matte(matte, video, known) for matte in atlas.mattes)
     pyramid = ClipPyramid(video, mattes, atlas.device)
-    size = working_size(video.height, video.width, AtlasSettings.model_validate_json(atlas.settings).side)
+    size = tracking_size(video.height, video.width, AtlasSettings.model_validate_json(atlas.settings).side)
     flow = flow_between(video, size, DisFlow(), run)
     charts = list(atlas.charts)
     for layer in range(len(atlas.names)):

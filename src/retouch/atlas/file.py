@@ -35,7 +35,7 @@ from retouch.errors import ArtifactError, InputError, RetouchError
 from retouch.files import replace_whole
 from retouch.media.exr import write_exr
 from retouch.media.opening import LARGEST_PICTURE, LARGEST_SIDE
-from retouch.media.png import check_rows, read_header
+from retouch.media.png import check_rows, read_png_header
 from retouch.models.estimate import Estimate
 from retouch.regular import open_regular
 from retouch.video import Video
@@ -326,7 +326,7 @@ def _picture(
     """The bytes of a PNG that has this depth, a size that fits, and all its rows."""
     content = _member(archive, name, 2 * channels * LARGEST_PICTURE)
     try:
-        told = read_header(BytesIO(content))
+        told = read_png_header(BytesIO(content))
         if max(told.width, told.height) > LARGEST_SIDE or not fits(told.width, told.height):
             raise ValueError(f"it is {told.width}x{told.height}, which its clip does not justify")
         if (told.bits, told.channels) != (bits, channels):

@@ -4,7 +4,7 @@
 layer, and the other frames it gives are held against the clip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, final
 
@@ -22,6 +22,7 @@ POOR: Final = 22.0
 STRETCHED: Final = 1.5
 FEWEST: Final = 100
 """Pixels that a frame must show of a layer to have a stretch of its own."""
+NOTHING_IN_THE_WAY: Final = "Nothing stands in the way: paint should stay where it is put in every frame."
 LOOKED_AT: Final = 12
 """Frames, evenly over the clip, that one frame is propagated to."""
 
@@ -55,6 +56,44 @@ class LayerReport:
     seen: float
     """Share of the textures' texels that any frame shows."""
 
+    def lines(self) -> list[str]:
+        """Return the figures as a person reads them."""
+        worst = f"; worst frame {self.worst_frame} with {self.worst:.1f}" if self.worst is not None else ""
+        reached = f"{_in_words(self.propagated)}, reaching {100 * self.reached:.0f} % of its pixels"
+        nothing = f"frame {self.propagated_frame}, the one it was tried from, reaches no other"
+        return [
+            f"{self.name}: {self.pictures} picture{'s' * (self.pictures > 1)}",
+            f"  explained   {_in_words(self.explained)}{worst}",
+            f"  propagated  {nothing if self.propagated is None else reached}",
+            f"  stretch     {self.stretch:.2f}; worst {self.stretched:.2f} in frame {self.stretched_frame}",
+            f"  folds       {100 * self.folds:.2f} %",
+            f"  seen        {100 * self.seen:.0f} % of its texels",
+        ]
+
+    def warnings(self, video: Video) -> Iterator[str]:
+        """Yield what to expect of paint on the layer, in plain words."""
+        if self.poor:
+            poor = video.named_frames([t - video.origin.first for t in self.poor])
+            yield (
+                f"Paint on the {self.name} may slide or flicker in {poor}, worst around frame "
+                f"{self.worst_frame}: mark the object there again, or paint a frame near it."
+            )
+        if self.pictures > 1:
+            yield (
+                f"The {self.name} turns or changes: it takes {self.pictures} pictures, and paint is handed "
+                "from one to the next; what goes out of sight between is lost, so paint on both sides of it."
+            )
+        elif self.reached < 0.7:
+            share = f"{100 * self.reached:.0f} %"
+            yield f"One frame shows only {share} of the {self.name}: paint several, or the texture."
+        if self.stretched > STRETCHED:
+            yield (
+                f"Parts of the {self.name} are stretched {self.stretched:.1f} times around frame "
+                f"{self.stretched_frame}: paint there leans and fine detail blurs."
+            )
+        if self.folds > 0:
+            yield f"The {self.name} folds in places: paint shows twice there."
+
 
 @final
 @dataclass(frozen=True)
@@ -73,17 +112,7 @@ class AtlasReport:
         """Return everything as a person reads it."""
         lines = [f"explained  {_in_words(self.explained)}"]
         for one in self.layers:
-            worst = f"; worst frame {one.worst_frame} with {one.worst:.1f}" if one.worst is not None else ""
-            reached = f"{_in_words(one.propagated)}, reaching {100 * one.reached:.0f} % of its pixels"
-            nothing = f"frame {one.propagated_frame}, the one it was tried from, reaches no other"
-            lines += [
-                f"{one.name}: {one.pictures} picture{'s' * (one.pictures > 1)}",
-                f"  explained   {_in_words(one.explained)}{worst}",
-                f"  propagated  {nothing if one.propagated is None else reached}",
-                f"  stretch     {one.stretch:.2f}; worst {one.stretched:.2f} in frame {one.stretched_frame}",
-                f"  folds       {100 * one.folds:.2f} %",
-                f"  seen        {100 * one.seen:.0f} % of its texels",
-            ]
+            lines += one.lines()
         return "\n".join([*lines, *self.sentences])
 
 
@@ -92,7 +121,8 @@ def examine_atlas(atlas: Atlas, video: Video) -> AtlasReport:
     """Measure an atlas against its clip."""
     off = reconstruction_decibels(atlas, video)
     layers = tuple(_layer_figures(atlas, video, i, off[name]) for i, name in enumerate(atlas.names))
-    return AtlasReport(_mean_decibels(off["all"]), layers, tuple(_report_sentences(layers, video)))
+    said = [sentence for layer in layers for sentence in layer.warnings(video)]
+    return AtlasReport(_mean_decibels(off["all"]), layers, tuple(said or [NOTHING_IN_THE_WAY]))
 
 
 def _in_words(value: float | None) -> str:
@@ -171,31 +201,3 @@ def _stretch_figures(atlas: Atlas, layer: int) -> tuple[float, tuple[int, float]
             count += int(visible.sum())
     together = torch.cat(stretches)
     return (float(together.quantile(0.95)) if len(together) else 1.0), worst, folded / max(count, 1)
-
-
-def _report_sentences(layers: Sequence[LayerReport], video: Video) -> list[str]:
-    """What to expect, in plain words."""
-    said = []
-    for one in layers:
-        if one.poor:
-            poor = video.named_frames([t - video.origin.first for t in one.poor])
-            said.append(
-                f"Paint on the {one.name} may slide or flicker in {poor}, worst around frame "
-                f"{one.worst_frame}: mark the object there again, or paint a frame near it."
-            )
-        if one.pictures > 1:
-            said.append(
-                f"The {one.name} turns or changes: it takes {one.pictures} pictures, and paint is handed "
-                "from one to the next; what goes out of sight between is lost, so paint on both sides of it."
-            )
-        elif one.reached < 0.7:
-            share = f"{100 * one.reached:.0f} %"
-            said.append(f"One frame shows only {share} of the {one.name}: paint several, or the texture.")
-        if one.stretched > STRETCHED:
-            said.append(
-                f"Parts of the {one.name} are stretched {one.stretched:.1f} times around frame "
-                f"{one.stretched_frame}: paint there leans and fine detail blurs."
-            )
-        if one.folds > 0:
-            said.append(f"The {one.name} folds in places: paint shows twice there.")
-    return said or ["Nothing stands in the way: paint should stay where it is put in every frame."]

@@ -57,6 +57,10 @@ class SourceQK:
     queries: dict[Layer, Tensor] = field(default_factory=dict)
     keys: dict[Layer, Tensor] = field(default_factory=dict)
 
+    def keep(self, layer: Layer, q: Float[Tensor, "f heads q d"], k: Float[Tensor, "f heads k d"]) -> None:
+        """Remember what a layer asked, and of what."""
+        self.queries[layer], self.keys[layer] = q, k
+
 
 @final
 class StopForward(Exception):
@@ -88,7 +92,7 @@ class CaptureRule:
             StopForward: the call is to be truncated, and nothing more is wanted of it.
         """
         if layer in self.layers:
-            self.source.queries[layer], self.source.keys[layer] = q, k
+            self.source.keep(layer, q, k)
         self.words.read(layer, q, k)
         if self.truncate and self.words.complete and len(self.source.queries) == len(self.layers):
             raise StopForward

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, final
+from typing import Self, cast, final
 
 import numpy as np
 import torch
@@ -51,6 +51,41 @@ class Tuned:
     """Temporal attention, by block and part."""
     convs: Mapping[str, Tensor] = field(default_factory=dict)
     """Temporal convolutions, by the convolution that each follows, and part."""
+
+    def save(self, folder: Path) -> Path:
+        """Write what was learned into a folder, from which `read` gives it back."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{part}/{name}": tensor.detach().cpu().contiguous()
+            for part in _PARTS
+            for name, tensor in cast(Mapping[str, Tensor], getattr(self, part)).items()
+        }
+        save_file(tensors, folder / FILE, metadata={"format": "pt", "retouch": "tuned 1"})
+        return folder / FILE
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return what `save` wrote.
+
+        Raises:
+            ModelNotFound: there is nothing of the kind.
+        """
+        path = folder / FILE if folder.is_dir() else folder
+        hint = "tune_steps tunes the model here; tools/convert/tune_a_video.py reads authors' checkpoints"
+        if not path.exists():
+            raise ModelNotFound(f"{folder} holds no {FILE}", hint=hint)
+        found: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+        try:
+            check_regular(path)
+            with safe_open(path, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                    part, _, rest = name.partition("/")
+                    found[part][rest] = stored.get_tensor(name)
+        except (SafetensorError, KeyError, OSError) as error:
+            raise ModelMismatch(
+                f"{path.name} cannot be read ({type(error).__name__}: {error})", hint=hint
+            ) from None
+        return cls(**found)
 
 
 @final
@@ -132,7 +167,7 @@ def tuned_weights(
         Diverged: the loss is not a number.
     """
     if folder is not None:
-        return load_tuned(folder)
+        return Tuned.read(folder)
     return tune(video, sd, how, run=run) if how.steps else None
 
 
@@ -162,42 +197,6 @@ def tuned(unet: Module, learned: Tuned | None) -> Iterator[None]:
                 temporal.load_named(learned.temporal)
             undo.enter_context(inflated(unet, temporal, _convs(learned.convs)))
         yield
-
-
-def save_tuned(learned: Tuned, folder: Path) -> Path:
-    """Writes what was learned into a folder, from which `load_tuned` reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part in _PARTS
-        for name, tensor in cast(Mapping[str, Tensor], getattr(learned, part)).items()
-    }
-    save_file(tensors, folder / FILE, metadata={"format": "pt", "retouch": "tuned 1"})
-    return folder / FILE
-
-
-def load_tuned(folder: Path) -> Tuned:
-    """What `save_tuned` wrote.
-
-    Raises:
-        ModelNotFound: there is nothing of the kind.
-    """
-    path = folder / FILE if folder.is_dir() else folder
-    hint = "tune_steps tunes the model here; tools/convert/tune_a_video.py reads authors' checkpoints"
-    if not path.exists():
-        raise ModelNotFound(f"{folder} holds no {FILE}", hint=hint)
-    found: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-    try:
-        check_regular(path)
-        with safe_open(path, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - it is no mapping
-                part, _, rest = name.partition("/")
-                found[part][rest] = stored.get_tensor(name)
-    except (SafetensorError, KeyError, OSError) as error:
-        raise ModelMismatch(
-            f"{path.name} cannot be read ({type(error).__name__}: {error})", hint=hint
-        ) from None
-    return Tuned(**found)
 
 
 def _loss(z: Tensor, sd: StableDiffusion, text: Tensor, how: Tuning, step: int, run: Run) -> Tensor:

@@ -8,7 +8,7 @@ applied to the values instead of the maps.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, final, runtime_checkable
+from typing import Protocol, Self, TypeAlias, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ NEW = -1
 
 
 @runtime_checkable
-class Encoding(Protocol):
+class TokenEncoding(Protocol):
     """What a tokenizer returns, as far as it is needed here."""
 
     @property
@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
         """How many tokens the text encoder takes, special ones included."""
         ...
 
-    def __call__(self, text: str) -> Encoding:
+    def __call__(self, text: str) -> TokenEncoding:
         """The tokens of a text."""
         ...
 
@@ -166,20 +166,20 @@ class Alignment:
     kept: Float[Tensor, " words"]
     """How much each target token keeps of its own column."""
 
+    @classmethod
+    def refined(cls, mapper: Sequence[int]) -> Self:
+        """Return one where each target token takes its source token's column; a new one keeps its own."""
+        length = len(mapper)
+        taken = torch.zeros(length, length)
+        for target, source in enumerate(mapper):
+            if source != NEW:
+                taken[source, target] = 1
+        return cls(taken, torch.tensor([float(source == NEW) for source in mapper]))
 
-def refined(mapper: Sequence[int]) -> Alignment:
-    """Each target token takes its source token's column; a new one keeps its own."""
-    length = len(mapper)
-    taken = torch.zeros(length, length)
-    for target, source in enumerate(mapper):
-        if source != NEW:
-            taken[source, target] = 1
-    return Alignment(taken, torch.tensor([float(source == NEW) for source in mapper]))
-
-
-def replaced(matrix: Float[Tensor, "words words"]) -> Alignment:
-    """Every target token's column comes from the source."""
-    return Alignment(matrix, torch.zeros(matrix.shape[1]))
+    @classmethod
+    def replaced(cls, matrix: Float[Tensor, "words words"]) -> Self:
+        """Return one where every target token's column comes from the source."""
+        return cls(matrix, torch.zeros(matrix.shape[1]))
 
 
 def refine_mapper(source: PromptTokens, target: PromptTokens, length: int) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ class Header:
         return total
 
 
-def read_header(file: BinaryIO) -> Header:
+def read_png_header(file: BinaryIO) -> Header:
     """Read the header of a PNG.
 
     Raises:
@@ -68,7 +68,7 @@ def check_rows(file: BinaryIO) -> Header:
     Raises:
         ValueError: it is no PNG, damaged, or cut short.
     """
-    header, inflater, rows = read_header(file), zlib.decompressobj(), 0
+    header, inflater, rows = read_png_header(file), zlib.decompressobj(), 0
     while len(start := file.read(8)) == 8 and start[4:] != b"IEND":
         left = int.from_bytes(start[:4], "big")
         if start[4:] != b"IDAT":

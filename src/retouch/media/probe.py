@@ -93,6 +93,15 @@ class PictureStream:
     first: int = 0
     """The number that the file gives the first of these frames."""
 
+    def times_apart(self, other: "PictureStream") -> tuple[str, str]:
+        """Return the first timestamps in which two clips differ by more than a clock's tick, or nothing."""
+        clock = max(self.time_base, other.time_base)
+        for i, (one, its) in enumerate(zip(self.timestamps, other.timestamps, strict=False)):
+            ours, theirs = one * self.time_base, its * other.time_base
+            if abs(ours - theirs) > clock:
+                return f"frame {i} at {float(ours):.6f} s", f"frame {i} at {float(theirs):.6f} s"
+        return "", ""
+
 
 @final
 @dataclass(frozen=True)
@@ -123,6 +132,70 @@ class ClipFacts:
     sounds: tuple[SoundStream, ...] = ()
     others: tuple[str, ...] = ()
 
+    def part(self, part: range) -> "ClipFacts":
+        """Return what is said of the pictures, for a part of the frames; the sound is told of as a whole.
+
+        Raises:
+            VideoError: the clip has no such part.
+        """
+        video = self.video
+        check_part(self.path, part, video.frames)
+        times = (*video.timestamps, video.end)[part.start : part.stop + 1]
+        shown = replace(video, frames=len(part), first=part.start, timestamps=times[:-1], end=times[-1])
+        return replace(self, video=shown, duration=(times[-1] - times[0]) * video.time_base)
+
+    def differences(self, other: "ClipFacts") -> list[str]:
+        """Say field by field what differs, as `field: left -> right`; nothing for files that agree.
+
+        Names, sizes in bytes and containers are not compared. Times agree when they are as near as the
+        coarser of the two clocks can tell.
+        """
+        ours, theirs = dict(self._compared_fields()), dict(other._compared_fields())
+        ours["timestamps"], theirs["timestamps"] = self.video.times_apart(other.video)
+        names = list(dict.fromkeys([*ours, *theirs]))
+        lines = [
+            f"{name}: {ours.get(name, 'none')} -> {theirs.get(name, 'none')}"
+            for name in names
+            if ours.get(name, "none") != theirs.get(name, "none")
+        ]
+        clock = max(self.video.time_base, other.video.time_base)
+        # The end of the last frame is stored by some containers only, and rounded by others.
+        slack = max(2 * clock, min(1 / self.video.fps, 1 / other.video.fps))
+        if abs(self.duration - other.duration) > slack:
+            lines.append(f"duration: {float(self.duration):.6f} s -> {float(other.duration):.6f} s")
+        for i, (one, its) in enumerate(zip(self.sounds, other.sounds, strict=False)):
+            if abs(one.start - its.start) > max(one.tick, its.tick):
+                lines.append(f"audio {i} start: {float(one.start):.6f} s -> {float(its.start):.6f} s")
+        return lines
+
+    def _compared_fields(self) -> Iterator[tuple[str, str]]:
+        """Yield the fields that are held against each other, in words."""
+        video = self.video
+        yield "codec", video.codec
+        yield "profile", video.profile
+        yield "pixel format", video.pixel_format
+        yield "bits", str(video.bits)
+        yield "alpha", "yes" if video.alpha else "no"
+        yield "size", f"{video.width}x{video.height}"
+        yield "rotation", str(video.rotation)
+        yield "sample aspect", str(video.sample_aspect)
+        yield "frames", str(video.frames)
+        yield (
+            "rate",
+            f"variable, {float(video.fps):.3f} on average" if video.variable_rate else str(video.fps),
+        )
+        yield "timestamps", ""
+        yield "primaries", video.primaries or "untagged"
+        yield "transfer", video.transfer or "untagged"
+        is_rgb = not _LUMA.match(video.pixel_format)
+        yield "matrix", "rgb" if is_rgb else video.matrix or "untagged"
+        # Luma without a range is limited by common consent, so a codec that says so says nothing new.
+        yield "range", "none" if is_rgb else "full" if video.full_range else "limited"
+        for i, sound in enumerate(self.sounds):
+            yield f"audio {i}", f"{sound.codec} {sound.rate} Hz {sound.layout}"
+            yield f"audio {i} language", sound.language or "none"
+            yield f"audio {i} packets", f"{sound.packets} ({sound.digest})"
+
 
 def probe(path: Path | str) -> ClipFacts:
     """Finds out what is in a video file, a picture, or a folder of pictures.
@@ -138,43 +211,6 @@ def probe(path: Path | str) -> ClipFacts:
         return _facts_of_pictures(path, [path])
     with open_by_content(path) as container:
         return _facts_of_container(path, container)
-
-
-def facts_of_part(facts: ClipFacts, part: range) -> ClipFacts:
-    """Return what is said of a clip's pictures, for a part of its frames; the sound is told of as a whole.
-
-    Raises:
-        VideoError: the clip has no such part.
-    """
-    video = facts.video
-    check_part(facts.path, part, video.frames)
-    times = (*video.timestamps, video.end)[part.start : part.stop + 1]
-    shown = replace(video, frames=len(part), first=part.start, timestamps=times[:-1], end=times[-1])
-    return replace(facts, video=shown, duration=(times[-1] - times[0]) * video.time_base)
-
-
-def fact_differences(left: ClipFacts, right: ClipFacts) -> list[str]:
-    """Says field by field what differs, as `field: left -> right`; nothing for files that agree.
-
-    Names, sizes in bytes and containers are not compared. Times agree when they are as near as the coarser of
-    the two clocks can tell.
-    """
-    ours, theirs = dict(_compared_fields(left)), dict(_compared_fields(right))
-    ours["timestamps"], theirs["timestamps"] = _told_apart(left.video, right.video)
-    names = list(dict.fromkeys([*ours, *theirs]))
-    lines = [
-        f"{name}: {ours.get(name, 'none')} -> {theirs.get(name, 'none')}"
-        for name in names
-        if ours.get(name, "none") != theirs.get(name, "none")
-    ]
-    clock = max(left.video.time_base, right.video.time_base)
-    # The end of the last frame is stored by some containers only, and rounded by others.
-    if abs(left.duration - right.duration) > max(2 * clock, min(1 / left.video.fps, 1 / right.video.fps)):
-        lines.append(f"duration: {float(left.duration):.6f} s -> {float(right.duration):.6f} s")
-    for i, (one, other) in enumerate(zip(left.sounds, right.sounds, strict=False)):
-        if abs(one.start - other.start) > max(one.tick, other.tick):
-            lines.append(f"audio {i} start: {float(one.start):.6f} s -> {float(other.start):.6f} s")
-    return lines
 
 
 def turn_of(frame: av.VideoFrame) -> UprightTurn:
@@ -385,39 +421,3 @@ def _facts_of_pictures(path: Path, listed: list[Path]) -> ClipFacts:
     )
     size = sum(picture.stat().st_size for picture in listed)
     return ClipFacts(path, "webp" if is_animation(listed[0]) else "pictures", size, end * time_base, video)
-
-
-def _compared_fields(facts: ClipFacts) -> Iterator[tuple[str, str]]:
-    """The fields that `fact_differences` holds against each other, in words."""
-    video = facts.video
-    yield "codec", video.codec
-    yield "profile", video.profile
-    yield "pixel format", video.pixel_format
-    yield "bits", str(video.bits)
-    yield "alpha", "yes" if video.alpha else "no"
-    yield "size", f"{video.width}x{video.height}"
-    yield "rotation", str(video.rotation)
-    yield "sample aspect", str(video.sample_aspect)
-    yield "frames", str(video.frames)
-    yield "rate", f"variable, {float(video.fps):.3f} on average" if video.variable_rate else str(video.fps)
-    yield "timestamps", ""
-    yield "primaries", video.primaries or "untagged"
-    yield "transfer", video.transfer or "untagged"
-    is_rgb = not _LUMA.match(video.pixel_format)
-    yield "matrix", "rgb" if is_rgb else video.matrix or "untagged"
-    # Luma without a range is limited by common consent, so a codec that says so says nothing new.
-    yield "range", "none" if is_rgb else "full" if video.full_range else "limited"
-    for i, sound in enumerate(facts.sounds):
-        yield f"audio {i}", f"{sound.codec} {sound.rate} Hz {sound.layout}"
-        yield f"audio {i} language", sound.language or "none"
-        yield f"audio {i} packets", f"{sound.packets} ({sound.digest})"
-
-
-def _told_apart(left: PictureStream, right: PictureStream) -> tuple[str, str]:
-    """The first timestamps in which two clips differ by more than a clock's tick, or two empty texts."""
-    clock = max(left.time_base, right.time_base)
-    for i, (one, other) in enumerate(zip(left.timestamps, right.timestamps, strict=False)):
-        ours, theirs = one * left.time_base, other * right.time_base
-        if abs(ours - theirs) > clock:
-            return f"frame {i} at {float(ours):.6f} s", f"frame {i} at {float(theirs):.6f} s"
-    return "", ""

@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -395,10 +395,48 @@ def _turn_upright(frame: av.VideoFrame, colour: _FrameConverter) -> _Shot:
 class _PictureSpool:
     """The pictures of one kind, in memory until there are too many of them, then in a file without a name."""
 
-    kept: list[np.ndarray]
+    scratch: Path | None
+    in_memory: int
+    """Bytes that may gather in memory; none where there is a folder for scratch."""
+    kept: list[np.ndarray] = field(default_factory=list)
     file: BinaryIO | None = None
     count: int = 0
     shape: tuple[int, ...] = ()
+
+    def put(self, picture: np.ndarray) -> None:
+        """Take one more picture."""
+        self.shape = picture.shape
+        self.count += 1
+        if self.file is None and self.scratch is None and self.count * picture.nbytes <= self.in_memory:
+            self.kept.append(picture)
+            return
+        try:
+            self._write(picture)
+        except OSError as error:
+            raise system_error(error, (self.scratch or Path(tempfile.gettempdir())) / "frames") from error
+
+    def _write(self, picture: np.ndarray) -> None:
+        if self.file is None:
+            if self.scratch is not None:
+                self.scratch.mkdir(parents=True, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=self.scratch)  # noqa: SIM115 - closed by `close`
+            for earlier in self.kept:
+                self.file.write(np.ascontiguousarray(earlier).data)
+            self.kept.clear()
+        self.file.write(np.ascontiguousarray(picture).data)
+
+    def pictures(self) -> np.ndarray:
+        """Return all that was taken, as one array."""
+        if self.file is None:
+            return np.stack(self.kept)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return np.memmap(self.file, np.uint8, "r+", shape=(self.count, *self.shape))
+
+    def close(self) -> None:
+        """Let go of the file; arrays that were given out keep it."""
+        if self.file is not None:
+            self.file.close()
 
 
 @final
@@ -410,16 +448,15 @@ class _FrameSpool:
         self._part = part
         self._passed = 0
         self._in_memory = in_memory
-        self._colours, self._alphas = _PictureSpool([]), _PictureSpool([])
+        self._colours, self._alphas = (_PictureSpool(scratch, in_memory) for _ in range(2))
         self._names: list[Path] = []
 
     def __enter__(self) -> "_FrameSpool":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for roll in (self._colours, self._alphas):
-            if roll.file is not None:
-                roll.file.close()
+        self._colours.close()
+        self._alphas.close()
 
     @property
     def has_alpha(self) -> bool:
@@ -450,38 +487,13 @@ class _FrameSpool:
             )
         if alpha is not None and not self.has_alpha:
             for _ in range(self._colours.count):
-                self._put(self._alphas, np.full_like(alpha, 255))
+                self._alphas.put(np.full_like(alpha, 255))
         elif alpha is None and self.has_alpha:
             alpha = np.full((1, *rgb.shape[1:]), 255, np.uint8)
-        self._put(self._colours, rgb)
+        self._colours.put(rgb)
         if alpha is not None:
-            self._put(self._alphas, alpha)
+            self._alphas.put(alpha)
 
     def developed(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The frames and their alpha as arrays."""
-        return self._array(self._colours), (self._array(self._alphas) if self.has_alpha else None)
-
-    def _put(self, roll: _PictureSpool, picture: np.ndarray) -> None:
-        roll.shape = picture.shape
-        roll.count += 1
-        if roll.file is None and self._scratch is None and roll.count * picture.nbytes <= self._in_memory:
-            roll.kept.append(picture)
-            return
-        try:
-            if roll.file is None:
-                if self._scratch is not None:
-                    self._scratch.mkdir(parents=True, exist_ok=True)
-                roll.file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by the reel
-                for earlier in roll.kept:
-                    roll.file.write(np.ascontiguousarray(earlier).data)
-                roll.kept.clear()
-            roll.file.write(np.ascontiguousarray(picture).data)
-        except OSError as error:
-            raise system_error(error, (self._scratch or Path(tempfile.gettempdir())) / "frames") from error
-
-    def _array(self, roll: _PictureSpool) -> np.ndarray:
-        if roll.file is None:
-            return np.stack(roll.kept)
-        roll.file.flush()
-        os.fsync(roll.file.fileno())
-        return np.memmap(roll.file, np.uint8, "r+", shape=(roll.count, *roll.shape))
+        return self._colours.pictures(), (self._alphas.pictures() if self.has_alpha else None)

@@ -34,6 +34,18 @@ class FrameMotion:
     flow: Flow
     seen: Seen
 
+    def difference(
+        self, frame: UInt8[np.ndarray, "3 h w"], after: UInt8[np.ndarray, "3 h w"]
+    ) -> Float[np.ndarray, "n 3"]:
+        """Return how far a frame is from the next one brought back, at the pixels that stay in view."""
+        back = warp_picture(_rows_first(after).astype(np.float32), self.flow.astype(np.float32))
+        return np.asarray(np.abs(back - _rows_first(frame))[self.seen[0] & self._stays_inside()])
+
+    def _stays_inside(self) -> Bool[np.ndarray, "h w"]:
+        h, w = self.flow.shape[-2:]
+        x, y = self.flow[0] + np.arange(w), self.flow[1] + np.arange(h)[:, None]
+        return np.asarray((x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1))
+
 
 def warp_error(clip: Frames, motion: Iterable[FrameMotion]) -> float:
     """Measure how far each frame is from the next one brought back along `motion`: mean |.| from 0 to 1.
@@ -50,8 +62,7 @@ def warp_error(clip: Frames, motion: Iterable[FrameMotion]) -> float:
             raise InputError(
                 f"there is motion for more than the {len(clip)} frames", hint="pass one step per pair"
             )
-        back = warp_picture(_rows_first(clip[t + 1]).astype(np.float32), step.flow.astype(np.float32))
-        difference = np.abs(back - _rows_first(clip[t]))[step.seen[0] & _stays_inside(step.flow)]
+        difference = step.difference(clip[t], clip[t + 1])
         total, count, steps = total + float(difference.sum(dtype=np.float64)), count + difference.size, t + 1
         if steps % FRAMES_AT_ONCE == 0:
             release_pages(clip)
@@ -120,12 +131,6 @@ def _change_ratio(result: float, source: float) -> float:
     if source > 0:
         return result / source
     return 1.0 if result == 0 else math.inf
-
-
-def _stays_inside(flow: Flow) -> Bool[np.ndarray, "h w"]:
-    h, w = flow.shape[-2:]
-    x, y = flow[0] + np.arange(w), flow[1] + np.arange(h)[:, None]
-    return np.asarray((x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1))
 
 
 def _rows_first(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from retouch.errors import InputError
-from retouch.tracking.flow import inside, pixel_grid, remap, warp_picture
+from retouch.tracking.flow import inside_frame, pixel_grid, remap, warp_picture
 from retouch.video import decibels
 
 Positions = Float32[np.ndarray, "h w 2"]
@@ -29,7 +29,7 @@ def propagation_decibels(
     Raises:
         InputError: no pixel is known.
     """
-    counted = _counted(known & inside(positions))
+    counted = _counted(known & inside_frame(positions))
     error = remap(key.astype(np.float32), positions)[counted] - frame[counted]
     return decibels(float(np.square(error).mean(dtype=np.float64)), peak=255)
 

@@ -36,6 +36,15 @@ class ModelInspection:
     faults: tuple[str, ...]
     remarks: tuple[str, ...]
 
+    def plain(self) -> dict[str, object]:
+        """Return everything as plain values."""
+        return {"kind": self.kind, "faults": list(self.faults), "remarks": list(self.remarks)}
+
+    def words(self) -> str:
+        """Return everything as a person reads it, a line each."""
+        faults = (f"cannot be used: {fault}" for fault in self.faults)
+        return "\n  ".join([self.kind, *self.remarks, *faults])
+
 
 def inspect_model(folder: Path) -> ModelInspection:
     """Say what lies in `folder`."""

@@ -168,6 +168,30 @@ class ModelLayout:
     networks: tuple[str, ...]
     hint: str
 
+    def load(
+        self, ref: str, compute: Compute | None, parts: Callable[[Path, str, torch.dtype], P]
+    ) -> tuple[P, str]:
+        """Return the stock pipeline under a reference, settled, with a hash of its weights and precision.
+
+        Args:
+            ref: what the user named.
+            compute: where and how exactly the networks run.
+            parts: puts the pipeline together from its folder, the reference, and a precision.
+
+        Raises:
+            ModelNotFound: it is not on this machine.
+            ModelMismatch: another kind of model lies there, or a part of it is missing or a pickle.
+        """
+        compute, folder = compute or Compute(), resolve(ref)
+        if (kind := read_index(folder, ref).get("_class_name")) != self.pipeline:
+            raise ModelMismatch(f"{ref} is a {kind}, not {self.title}", hint=self.hint)
+        for part in self.networks:
+            check_weights(folder / part, ref)
+        dtype = compute.torch_dtype()
+        pipe = parts(folder, ref, dtype)
+        place_pipeline(pipe, compute)
+        return pipe, f"{folder_identity(folder)} {dtype}"
+
 
 SVD_LAYOUT: Final = ModelLayout(
     "StableVideoDiffusionPipeline",
@@ -267,7 +291,7 @@ class StableVideo:
             ModelNotFound: it is not here; the hint says how to get it.
             ModelMismatch: the folder holds something else than Stable Video Diffusion in safetensors.
         """
-        pipe, weights = load_pipeline(ref, compute, SVD_LAYOUT, _svd_parts)
+        pipe, weights = SVD_LAYOUT.load(ref, compute, _svd_parts)
         return cls(pipe, weights=weights)
 
     def with_conditioning(
@@ -437,32 +461,6 @@ class StableVideo:
         assert isinstance(condition, SvdCondition), "a condition of another model"
         nothing = torch.zeros_like(condition.image_latents), torch.zeros_like(condition.image_embeds)
         return SvdCondition(*nothing, condition.added_time_ids)
-
-
-def load_pipeline(
-    ref: str, compute: Compute | None, layout: ModelLayout, parts: Callable[[Path, str, torch.dtype], P]
-) -> tuple[P, str]:
-    """Return the stock pipeline under a reference, settled, with a hash of its weights and precision.
-
-    Args:
-        ref: what the user named.
-        compute: where and how exactly the networks run.
-        layout: what has to lie there.
-        parts: puts the pipeline together from its folder, the reference, and a precision.
-
-    Raises:
-        ModelNotFound: it is not on this machine.
-        ModelMismatch: another kind of model lies there, or a part of it is missing or a pickle.
-    """
-    compute, folder = compute or Compute(), resolve(ref)
-    if (kind := read_index(folder, ref).get("_class_name")) != layout.pipeline:
-        raise ModelMismatch(f"{ref} is a {kind}, not {layout.title}", hint=layout.hint)
-    for part in layout.networks:
-        check_weights(folder / part, ref)
-    dtype = compute.torch_dtype()
-    pipe = parts(folder, ref, dtype)
-    place_pipeline(pipe, compute)
-    return pipe, f"{folder_identity(folder)} {dtype}"
 
 
 def place_pipeline(pipe: DiffusionPipeline, compute: Compute) -> None:

@@ -22,7 +22,6 @@ from retouch.models.image_to_video import (
     Condition,
     ModelLayout,
     VideoTraits,
-    load_pipeline,
     steps_within,
 )
 from retouch.models.loading import weights_identity
@@ -85,7 +84,7 @@ class WanVideo:
             ModelNotFound: it is not here; the hint says how to get it.
             ModelMismatch: it is another kind of model, or not in safetensors.
         """
-        pipe, weights = load_pipeline(ref, compute, WAN_LAYOUT, _wan_parts)
+        pipe, weights = WAN_LAYOUT.load(ref, compute, _wan_parts)
         return cls(pipe, weights=weights)
 
     @cached_property

@@ -23,7 +23,7 @@ from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
 from retouch.models.loading import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
-from retouch.tracking.segment import ObjectMark, ObjectMasks, Shelf, check_marks, in_memory, working_size
+from retouch.tracking.segment import ObjectMark, ObjectMasks, Shelf, check_marks, in_memory, tracking_size
 from retouch.video import Video
 
 # The colours that the image encoder was trained on.
@@ -106,7 +106,7 @@ class Sam2Segmenter:
         """
         check_marks(video, marks)
         names = tuple(dict.fromkeys(mark.name for mark in marks))
-        size = working_size(video.height, video.width, SIDE)
+        size = tracking_size(video.height, video.width, SIDE)
         masks = shelf("masks", (len(names), len(video), *size), np.uint8)
         sessions = [self._session(video) for _ in names]
         for session in sessions:

@@ -108,7 +108,7 @@ def warp_picture(
     return remap(picture, pixel_grid(*flow.shape[1:]) + flow.transpose(1, 2, 0))
 
 
-def inside(backward_map: Float32[np.ndarray, "h w 2"], margin: float = 0.0) -> Bool[np.ndarray, "h w"]:
+def inside_frame(backward_map: Float32[np.ndarray, "h w 2"], margin: float = 0.0) -> Bool[np.ndarray, "h w"]:
     """Mark the places that lie in the picture, or beyond it by at most `margin` pixels."""
     height, width = backward_map.shape[:2]
     low, high = backward_map >= -margin, backward_map <= (width - 1 + margin, height - 1 + margin)
@@ -127,7 +127,7 @@ def consistent_flow(
     there: Float32[np.ndarray, "2 h w"], back: Float32[np.ndarray, "2 h w"], tolerance: float = 1.0
 ) -> Bool[np.ndarray, "h w"]:
     """Mark the pixels that come back to within `tolerance` pixels and do not leave the picture on the way."""
-    kept = inside(pixel_grid(*there.shape[1:]) + there.transpose(1, 2, 0))
+    kept = inside_frame(pixel_grid(*there.shape[1:]) + there.transpose(1, 2, 0))
     return np.asarray(kept & (round_trip(there, back) < tolerance))
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from retouch.media.masks import grow
 from retouch.run import Run
-from retouch.tracking.flow import Flow, inside, pixel_grid, remap, warp_picture
+from retouch.tracking.flow import Flow, inside_frame, pixel_grid, remap, warp_picture
 from retouch.video import Video
 
 NOTICEABLE: Final = 10
@@ -117,7 +117,7 @@ def warp_mask(
 ) -> Bool[np.ndarray, "h w"]:
     """Mark the pixels that show a marked place; what has come in over the edge since is not marked."""
     shows = remap(mask.astype(np.float32), backward_map) > HALF
-    return np.asarray(shows & inside(backward_map, HALF))
+    return np.asarray(shows & inside_frame(backward_map, HALF))
 
 
 def photo_consistent(
@@ -127,7 +127,7 @@ def photo_consistent(
 ) -> Bool[np.ndarray, "h w"]:
     """Mark pixels that show now what their places showed then: neither uncovered, hidden nor lost."""
     error = np.abs(remap(then, backward_map).astype(np.float32) - now).max(axis=2)
-    return np.asarray(inside(backward_map, HALF) & (cv2.blur(error, (3, 3)) < ALIKE))
+    return np.asarray(inside_frame(backward_map, HALF) & (cv2.blur(error, (3, 3)) < ALIKE))
 
 
 def _upright(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -169,7 +169,7 @@ class GrabCutSegmenter:
             EmptyMask: a marked frame shows nothing of its object.
         """
         check_marks(video, marks)
-        height, width = working_size(video.height, video.width, self.side)
+        height, width = tracking_size(video.height, video.width, self.side)
         pictures = shelf("segmented", (len(video), height, width, 3), np.uint8)
         for t in range(len(video)):
             pictures[t] = shrink_frame(video, t, height, width)
@@ -261,7 +261,7 @@ def check_marks(video: Video, marks: Sequence[ObjectMark]) -> None:
             )
 
 
-def working_size(height: int, width: int, side: int) -> tuple[int, int]:
+def tracking_size(height: int, width: int, side: int) -> tuple[int, int]:
     """Give the size of frames whose long side is at most `side`."""
     scale = min(1.0, side / max(height, width))
     return max(8, round(height * scale)), max(8, round(width * scale))

@@ -24,8 +24,6 @@ from retouch.world.render import (
     Size,
     background_planes,
     height_width,
-    pixel_places,
-    world_axes,
 )
 from retouch.world.scene import BACKGROUNDS, WORLD_VERSION, Camera, check_word
 from retouch.world.shapes import (
@@ -168,6 +166,15 @@ class Expression:
     smile: float = 0.4
     blink: float = 0.0
     gaze: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def lid_gap(self) -> float:
+        """From the middle of an eye to a lid; a nearly shut eye is drawn as a line."""
+        return 0.0 if self.blink > 0.8 else 0.115 * (1.0 - self.blink)
+
+    def pupil_of(self, eye: tuple[float, float]) -> tuple[float, float]:
+        """Return where the pupil of the eye at a place lies."""
+        return eye[0] + 0.05 * self.gaze[0], eye[1] + 0.03 * self.gaze[1]
 
 
 @final
@@ -426,9 +433,9 @@ def face_landmarks(identity: Identity, pose: Expression) -> Float32[np.ndarray, 
         points[f"{name} eye inner"] = (x - reach, y)
         points[f"{name} brow outer"] = (x + reach * 1.25, y - 0.19)
         points[f"{name} brow inner"] = (x - reach * 1.05, y - 0.21)
-        open_by = _lid_gap(pose)
+        open_by = pose.lid_gap
         points[f"{name} lid top"], points[f"{name} lid bottom"] = (x, y - open_by), (x, y + open_by)
-        points[f"{name} pupil"] = _pupil_place((x, y), pose)
+        points[f"{name} pupil"] = pose.pupil_of((x, y))
     x, y = layout.mouth
     corner, gap = y - 0.07 * pose.smile, layout.gape
     points["mouth left"], points["mouth right"] = (x - identity.mouth, corner), (x + identity.mouth, corner)
@@ -486,7 +493,7 @@ def _draw_portrait(
     Float32[np.ndarray, "landmarks 2"],
 ]:
     view, pose = portrait.camera.at(t), portrait.motion.at(t)
-    x, y = world_axes(view, hw)
+    x, y = view.axes(hw)
     dx, dy = (x - pose.x).astype(np.float32)[None, :], (y - pose.y).astype(np.float32)[:, None]
     c, s = cosine(pose.roll) / pose.scale, sine(pose.roll) / pose.scale
     u, v = c * dx + s * dy, c * dy - s * dx
@@ -494,7 +501,7 @@ def _draw_portrait(
     colour, alpha, parts = _paint_pieces(_face_pieces(portrait.identity, pose), u, v, width)
     frame = blend_over(colour, alpha, background_planes(portrait.background, portrait.ground, view, hw))
     spots = face_landmarks(portrait.identity, pose).astype(np.float64)
-    places = pixel_places(view, hw, spots[:, :1], spots[:, 1:])
+    places = view.places(hw, spots[:, :1], spots[:, 1:])
     return frame, colour, alpha, parts, np.concatenate(places, axis=1).astype(np.float32)
 
 
@@ -526,15 +533,6 @@ _HEADS: Mapping[str, tuple[Distance, float, float]] = MappingProxyType(
         "long": (ellipse(0.0, 0.03, 0.5, 0.86), 0.5, 0.89),
     }
 )
-
-
-def _lid_gap(pose: Expression) -> float:
-    """From the middle of an eye to a lid; a nearly shut eye is drawn as a line."""
-    return 0.0 if pose.blink > 0.8 else 0.115 * (1.0 - pose.blink)
-
-
-def _pupil_place(eye: tuple[float, float], pose: Expression) -> tuple[float, float]:
-    return eye[0] + 0.05 * pose.gaze[0], eye[1] + 0.03 * pose.gaze[1]
 
 
 def _shade_colour(colour: Colour, share: float) -> Colour:
@@ -624,10 +622,10 @@ def _eye_pieces(who: Identity, pose: Expression, layout: _FaceLayout) -> list[_F
         wide = layout.eye_width(side)
         start, end = (x + side * wide * 1.25, y - 0.19), (x - side * wide * 1.05, y - 0.21)
         pieces.append(_FacePiece("brows", round_line(*start, *end, 0.032), _shade_colour(brow, 0.85), 0.0))
-        if not (gap := _lid_gap(pose)):
+        if not (gap := pose.lid_gap):
             pieces.append(_FacePiece("eyes", round_line(x - wide, y, x + wide, y, 0.02), INK, 0.0))
             continue
-        white, (gx, gy) = ellipse(x, y, wide, gap), _pupil_place((x, y), pose)
+        white, (gx, gy) = ellipse(x, y, wide, gap), pose.pupil_of((x, y))
         pieces.append(_FacePiece("eyes", white, (250, 250, 250), 0.025))
         pieces.append(_FacePiece("eyes", intersection_of(circle(gx, gy, 0.085), white), iris, 0.0))
         pieces.append(_FacePiece("eyes", intersection_of(circle(gx, gy, 0.04), white), INK, 0.0))

@@ -54,6 +54,22 @@ class LayerSheet:
     colour: UInt8[np.ndarray, "3 h w"]
     alpha: UInt8[np.ndarray, "h w"]
 
+    def spread(self, hw: tuple[int, int]) -> tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"]]:
+        """Return colour and alpha over a whole frame."""
+        colour, alpha = np.zeros((3, *hw), np.uint8), np.zeros((1, *hw), np.uint8)
+        colour[self._window], alpha[self._window] = self.colour, self.alpha
+        return colour, alpha
+
+    def lay_over(self, frame: UInt8[np.ndarray, "3 h w"]) -> None:
+        """Lay the sheet over a frame, in place."""
+        spot = frame[self._window]
+        spot[...] = blend_over(self.colour, self.alpha, spot)
+
+    @property
+    def _window(self) -> tuple[slice, slice, slice]:
+        h, w = self.alpha.shape
+        return slice(None), slice(self.top, self.top + h), slice(self.left, self.left + w)
+
 
 def height_width(size: Size) -> tuple[int, int]:
     """`size` as height and width."""
@@ -81,9 +97,7 @@ def compose_sheets(
     frame = background.copy()
     for sheet in reversed(sheets):
         if sheet is not None:
-            h, w = sheet.alpha.shape
-            spot = frame[:, sheet.top : sheet.top + h, sheet.left : sheet.left + w]
-            spot[...] = blend_over(sheet.colour, sheet.alpha, spot)
+            sheet.lay_over(frame)
     return frame
 
 
@@ -100,30 +114,10 @@ def background_planes(
     background: str, ground: tuple[float, float], view: CameraView, hw: tuple[int, int]
 ) -> UInt8[np.ndarray, "3 h w"]:
     """Return a background, unstyled; `ground` is the place of its tile at the world's origin."""
-    x, y = world_axes(view, hw)
+    x, y = view.axes(hw)
     pixel = 2 / (min(hw) * view.zoom)
     levels = looked_up(background, x + ground[0], y + ground[1], pixel)
     return (levels + np.float32(0.5)).astype(np.uint8)
-
-
-def world_axes(
-    view: CameraView, hw: tuple[int, int]
-) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, " h"]]:
-    """World x of every column and world y of every row."""
-    h, w = hw
-    short = min(hw)
-    x = (np.arange(w) * 2.0 + (1 - w)) / short / view.zoom + view.x
-    y = (np.arange(h) * 2.0 + (1 - h)) / short / view.zoom + view.y
-    return x, y
-
-
-def pixel_places(
-    view: CameraView, hw: tuple[int, int], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
-) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Column and row at which world points are seen: `world_axes` undone."""
-    h, w = hw
-    scale = view.zoom * min(hw) / 2
-    return (x - view.x) * scale + (w - 1) / 2, (y - view.y) * scale + (h - 1) / 2
 
 
 def texture_coordinates(
@@ -149,7 +143,7 @@ def world_points(
 
 def sheet_of(actor: Actor, pose: ActorPose, view: CameraView, hw: tuple[int, int]) -> LayerSheet | None:
     """Return what an actor adds to the frame; `None` when it is out of sight."""
-    x, y = world_axes(view, hw)
+    x, y = view.axes(hw)
     reach = (REACH + 0.1) * pose.scale
     columns = np.flatnonzero(np.abs(x - pose.x) <= reach)
     rows = np.flatnonzero(np.abs(y - pose.y) <= reach)

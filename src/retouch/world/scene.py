@@ -9,6 +9,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import final
 
+import numpy as np
+from jaxtyping import Float
+
 from retouch.errors import RequestError
 from retouch.world.exact import Dice, cosine, sine
 
@@ -101,6 +104,22 @@ class CameraView:
     x: float
     y: float
     zoom: float
+
+    def axes(self, hw: tuple[int, int]) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, " h"]]:
+        """Return world x of every column and world y of every row."""
+        h, w = hw
+        short = min(hw)
+        x = (np.arange(w) * 2.0 + (1 - w)) / short / self.zoom + self.x
+        y = (np.arange(h) * 2.0 + (1 - h)) / short / self.zoom + self.y
+        return x, y
+
+    def places(
+        self, hw: tuple[int, int], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
+    ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+        """Return column and row at which world points are seen: `axes` undone."""
+        h, w = hw
+        scale = self.zoom * min(hw) / 2
+        return (x - self.x) * scale + (w - 1) / 2, (y - self.y) * scale + (h - 1) / 2
 
 
 @final

@@ -21,15 +21,12 @@ from retouch.errors import RequestError
 from retouch.video import Video
 from retouch.world.render import (
     FPS,
-    LayerSheet,
     Size,
     background_planes,
     compose_sheets,
     height_width,
-    pixel_places,
     sheet_of,
     texture_coordinates,
-    world_axes,
     world_points,
 )
 from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, PATTERNS, STYLES, Actor, Scene
@@ -267,27 +264,17 @@ def _draw_layers(
     scene: Scene, t: float, hw: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "3 h w"], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     view = scene.camera.at(t)
-    x, y = world_axes(view, hw)
+    x, y = view.axes(hw)
     ground = background_planes(scene.background, scene.ground, view, hw)
     sheets = [sheet_of(actor, actor.motion.at(t), view, hw) for actor in scene.actors]
     layers = []
     for actor, sheet in zip(scene.actors, sheets, strict=True):
         spots = texture_coordinates(actor, actor.motion.at(t), x[None, :], y[:, None])
-        layers.append((*_spread_sheet(sheet, hw), np.stack(spots).astype(np.float32)))
+        shown = sheet.spread(hw) if sheet else (np.zeros((3, *hw), np.uint8), np.zeros((1, *hw), np.uint8))
+        layers.append((*shown, np.stack(spots).astype(np.float32)))
     tile = np.broadcast_arrays((x + scene.ground[0])[None, :], (y + scene.ground[1])[:, None])
     layers.append((ground, np.full((1, *hw), 255, np.uint8), np.stack(tile).astype(np.float32)))
     return apply_style(compose_sheets(ground, sheets), scene.style), layers
-
-
-def _spread_sheet(
-    sheet: LayerSheet | None, hw: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "3 h w"], UInt8[np.ndarray, "1 h w"]]:
-    colour, alpha = np.zeros((3, *hw), np.uint8), np.zeros((1, *hw), np.uint8)
-    if sheet is not None:
-        h, w = sheet.alpha.shape
-        window = (slice(None), slice(sheet.top, sheet.top + h), slice(sheet.left, sheet.left + w))
-        colour[window], alpha[window] = sheet.colour, sheet.alpha
-    return colour, alpha
 
 
 def _layer_shares(alphas: list[UInt8[np.ndarray, "f h w"]]) -> UInt8[np.ndarray, "f layers h w"]:
@@ -304,10 +291,10 @@ def _follow_surface(
     scene: Scene, actor: Actor | None, before: float, after: float, hw: tuple[int, int]
 ) -> Places:
     """Return where what a layer shows at every pixel at one time is at another; `None` for the background."""
-    x, y = world_axes(scene.camera.at(before), hw)
+    x, y = scene.camera.at(before).axes(hw)
     if actor is None:
         points = tuple(np.broadcast_arrays(x[None, :], y[:, None]))
     else:
         spots = texture_coordinates(actor, actor.motion.at(before), x[None, :], y[:, None])
         points = world_points(actor, actor.motion.at(after), *spots)
-    return pixel_places(scene.camera.at(after), hw, points[0], points[1])
+    return scene.camera.at(after).places(hw, points[0], points[1])

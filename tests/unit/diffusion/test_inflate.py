@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from retouch.diffusion.inflate import Temporal, TemporalConv, inflated, transformer_blocks
-from retouch.diffusion.tune import Tuned, load_tuned, save_tuned, tuned
+from retouch.diffusion.tune import Tuned, tuned
 from retouch.errors import ModelMismatch, ModelNotFound
 
 ROUNDING = 1e-5
@@ -112,8 +112,8 @@ def test_what_was_learned_goes_on_and_off_and_survives_a_file(tmp_path: Path) ->
     assert not torch.allclose(changed, plain, atol=100 * ROUNDING)
     assert torch.equal(ask(unet), plain)
     assert same(state(unet), before)
-    save_tuned(learned, tmp_path / "learned")
-    with tuned(unet, load_tuned(tmp_path / "learned")):
+    learned.save(tmp_path / "learned")
+    with tuned(unet, Tuned.read(tmp_path / "learned")):
         assert torch.equal(ask(unet), changed)
 
 
@@ -133,11 +133,11 @@ def test_weights_of_another_model_are_refused_and_leave_nothing_behind() -> None
 
 def test_a_folder_without_tuned_weights_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"tuned\.safetensors"):
-        load_tuned(tmp_path)
+        Tuned.read(tmp_path)
     (tmp_path / "tuned.safetensors").write_bytes(b"not a file of tensors")
     with pytest.raises(ModelMismatch, match="cannot be read"):
-        load_tuned(tmp_path)
+        Tuned.read(tmp_path)
     (tmp_path / "tuned.safetensors").unlink()
     os.mkfifo(tmp_path / "tuned.safetensors")
     with pytest.raises(ModelMismatch, match="pipe"):
-        load_tuned(tmp_path)
+        Tuned.read(tmp_path)

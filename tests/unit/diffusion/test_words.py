@@ -14,7 +14,6 @@ from retouch.diffusion.words import (
     phrase_finder,
     read_prompt,
     refine_mapper,
-    refined,
     released_replace_matrix,
     replace_matrix,
     required,
@@ -157,7 +156,7 @@ def test_replacing_asks_for_as_many_words() -> None:
 
 def test_fusing_values_is_fusing_maps() -> None:
     mapper = refine_mapper(read("a cat sits"), read("a red cat sits"), LENGTH)
-    alignment = refined(mapper)
+    alignment = Alignment.refined(mapper)
     weight = weight_table(4, LENGTH, (0.0, 0.5), {(3, 4): (0.5, 1.0)})
     fusion = CrossFusion(alignment, weight, emphasis_table(LENGTH, {(2,): 3.0}))
     a, b = torch.rand(5, LENGTH).softmax(-1), torch.rand(5, LENGTH).softmax(-1)

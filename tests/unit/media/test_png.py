@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retouch.media.png import SIGNATURE, Header, check_rows, read_header
+from retouch.media.png import SIGNATURE, Header, check_rows, read_png_header
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -66,7 +66,7 @@ def test_damage_and_a_lost_end_are_refused() -> None:
         with pytest.raises(ValueError, match="PNG"):
             check_rows(BytesIO(content))
     with pytest.raises(ValueError, match="it is no PNG"):
-        read_header(BytesIO(b"%!PS-Adobe" + bytes(100)))
+        read_png_header(BytesIO(b"%!PS-Adobe" + bytes(100)))
 
 
 def test_more_than_the_rows_need_is_not_unpacked() -> None:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from diffusers import UNet2DConditionModel
 
 from retouch.diffusion.inflate import Temporal
-from retouch.diffusion.tune import load_tuned, tuned
+from retouch.diffusion.tune import Tuned, tuned
 
 SCRIPT = Path(__file__).parents[3] / "tools" / "convert" / "tune_a_video.py"
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -53,7 +53,7 @@ def test_authors_names_come_over_and_load(tmp_path: Path, suffix: str) -> None:
     torch.save(released, tmp_path / "unet" / "diffusion_pytorch_model.bin")
     code, output = convert(str(tmp_path), str(tmp_path / "out"))
     assert code == 0, output
-    learned = load_tuned(tmp_path / "out")
+    learned = Tuned.read(tmp_path / "out")
     assert torch.equal(
         learned.temporal[f"{BLOCK}.to_out.bias"], released[f"{BLOCK}.attn{suffix}.to_out.0.bias"]
     )

@@ -15,7 +15,7 @@ from retouch.tracking.segment import (
     ObjectMasks,
     ObjectSegmenter,
     parse_mark,
-    working_size,
+    tracking_size,
 )
 from retouch.video import Video
 
@@ -132,8 +132,8 @@ def test_what_grows_with_the_clip_lies_where_the_shelf_says(tmp_path: Path) -> N
 def test_masks_come_at_the_size_of_the_clip() -> None:
     cutout = ObjectMasks(("object",), np.full((1, 2, 24, 32), 255, np.uint8), 96, 128)
     assert cutout.full(0, 0, 2).shape == (2, 1, 96, 128)
-    assert working_size(480, 960, 240) == (120, 240)
-    assert working_size(100, 50, 240) == (100, 50)
+    assert tracking_size(480, 960, 240) == (120, 240)
+    assert tracking_size(100, 50, 240) == (100, 50)
 
 
 def test_marks_are_read_as_they_are_written() -> None:

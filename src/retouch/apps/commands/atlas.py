@@ -230,12 +230,12 @@ def fit(
         click.echo(save_atlas(made, out, force=force))
 
 
-@atlas.command()
+@atlas.command("show")
 @FILE
 @click.option("-o", "--out", type=PATH, help="Write the textures beside each other as a picture.")
 @FORCE
 @JSON
-def show(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
+def show_atlas(file: Path, out: Path | None, *, force: bool, as_json: bool) -> None:
     """Say what an atlas holds, and draw its textures."""
     from retouch.apps.preflight import check_picture_output
     from retouch.atlas.file import load_atlas, texture_name

@@ -17,7 +17,7 @@ def cache() -> None:
 
 @cache.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
-def list_(*, as_json: bool) -> None:
+def list_kept(*, as_json: bool) -> None:
     """List what is kept, the longest unused first."""
     from retouch.artifacts import ArtifactStore
 

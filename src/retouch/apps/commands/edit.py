@@ -90,7 +90,7 @@ def _show_method(spec: MethodSpec, *, as_json: bool) -> None:
     if spec.presets:
         click.echo(f"\npresets: {', '.join(spec.presets)}")
     if spec.paper:
-        click.echo(f"\n{spec.paper.title}\n{spec.paper.authors}, {spec.paper.year}. {spec.paper.url}")
+        click.echo(f"\n{spec.paper.citation()}")
 
 
 def _method_command(spec: MethodSpec) -> click.Command:

@@ -28,18 +28,17 @@ def probe(files: tuple[Path, ...], part: str, *, diff: bool, as_json: bool) -> N
     retouch probe clip.mp4
     retouch probe --diff clip.mp4 edited.mp4
     """  # noqa: D301 - click reads the mark
-    from retouch.media.probe import fact_differences, facts_of_part
     from retouch.media.probe import probe as look
 
     frames = frame_range(part)
 
     def find_out(path: Path) -> "ClipFacts":
-        return facts_of_part(look(path), frames) if frames else look(path)
+        return look(path).part(frames) if frames else look(path)
 
     if diff:
         if len(files) != 2:
             raise RequestError(f"--diff is between two files, not {len(files)}", hint="name two files")
-        lines = fact_differences(find_out(files[0]), find_out(files[1]))
+        lines = find_out(files[0]).differences(find_out(files[1]))
         click.echo(json.dumps(lines) if as_json else "\n".join(lines), nl=as_json or bool(lines))
         raise click.exceptions.Exit(1 if lines else 0)
     for file in files:

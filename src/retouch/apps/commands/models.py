@@ -15,7 +15,7 @@ def models() -> None:
 
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
-def list_(*, as_json: bool) -> None:
+def list_models(*, as_json: bool) -> None:
     """List the models that come with retouch and those that have a name in the catalogue."""
     from retouch.models.refs import catalogue, embedded
 
@@ -35,10 +35,10 @@ def list_(*, as_json: bool) -> None:
         click.echo(f"{row['name']:14} {here:5} {row['size_mb']:>8} MB  {row['title']}")
 
 
-@models.command()
+@models.command("show")
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of words.")
-def show(name: str, *, as_json: bool) -> None:
+def show_model(name: str, *, as_json: bool) -> None:
     """Show where a model comes from, what its licence allows, and whether it is here."""
     from retouch.models.licences import meaning
     from retouch.models.refs import catalogue, resolve
@@ -92,15 +92,9 @@ def check(folder: Path, *, as_json: bool) -> None:
     where = folder if folder.is_dir() else resolve(str(folder))
     found = inspect_model(where)
     if as_json:
-        click.echo(
-            json.dumps({"kind": found.kind, "faults": list(found.faults), "remarks": list(found.remarks)})
-        )
+        click.echo(json.dumps(found.plain()))
     else:
-        click.echo(f"{where}: {found.kind}")
-        for remark in found.remarks:
-            click.echo(f"  {remark}")
-        for fault in found.faults:
-            click.echo(f"  cannot be used: {fault}")
+        click.echo(f"{where}: {found.words()}")
     if found.faults:
         raise click.exceptions.Exit(ModelError.exit_code)
 

@@ -24,7 +24,7 @@ from retouch.errors import RequestError, ResourceError, RetouchError, VideoError
 from retouch.events import Advanced, Event
 from retouch.files import beside, remove, replace_whole, write_whole
 from retouch.identity import file_digest
-from retouch.media.png import read_header
+from retouch.media.png import read_png_header
 from retouch.places import usable_home
 
 MEMORY: Final = 16 << 30
@@ -291,7 +291,7 @@ def _check_size(picture: Path, about: Mapping[str, Any]) -> None:
     """Refuse a picture of another size than the clip, by its header, before anything is unpacked."""
     with picture.open("rb") as file:
         try:
-            header = read_header(file)
+            header = read_png_header(file)
         except ValueError as error:
             raise VideoError(f"the paint cannot be used: {error}", hint="Send a PNG or a JPEG.") from None
     if (header.width, header.height) != (about["width"], about["height"]):

@@ -72,7 +72,7 @@ def edit_with(sd: StableDiffusion, video: Video, params: FateZeroParams, run: Ru
     source, target = (read_prompt(sd.tokenizer, text) for text in (params.source_prompt, params.prompt))
     _notice(params, source, target, run)
     if params.faithful:
-        fusion = released.fusion_schedule(params, source, target, sd.tokenizer, run)
+        fusion = released.released_schedule(params, source, target, sd.tokenizer, run)
     else:
         given = None if params.mask is None else masks_to_latents(read_masks(params.mask, video), resize, run)
         if given is not None and not given.any():

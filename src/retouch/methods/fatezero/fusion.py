@@ -29,9 +29,7 @@ from retouch.diffusion.words import (
     emphasis_table,
     phrase_finder,
     refine_mapper,
-    refined,
     replace_matrix,
-    replaced,
     required,
     same_word_count,
     step_range,
@@ -231,8 +229,8 @@ def fusion_schedule(
 def _alignment(params: FateZeroParams, source: PromptTokens, target: PromptTokens, length: int) -> Alignment:
     alike = same_word_count(source, target)
     if params.alignment == "replace" or (params.alignment == "auto" and alike):
-        return replaced(replace_matrix(source, target, length))
-    return refined(refine_mapper(source, target, length))
+        return Alignment.replaced(replace_matrix(source, target, length))
+    return Alignment.refined(refine_mapper(source, target, length))
 
 
 def marked(length: int, numbers: Sequence[int]) -> Float[Tensor, " n"]:

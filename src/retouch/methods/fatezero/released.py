@@ -16,9 +16,7 @@ from retouch.diffusion.words import (
     emphasis_table,
     exact_word,
     refine_mapper,
-    refined,
     released_replace_matrix,
-    replaced,
     same_word_count,
     step_range,
     weight_table,
@@ -28,7 +26,7 @@ from retouch.methods.fatezero.spec import FateZeroParams, factor, word_window
 from retouch.run import Run
 
 
-def fusion_schedule(
+def released_schedule(
     params: FateZeroParams, source: PromptTokens, target: PromptTokens, tokenizer: Tokenizer, run: Run
 ) -> FusionSchedule:
     """Return what the released code makes of the parameters, and tell what it does in silence."""
@@ -64,7 +62,7 @@ def schedule(
                 length, {exact_word(target, word): by for word, by in map(factor, params.emphasise)}
             ),
         ),
-        object=ObjectMask(params.threshold, choose=mask_layers) if named else None,
+        object=ObjectMask(params.threshold, choose=released_mask_layers) if named else None,
         mask_self=named and params.mask_self,
         mask_steps=range(steps) if blend else range(0),
         blend_steps=blend,
@@ -75,7 +73,7 @@ def schedule(
     )
 
 
-def mask_layers(layers: frozenset[Layer]) -> frozenset[Layer]:
+def released_mask_layers(layers: frozenset[Layer]) -> frozenset[Layer]:
     """Return the cross layers that the code reads: third and fourth going down, first three going up.
 
     At 512 pixels these are the five of 16 x 16. Counted among those that take part, as the code counts.
@@ -88,5 +86,5 @@ def mask_layers(layers: frozenset[Layer]) -> frozenset[Layer]:
 def _alignment(params: FateZeroParams, source: PromptTokens, target: PromptTokens, length: int) -> Alignment:
     """Align word by word where that was asked and the prompts have as many words, else by token ids."""
     if params.alignment == "replace" and same_word_count(source, target):
-        return replaced(released_replace_matrix(source, target, length))
-    return refined(refine_mapper(source, target, length))
+        return Alignment.replaced(released_replace_matrix(source, target, length))
+    return Alignment.refined(refine_mapper(source, target, length))

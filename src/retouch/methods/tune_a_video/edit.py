@@ -19,7 +19,7 @@ from retouch.compute import Compute
 from retouch.diffusion.attention import Attend, controlled
 from retouch.diffusion.inversion import invert_clip
 from retouch.diffusion.resize import Resize, decode_clip
-from retouch.diffusion.tune import FIRST_AND_PREVIOUS, Tuning, save_tuned, tuned, tuned_weights
+from retouch.diffusion.tune import FIRST_AND_PREVIOUS, Tuning, tuned, tuned_weights
 from retouch.diffusion.windows import overlapping
 from retouch.diffusion.words import read_prompt
 from retouch.identity import identity
@@ -53,7 +53,7 @@ def edit(video: Video, params: TuneAVideoParams, run: Run) -> Edited:
     if learned is None:
         run.notice("tune_steps is 0: the model knows nothing of this clip but its noise")
     elif params.keep_weights and params.tuned is None:
-        save_tuned(learned, run.folder / "tuned")
+        learned.save(run.folder / "tuned")
     with tuned(sd.unet, learned):
         trajectory = invert_clip(
             video,

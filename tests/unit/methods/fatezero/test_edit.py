@@ -274,9 +274,9 @@ def test_tuning_changes_the_edit_and_leaves_the_model_alone(tmp_path: Path) -> N
 
 
 def test_tuned_weights_of_another_model_are_an_error(tmp_path: Path) -> None:
-    from retouch.diffusion.tune import Tuned, save_tuned
+    from retouch.diffusion.tune import Tuned
 
-    save_tuned(Tuned({"nowhere.to_q.weight": torch.zeros(2, 2)}), tmp_path / "weights")
+    Tuned({"nowhere.to_q.weight": torch.zeros(2, 2)}).save(tmp_path / "weights")
     with pytest.raises(ModelMismatch, match="nowhere"):
         edited(tmp_path, tuned=tmp_path / "weights")
 
@@ -294,11 +294,11 @@ def test_a_network_whose_layers_wait_in_main_memory_is_edited_to_the_same_bytes(
 
 
 def test_tuned_weights_are_refused_where_layers_wait_one_by_one(tmp_path: Path) -> None:
-    from retouch.diffusion.tune import Tuned, save_tuned
+    from retouch.diffusion.tune import Tuned
 
     sd = StableDiffusion.from_pretrained("tiny:sd", Compute(device="cpu"))
     name = next(name for name, _ in sd.unet.named_parameters() if name.endswith("to_q.weight"))
-    save_tuned(Tuned({name: sd.unet.get_parameter(name).clone()}), tmp_path / "weights")
+    Tuned({name: sd.unet.get_parameter(name).clone()}).save(tmp_path / "weights")
     sd.enable_offload("sequential", torch.device("cpu"))
     with pytest.raises(ModelMismatch, match="cannot take tuned weights"):
         edit_with(sd, clip(1), params(tuned=tmp_path / "weights"), Run.alone(tmp_path / "run"))

@@ -76,12 +76,12 @@ def unet_layers(sides: tuple[int, ...]) -> list[Layer]:
 def test_the_object_is_looked_for_in_the_same_layers_as_released_at_512_pixels() -> None:
     taking = fused_layers(unet_layers((64, 32, 16, 8)), 1024)
     assert {layer.grid for layer in taking} == {(32, 32), (16, 16), (8, 8)}
-    assert mask_layers(taking) == released.mask_layers(taking)
+    assert mask_layers(taking) == released.released_mask_layers(taking)
     assert {layer.grid for layer in mask_layers(taking)} == {(16, 16)}
     assert len(mask_layers(taking)) == 5
 
 
 def test_at_256_pixels_the_released_choice_does_not_fit_together_and_ours_does() -> None:
     taking = fused_layers(unet_layers((32, 16, 8, 4)), 1024)
-    assert len({layer.grid for layer in released.mask_layers(taking)}) == 2
+    assert len({layer.grid for layer in released.released_mask_layers(taking)}) == 2
     assert {layer.grid for layer in mask_layers(taking)} == {(16, 16)}
