@@ -35,13 +35,15 @@ lint: $(READY)
 	$(BIN)/typos
 	$(BIN)/python tools/house.py --check
 
-TYPESCRIPT := typescript@5.9.3
-NODE_READY := .venv/node/$(TYPESCRIPT)
+TYPESCRIPT := 5.9.3
+AXE := 4.11.0
+NODE_READY := .venv/node/typescript-$(TYPESCRIPT)_axe-core-$(AXE)
 
-page-types: $(READY)  ## the types of the page's scripts, where npm is at hand
+page-types: $(READY)  ## the types of the page's scripts, and axe-core for its tests, where npm is at hand
 	@test -f "$(NODE_READY)" || { command -v npm > /dev/null \
 	  && npm install --silent --no-audit --no-fund --no-save --no-package-lock --fetch-retries=0 \
-	    --fetch-timeout=20000 --prefix .venv/node $(TYPESCRIPT) && touch "$(NODE_READY)"; } || true
+	    --fetch-timeout=20000 --prefix .venv/node typescript@$(TYPESCRIPT) axe-core@$(AXE) \
+	  && touch "$(NODE_READY)"; } || true
 	@if test -f "$(NODE_READY)"; then node .venv/node/node_modules/typescript/bin/tsc -p tools/page.tsconfig.json; \
 	else echo "the page's types are not checked: npm is missing, or reaches no registry"; fi
 

@@ -1,10 +1,14 @@
 """The page in Debian's Chromium: a person's way from clip to result, undo, reload, keys, and who is asked."""
 
+import contextlib
+import http.server
 import json
 import os
 import random
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Shell
+from counted import FRAMES, write_kinds
 from page_server import PageServer, page_server
 
 for needed in ("starlette", "uvicorn", "playwright"):
     pytest.importorskip(needed, reason="the extra `web` or playwright is not installed")
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from page_tasks import ByKeyboard, ByMouse, Job, Stage, do_tasks
+from PIL import Image
+from playwright.sync_api import Browser, Dialog, Locator, Page, Route, expect, sync_playwright
 
-from retouch.media.io import write
+from retouch.media.io import read, write
 from retouch.testing import Bouncing
 
+AXE = Path(__file__).parents[2] / ".venv/node/node_modules/axe-core/axe.min.js"
 CHROMIUM = shutil.which("chromium")
+MARKUP = "<img src=x onerror=alert(1)>.mp4"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PATIENCE = 90_000
+PATIENCE = 240_000
 """Milliseconds for what waits for a worker on a busy machine."""
 
 pytestmark = [
@@ -38,12 +47,13 @@ pytestmark = [
 def folder(tmp_path_factory: pytest.TempPathFactory, bouncing: Bouncing) -> Path:
     made = tmp_path_factory.mktemp("clips")
     write(bouncing.video, made / "clip.mp4")
+    write(bouncing.video[:6], made / MARKUP)
     return made
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[PageServer]:
-    with page_server(tmp_path_factory.mktemp("home"), folder / "clip.mp4") as running:
+    with page_server(tmp_path_factory.mktemp("home"), folder / "clip.mp4", folder / MARKUP) as running:
         yield running
 
 
@@ -53,6 +63,11 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+def clip_of(server: PageServer) -> dict[str, Any]:
+    """What is told of the clip that every test begins with."""
+    return next(clip for clip in server.ask("/api/clips").told if clip["name"] == "clip.mp4")
 
 
 @pytest.fixture
@@ -70,31 +85,12 @@ def page(browser: Browser, server: PageServer, asked: list[str]) -> Iterator[Pag
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
-    page.goto(server.address)
+    page.goto(f"{server.address}#{clip_of(server)['id']}")  # whatever was opened last
+    expect(page.locator("#clip option:checked")).to_have_text("clip.mp4")
     expect(page.locator("#exact")).to_have_text("exact")
     yield page
     assert not faults
     context.close()
-
-
-class Stage:
-    """Places on the stage by pixels of the clip, which is 64 by 64."""
-
-    def __init__(self, page: Page) -> None:
-        self.mouse = page.mouse
-        found = page.locator("#stage").bounding_box()
-        assert found
-        self.scale = min(found["width"], found["height"]) * 0.97 / 64
-        self.left = found["x"] + (found["width"] - 64 * self.scale) / 2
-        self.top = found["y"] + (found["height"] - 64 * self.scale) / 2
-
-    def drag(self, *points: tuple[float, float]) -> None:
-        """Press at the first, go to the others, let go at the last."""
-        for number, (x, y) in enumerate(points):
-            self.mouse.move(self.left + x * self.scale, self.top + y * self.scale)
-            if not number:
-                self.mouse.down()
-        self.mouse.up()
 
 
 def bitmap(page: Page) -> str:
@@ -162,23 +158,65 @@ def test_a_persons_way_ends_with_the_bytes_of_the_command_line(
     assert [url for url in asked if not url.startswith((ours, f"blob:{ours}"))] == []
 
 
-def test_undo_gives_the_first_bitmap_and_redo_the_last(page: Page) -> None:
+def test_two_hundred_operations_are_undone_and_redone_exactly(page: Page) -> None:
     page.keyboard.press("End")
-    stage, draw = Stage(page), random.Random(5)
     page.keyboard.press("b")
-    stage.drag((10, 10), (12, 12))
-    first = bitmap(page)
-    steps = 60
-    for number in range(steps):
-        page.keyboard.press("e" if number % 7 == 3 else "b")
-        stage.drag(*[(draw.uniform(0, 63), draw.uniform(0, 63)) for _ in range(3)])
-    last = bitmap(page)
-    for _ in range(steps):
-        page.keyboard.press("Control+z")
-    assert bitmap(page) == first != last
-    for _ in range(steps):
-        page.keyboard.press("Control+Shift+z")
-    assert bitmap(page) == last
+    Stage(page).drag((10, 10), (12, 12))
+    first, last, back, again = page.evaluate(
+        """async () => {
+          const { state, layersHere } = await import('/static/store.js');
+          const at = (id) => document.getElementById(id);
+          const done = () => new Promise((go) => setTimeout(go, 0));
+          at('stage').setPointerCapture = () => {};
+          let seed = 11;
+          const draw = (most) => (seed = seed * 48271 % 2147483647) % most;
+          const point = (type) => {
+            const box = at('stage').getBoundingClientRect();
+            const [clientX, clientY] = [box.x + draw(box.width), box.y + draw(box.height)];
+            const given = { pointerId: 1, bubbles: true, clientX, clientY };
+            at('stage').dispatchEvent(new PointerEvent(type, given));
+          };
+          const stroke = (key) => {
+            document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+            for (const type of ['pointerdown', 'pointermove', 'pointerup']) point(type);
+          };
+          const OPERATIONS = [
+            () => stroke('b'),
+            () => stroke('e'),
+            () => { if (layersHere().length < 8) at('add-layer').click(); else OPERATIONS[0](); },
+            () => {
+              const share = at('layers').querySelector('input[type=number]');
+              share.value = draw(100);
+              share.dispatchEvent(new Event('change'));
+            },
+            () => {
+              at('mark-text').value = `${draw(8)}:${draw(20)},${draw(20)} ${40 + draw(20)},${40 + draw(20)}`;
+              at('mark-by-numbers').requestSubmit();
+            },
+          ];
+          const looks = async () => {
+            const text = [JSON.stringify(state.marks)];
+            const layers = [...state.keys].flatMap(([frame, all]) => all.map((layer) => [frame, layer]));
+            for (const [frame, { canvas, name, opacity, visible }] of layers) {
+              const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+              const hash = new Uint8Array(await crypto.subtle.digest('SHA-256', data));
+              text.push([frame, name, opacity, visible, ...hash].join());
+            }
+            return text.join(';');
+          };
+          const told = [await looks()];
+          for (let i = 0; i < 200; i++) { OPERATIONS[i < 9 ? i % 5 : draw(5)](); await done(); }
+          told.push(await looks());
+          for (const turn of ['undo', 'redo']) {
+            for (let i = 0; i < 200; i++) { at(turn).click(); await done(); }
+            told.push(await looks());
+          }
+          return told;
+        }"""
+    )
+    assert first != last
+    assert back == first
+    assert again == last
 
 
 def test_paint_and_marks_are_there_again_after_a_reload(page: Page) -> None:
@@ -244,6 +282,196 @@ def test_every_option_of_every_method_has_a_field(page: Page, server: PageServer
             assert [option["name"], option["description"], option["bounds"]] in shown
 
 
+def test_the_small_copy_is_shown_at_the_frame_that_is_asked_for(
+    page: Page, server: PageServer, tmp_path: Path
+) -> None:
+    order = random.Random(3).sample(range(FRAMES), 50)
+    for path in write_kinds(tmp_path)[:3]:
+        open_clip(page, server, path)
+        shown = page.evaluate(
+            """async (order) => {
+              const { go } = await import('/static/timeline.js');
+              const proxy = document.getElementById('proxy');
+              const pen = new OffscreenCanvas(64, 64).getContext('2d', { willReadFrequently: true });
+              const painted = () => new Promise((done) => requestAnimationFrame(done));
+              const read = () => {
+                pen.drawImage(proxy, 0, 0, 64, 64);
+                const { data } = pen.getImageData(0, 8, 64, 1);
+                const bits = [0, 1, 2, 3, 4, 5].map((bit) => (data[4 * (10 * bit + 5)] > 127) * 2 ** bit);
+                return bits.reduce((sum, bit) => sum + bit);
+              };
+              const found = [];
+              for (const frame of order) {
+                go(frame);
+                const until = performance.now() + 60000;
+                do await painted(); while (read() !== frame && performance.now() < until);
+                found.push(read());
+              }
+              return found;
+            }""",
+            order,
+        )
+        assert shown == order
+
+
+def open_clip(page: Page, server: PageServer, path: Path) -> None:
+    """Send a clip, and have the page show it once its small copy is there."""
+    sent = server.ask("/api/clips", "POST", path.read_bytes(), {**server.own, "X-Filename": path.name})
+    page.evaluate("id => { location.hash = id; }", sent.told["id"])
+    page.reload()
+    expect(page.locator("#clip option:checked")).to_have_text(path.name)
+    page.wait_for_function("() => document.getElementById('proxy').readyState >= 2")
+    expect(page.locator("#exact")).to_have_text("exact")
+
+
+def test_a_picture_that_is_dropped_on_the_timeline_lies_on_the_frame_there(page: Page) -> None:
+    page.evaluate(
+        """async () => {
+          const canvas = new OffscreenCanvas(64, 64);
+          canvas.getContext('2d').fillRect(0, 0, 64, 64);
+          const files = new DataTransfer();
+          files.items.add(new File([await canvas.convertToBlob()], 'edited.png', { type: 'image/png' }));
+          const slider = document.querySelector('[role=slider]');
+          const box = slider.getBoundingClientRect();
+          const [clientX, clientY] = [box.left + 5.5 / 8 * box.width, box.top + 9];
+          const given = { dataTransfer: files, bubbles: true, clientX, clientY };
+          slider.dispatchEvent(new DragEvent('drop', given));
+        }"""
+    )
+    expect(page.locator(".keys button", has_text="◆5")).to_have_count(1)
+    expect(page.get_by_role("slider", name="Frame")).to_have_attribute("aria-valuenow", "5")
+    assert edges(page) == [0, 0, 64, 64]
+
+
+def test_a_null_edit_asks_for_what_is_there_already(page: Page, server: PageServer) -> None:
+    sent: list[Any] = []
+
+    def answer(route: Route) -> None:
+        if route.request.method == "POST":
+            sent.append(route.request.post_data_json)
+            route.fulfill(status=201, json={"run": "20260101-000000-fatezero"})
+        else:
+            route.continue_()
+
+    page.route("**/api/runs", answer)
+    page.locator("#method").select_option("fatezero")
+    for field, text in (("prompt", "a blue car"), ("source_prompt", "a red car"), ("model", "tiny:sd")):
+        page.locator(f"#f-{field}").fill(text)
+        page.locator(f"#f-{field}").press("Tab")
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "runs" in answer.url):
+        page.locator("#null-edit").click()
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "runs" in answer.url):
+        page.keyboard.press("Control+Enter")
+    page.unroute("**/api/runs")
+    page.locator("#method").select_option("paint")  # as the next test finds it
+    is_saved = "async (path) => (await (await fetch(path)).json()).method === 'paint'"
+    page.wait_for_function(is_saved, arg=f"/api/clips/{clip_of(server)['id']}/draft")
+    told = [(each["params"]["source_prompt"], each["params"]["prompt"]) for each in sent]
+    assert told == [("a red car", "a red car"), ("a red car", "a blue car")]
+
+
+def test_a_run_goes_on_from_the_page_whatever_ended_it(page: Page, server: PageServer) -> None:
+    wanted = {"video": clip_of(server)["path"], "method": "tint", "params": {"steps": 100, "pause": 0.1}}
+    run = server.ask("/api/runs", "POST", wanted).told["run"]
+    row = page.locator(f"#runs li[data-run='{run}']")
+    page.evaluate("() => { document.dispatchEvent(new Event('runs')); }")
+    expect(row).to_have_class("running")
+    row.get_by_role("button", name="Stop").click()
+    expect(row).to_have_class("stopped")
+    row.get_by_role("button", name="Go on").click()
+    expect(row).to_have_class("running")
+    for child in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
+        for number in child.read_text().split():
+            os.kill(int(number), signal.SIGKILL)
+    expect(row).to_have_class("failed")
+    expect(row).to_contain_text("the worker ended by SIGKILL")
+    tab = page.context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    tab.goto(server.address)
+    tab.locator(f"#runs li[data-run='{run}']").get_by_role("button", name="Go on").click()
+    expect(tab.locator(f"#runs li[data-run='{run}']")).to_have_class(re.compile("running|queued"))
+    tab.close()
+    page.evaluate("() => { document.dispatchEvent(new Event('runs')); }")
+    expect(row).to_have_class("done")
+    unbroken = server.ask(f"/api/runs/{run}/replay", "POST").told["run"]
+    page.evaluate("() => { document.dispatchEvent(new Event('runs')); }")
+    expect(page.locator(f"#runs li[data-run='{unbroken}']")).to_have_class("done")
+    told = [server.ask(f"/api/runs/{each}").told["report"]["result_digest"] for each in (run, unbroken)]
+    assert told[0] == told[1]
+
+
+def test_a_page_on_another_port_can_neither_read_nor_change_anything(page: Page, server: PageServer) -> None:
+    before = [each["run"] for each in server.ask("/api/runs").told]
+    with foreign_page(f"http://127.0.0.1:{server.port}", clip_of(server)["id"]) as address:
+        tab = page.context.new_page()
+        tab.set_default_timeout(PATIENCE)
+        tab.goto(address)
+        tab.wait_for_function("() => document.title")
+        assert json.loads(tab.title()) == {"read": "refused", "write": "refused", "picture": "refused"}
+        with tab.expect_navigation():
+            tab.evaluate("() => { document.querySelector('form').submit(); }")
+        assert "comes from another page" in (tab.text_content("body") or "")
+        tab.goto(f"{address}frame")
+        tab.wait_for_load_state()
+        assert not [frame for frame in tab.frames[1:] if frame.locator("#stage").count()]
+        tab.close()
+    assert [each["run"] for each in server.ask("/api/runs").told] == before
+
+
+@contextlib.contextmanager
+def foreign_page(target: str, clip: str) -> Iterator[str]:
+    """A page of somebody else's on this machine, which asks ours for all that a browser lets it ask."""
+    asking = """
+      const seen = {};
+      const tell = async (name, work) => {
+        try { seen[name] = await work(); } catch { seen[name] = 'refused'; }
+      };
+      const options = { method: 'POST', mode: 'no-cors', credentials: 'include', body: '{}' };
+      await tell('read', async () => (await fetch(`${target}/api/clips`, { credentials: 'include' })).text());
+      await tell('write', async () => (await fetch(`${target}/api/runs`, options)).type);
+      await tell('picture', async () => {
+        const image = new Image();
+        image.src = `${target}/api/clips/${clip}/frames/0.png`;
+        await image.decode();
+        return 'seen';
+      });
+      document.title = JSON.stringify(seen);"""
+    form = f"<form method=post action={target}/api/runs enctype=text/plain><input name=a value=b></form>"
+    script = f"<script type=module>const target = {target!r}, clip = {clip!r};{asking}</script>"
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"<iframe src={target}></iframe>" if self.path == "/frame" else form + script
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{other.server_address[1]}/"
+        other.shutdown()
+        thread.join()
+
+
+def test_a_name_that_is_markup_is_shown_as_text(page: Page) -> None:
+    shown: list[str] = []
+
+    def dismiss(dialog: Dialog) -> None:
+        shown.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
+    page.locator("#clip").select_option(label=MARKUP)
+    expect(page.locator("#stage-text")).to_contain_text(MARKUP)
+    assert page.locator("img").count() == 0
+    assert shown == []
+
+
 def test_the_whole_page_is_named_for_who_does_not_see_it(page: Page) -> None:
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, input, select, textarea, a')]
@@ -254,6 +482,20 @@ def test_the_whole_page_is_named_for_who_does_not_see_it(page: Page) -> None:
     )
     assert nameless == []
     assert re.search("Frame 0 of clip.mp4", page.locator("#stage-text").text_content() or "")
+
+
+@pytest.mark.parametrize("hand", [ByMouse, ByKeyboard])
+def test_ten_tasks_are_done_by_the_mouse_or_by_the_keyboard_alone(
+    page: Page, bouncing: Bouncing, tmp_path: Path, hand: type[ByMouse | ByKeyboard]
+) -> None:
+    logo = tmp_path / "logo.png"
+    Image.fromarray(np.full((8, 8, 3), (200, 30, 30), np.uint8)).save(logo)
+    first = 0 if hand is ByMouse else 1
+    clip = write(bouncing.video[first : first + 7], tmp_path / f"{hand.__name__}.mp4")
+    job = Job(clip, logo, 3, box_of(bouncing, first + 3), 5)
+    done = list(do_tasks(page, hand(page), job, tmp_path / "result.mp4"))
+    assert len(done) == 10
+    assert len(read(tmp_path / "result.mp4")) == 7
 
 
 def test_a_dropped_picture_is_moved_scaled_turned_and_then_paint(page: Page) -> None:
@@ -348,3 +590,51 @@ def test_a_hundred_strokes_and_their_undo_keep_little(page: Page) -> None:
         }"""
     )
     assert 0 < max(kept) < 100 * 2**20
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here; `make page-types` brings it")
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_axe_finds_no_serious_fault(page: Page, server: PageServer, theme: str) -> None:
+    page.emulate_media(reduced_motion="reduce")  # so that no colour is seen half way to another
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+    wanted = {"video": clip_of(server)["path"], "method": "tint", "params": {"steps": 1}}
+    run = server.ask("/api/runs", "POST", wanted).told["run"]
+    page.evaluate("() => { document.dispatchEvent(new Event('runs')); }")
+    row = page.locator(f"#runs li[data-run='{run}']")
+    expect(row).to_have_class("done")
+    Stage(page).drag((20, 20), (24, 24))
+    page.locator("#mark-text").fill("0:10,10 30,30")
+    page.locator("#mark-text").press("Enter")
+    expect(page.locator("#marks li").first).to_be_visible()
+    page.locator("#f-feather").fill("-1")
+    page.locator("#f-feather").press("Tab")
+    expect(page.locator("[data-option=feather] .fault")).to_contain_text("feather is -1")
+    for summary in page.locator("#form summary").all():
+        summary.click()
+    page.evaluate(AXE.read_text())
+    assert serious(page) == []
+    page.locator("#f-feather").fill("")
+    row.get_by_role("button", name="Compare").click()
+    expect(page.locator("#split")).to_be_visible()
+    assert serious(page) == []
+    page.locator("#help").click()
+    expect(page.locator("#keys")).to_be_visible()
+    assert serious(page) == []
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core calls serious or worse, with the size of what is pressed."""
+    found: list[str] = page.evaluate(
+        """async () => (await axe.run({ rules: { 'target-size': { enabled: true } } })).violations
+          .filter((each) => ['serious', 'critical'].includes(each.impact))
+          .map((each) => `${each.id}: ${each.nodes.map((node) => node.html.slice(0, 120)).join(' | ')}`)"""
+    )
+    return found
+
+
+@pytest.mark.parametrize(("width", "zoom"), [(1024, 1), (1280, 2)])
+def test_the_page_needs_no_scrolling_sideways(page: Page, width: int, zoom: int) -> None:
+    page.set_viewport_size({"width": width // zoom, "height": 800 // zoom})
+    expect(page.locator("#run")).to_be_visible()
+    wide, shown = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= shown

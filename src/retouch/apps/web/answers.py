@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -85,16 +84,10 @@ def _fields() -> frozenset[str]:
     return frozenset(name for kind in kinds for name in kind.model_fields)
 
 
-def _refuse_http(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail, "hint": "There is no such address."}, error.status_code)
-
-
 def _refuse_unknown(request: Request, error: Exception) -> Response:
     del request
     hint = "What it was stands where the server was started."
     return JSONResponse({"error": f"unexpected {type(error).__name__}", "hint": hint}, 500)
 
 
-HANDLERS: Final = {RetouchError: _refuse, HTTPException: _refuse_http, Exception: _refuse_unknown}
+HANDLERS: Final = {RetouchError: _refuse, Exception: _refuse_unknown}

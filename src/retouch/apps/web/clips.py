@@ -102,10 +102,6 @@ class Clips:
                 found.append((path.stat().st_mtime_ns, self.about(path.parent.name)))
         return [about for _, about in sorted(found, key=itemgetter(0), reverse=True)]
 
-    def source(self, clip: str) -> Path:
-        """Return where a clip lies."""
-        return Path(str(self.about(clip)["path"]))
-
     async def open(self, path: Path, name: str = "") -> dict[str, Any]:
         """Take in a clip where it lies.
 
@@ -202,8 +198,7 @@ class Clips:
         """
         folder = self.place(clip)
         about = self.about(clip)
-        if not 0 <= frame < about["frames"]:
-            raise NotThere(f"there is no frame {frame}", hint=f"frames are 0 to {about['frames'] - 1}")
+        _check_frame(frame, about)
         path = folder / (f"small/{frame}-{side}.jpg" if side else f"stills/{frame}.png")
         if path.exists():
             path.touch()  # so that what was looked at last stays longest
@@ -233,28 +228,25 @@ class Clips:
         Raises:
             VideoError: it is no picture of the clip's size.
         """
-        async with self.painting[clip]:
-            return await self._paint(clip, frame, content, layer)
-
-    async def _paint(self, clip: str, frame: int, content: bytes, layer: str) -> dict[str, str]:
         about, folder = self.about(clip), self.place(clip)
-        kind = ".jpg" if content.startswith(b"\xff\xd8\xff") else ".png"
+        _check_frame(frame, about)
         place = folder / (f"layers/{frame}-{int(layer)}.png" if layer else f"paint/{frame}.png")
         place.parent.mkdir(exist_ok=True)
-        with replace_whole(place, force=True) as draft:
-            draft.write_bytes(content)
-            if kind == ".png":
-                _check_size(draft, about)
-        if layer:
-            return {"path": str(place)}
-        still = await self.still(clip, frame)
-        key = folder / f"keys/{frame}.png"
-        key.parent.mkdir(exist_ok=True)
-        try:
-            await self.ask("compose", still=str(still), layer=str(place), out=str(key))
-        except RetouchError:
-            place.unlink(missing_ok=True)
-            raise
+        async with self.painting[clip]:
+            with replace_whole(place, force=True) as draft:
+                draft.write_bytes(content)
+                if not content.startswith(b"\xff\xd8\xff"):  # a JPEG is looked at by the worker
+                    _check_size(draft, about)
+            if layer:
+                return {"path": str(place)}
+            key = folder / f"keys/{frame}.png"
+            key.parent.mkdir(exist_ok=True)
+            try:
+                still = await self.still(clip, frame)
+                await self.ask("compose", still=str(still), layer=str(place), out=str(key))
+            except RetouchError:
+                place.unlink(missing_ok=True)
+                raise
         return {"path": str(key)}
 
     async def unpaint(self, clip: str, frame: int) -> None:
@@ -285,6 +277,11 @@ class Clips:
 
 _ASK_THE_DRIVER: Final = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """Whether there is a GPU is asked without taking any of its memory, which is for the runs."""
+
+
+def _check_frame(frame: int, about: Mapping[str, Any]) -> None:
+    if not 0 <= frame < about["frames"]:
+        raise NotThere(f"there is no frame {frame}", hint=f"frames are 0 to {about['frames'] - 1}")
 
 
 def _check_size(picture: Path, about: Mapping[str, Any]) -> None:

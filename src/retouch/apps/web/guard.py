@@ -10,6 +10,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, Final, final
@@ -131,14 +132,20 @@ class TooLarge(RequestError):
 
 
 def _guarded(send: Send) -> Send:
-    """Add what every answer carries; an answer may have a policy of its own."""
+    """Add what every answer carries, which may have a policy of its own; each refusal becomes JSON."""
+    refused: dict[bytes, bytes] | None = None
 
     async def guarded(message: Message) -> None:
+        nonlocal refused
         if message["type"] == "http.response.start":
-            have = {name for name, _ in message["headers"]}
-            more = [(name, value) for name, value in HEADERS.items() if name not in have]
-            message["headers"] = [*message["headers"], *more]
-        await send(message)
+            have = dict(message["headers"])
+            if message["status"] >= 400 and have.get(b"content-type") != b"application/json":
+                refused = {name: have[name] for name in (b"allow", b"content-range") if name in have}
+                phrase = HTTPStatus(message["status"]).phrase.lower()
+                await _answer(send, message["status"], phrase, "Use the page itself.", refused)
+            message["headers"] += [(name, value) for name, value in HEADERS.items() if name not in have]
+        if refused is None:
+            await send(message)
 
     return guarded
 

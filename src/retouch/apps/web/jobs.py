@@ -59,13 +59,15 @@ def look(*, path: str, **_: object) -> dict[str, object]:
         "rate": str(video.fps.limit_denominator(60000)),
         "width": video.width,
         "height": video.height,
-        "seconds": float(facts.duration),
-        "codec": video.codec,
-        "variable_rate": video.variable_rate,
-        "rotation": video.rotation,
-        "bits": video.bits,
-        "sound": bool(facts.sounds),
-        "bytes": facts.size,
+        "facts": {
+            "seconds": float(facts.duration),
+            "codec": video.codec,
+            "variable_rate": video.variable_rate,
+            "rotation": video.rotation,
+            "bits": video.bits,
+            "sound": bool(facts.sounds),
+            "bytes": facts.size,
+        },
     }
 
 

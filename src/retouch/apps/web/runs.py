@@ -62,7 +62,8 @@ class Runs:
     async def plan(self, request: Request) -> Response:
         """What an edit will need, or its first fault."""
         wanted = self._checked(await json_of(request))
-        return JSONResponse(await self.clips.ask("plan", request=wanted.model_dump(mode="json")))
+        told = await self.clips.ask("plan", request=wanted.model_dump(mode="json"))
+        return JSONResponse({**told, "seconds": await to_thread.run_sync(_last_seconds, wanted)})
 
     async def command(self, request: Request) -> Response:
         """The command that makes the same edit."""
@@ -261,6 +262,15 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _last_seconds(wanted: EditRequest) -> float | None:
+    """Return how long the last run of that method on that clip took, if there is one."""
+    for folder in reversed(run_folders()):
+        was, told = _read(folder / "request.json"), _read(folder / REPORT)
+        if told and (was.get("method"), was.get("video")) == (wanted.method, str(wanted.video)):
+            return float(told["seconds"])
+    return None
 
 
 def _result(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 // The page: opens clips, hands out keys, starts the rooms.
 
 import { ask } from './api.js';
+import { flicker } from './compare.js';
 import { loadMethods, request, run } from './form.js';
 import { addLayer, redo, undo } from './history.js';
 import { TOOLS, restore, save } from './panels.js';
@@ -84,6 +85,7 @@ const KEYS = {
   '-': ['farther', () => zoomBy(0.8)],
   0: ['all of the frame', () => change({ zoom: 0, pan: [0, 0] })],
   '\\': ['compare with the last result', () => compare(state.compare ? null : state.runs.find((each) => each.state === 'done')?.run ?? null)],
+  t: ['the other one of two, in a flicker', () => flicker()],
   '?': ['these keys', () => at('keys').showModal()],
 };
 for (const [tool, [key, name]] of Object.entries(TOOLS)) KEYS[key.toLowerCase()] = [name.toLowerCase(), () => change({ tool })];
@@ -109,7 +111,7 @@ on('clips clip', () => {
   const clip = state.clip;
   at('clip').replaceChildren(...state.clips.map((each) => el('option', { value: each.id, textContent: each.name, selected: each.id === clip?.id })));
   at('clip').hidden = !state.clips.length;
-  at('facts').textContent = clip ? `${clip.width}×${clip.height}   ${clip.frames} f   ${+clip.fps.toFixed(3)}/s   ${clip.sound ? 'sound' : 'no sound'}` : '';
+  at('facts').textContent = clip ? `${clip.width}×${clip.height}   ${clip.frames} f   ${+clip.fps.toFixed(3)}/s   ${clip.facts?.sound ? 'sound' : 'no sound'}` : '';
   at('empty').hidden = Boolean(clip);
 });
 

@@ -133,7 +133,7 @@ function drawFaults() {
   const note = document.getElementById('fault');
   if (note) note.textContent = other?.[1] ?? '';
   const planned = document.getElementById('plan');
-  if (planned) planned.textContent = state.plan ? [`Needs ${state.plan.sentence}.`, ...state.plan.notices, ...state.plan.notes].join(' ') : '';
+  if (planned) planned.textContent = state.plan ? [`Needs ${state.plan.sentence}.`, state.plan.seconds ? `The last one took ${Math.ceil(state.plan.seconds)} s.` : '', ...state.plan.notices, ...state.plan.notes].join(' ') : '';
 }
 
 form.addEventListener('submit', (event) => { event.preventDefault(); run(); });

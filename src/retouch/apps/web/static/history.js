@@ -123,12 +123,12 @@ export function layerToPaint() {
 
 let next = 1;
 /** A new layer over those of this frame, at most eight. */
-export function addLayer(/** @type {HTMLCanvasElement | null} */ canvas = null, name = '') {
+export function addLayer(/** @type {HTMLCanvasElement | null} */ canvas = null, name = '', /** @type {import('./store.js').Picture | undefined} */ picture = undefined) {
   const clip = state.clip;
   if (!clip || !state.ready || layersHere().length >= 8) return;
   keepLists();
   const made = canvas ?? newCanvas(clip.width, clip.height);
-  const layers = [...layersHere(), { id: next++, name: name || `layer ${layersHere().length + 1}`, canvas: made, opacity: 1, visible: true }];
+  const layers = [...layersHere(), { id: next++, name: name || `layer ${layersHere().length + 1}`, canvas: made, opacity: 1, visible: true, ...(picture && { picture }) }];
   change({ keys: new Map(state.keys).set(state.frame, layers), layer: layers.length - 1, version: state.version + 1 });
 }
 

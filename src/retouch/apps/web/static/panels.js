@@ -1,7 +1,7 @@
 // What stands left of the stage: tools, brush, layers, marks; and the saving of all of it.
 
 import { ask, clipPath } from './api.js';
-import { addLayer, forget, isBlank, keepLists, newCanvas, pencil, revision } from './history.js';
+import { addLayer, forget, isBlank, keepLists, newCanvas, pencil, redo, revision, undo } from './history.js';
 import { layPicture, place } from './pictures.js';
 import { addMark } from './stage.js';
 import { change, layersHere, marksByKind, on, readMark, spelled, state } from './store.js';
@@ -30,6 +30,11 @@ function icon(/** @type {string} */ path) {
   line.setAttribute('d', path);
   made.append(line);
   return made;
+}
+
+for (const [id, turn, path] of /** @type {[string, () => void, string][]} */ ([['undo', undo, 'M8 5 4 9l4 4M4 9h8a4 4 0 0 1 0 8h-2'], ['redo', redo, 'm12 5 4 4-4 4M16 9H8a4 4 0 0 0 0 8h2']])) {
+  at(id).append(icon(path));
+  at(id).onclick = turn;
 }
 
 on('tool', () => refill(at('tools'), Object.entries(TOOLS).map(([tool, [key, name, path]]) =>
@@ -75,22 +80,22 @@ function drop(/** @type {number} */ index) {
   change({ keys, layer: Math.max(0, state.layer - 1), version: state.version + 1 });
 }
 
-/** Copy a layer to another key frame. */
-function copyTo(/** @type {any} */ layer) {
-  const to = Number(prompt('Copy this layer to which frame?', String(state.frame)));
-  if (!state.clip || !Number.isInteger(to) || to < 0 || to >= state.clip.frames) return;
-  const canvas = newCanvas(layer.canvas.width, layer.canvas.height);
-  pencil(canvas).drawImage(layer.canvas, 0, 0);
-  go(to);
-  addLayer(canvas, layer.name);
+/** Lay the copied layer over this frame; a picture can still be moved. */
+function paste() {
+  const { canvas, name, picture } = /** @type {import('./store.js').Layer} */ (state.copied);
+  const copy = newCanvas(canvas.width, canvas.height);
+  pencil(copy).drawImage(canvas, 0, 0);
+  addLayer(copy, name, picture && { ...picture });
 }
+on('copied', () => { at('paste').hidden = !state.copied; at('paste').title = `Lay ${state.copied?.name} over this frame`; });
+at('paste').onclick = paste;
 
 on('keys frame layer version', () => refill(at('layers'), layersHere().map((layer, index) => {
   const row = el('li', { className: index === state.layer ? 'current' : '' },
     el('input', { type: 'checkbox', checked: layer.visible, aria: { 'aria-label': `Show ${layer.name}` }, onchange: (/** @type {any} */ event) => alter(index, { visible: event.target.checked }) }),
     el('button', { type: 'button', className: 'link', textContent: layer.name, onclick: () => change({ layer: index }), aria: { 'aria-pressed': index === state.layer } }),
     el('input', { type: 'number', min: 0, max: 100, value: Math.round(100 * layer.opacity), className: 'short', aria: { 'aria-label': `Opacity of ${layer.name}, per cent` }, onchange: (/** @type {any} */ event) => alter(index, { opacity: event.target.value / 100 }) }),
-    el('button', { type: 'button', className: 'icon', textContent: 'copy', title: 'Copy to another frame', onclick: () => copyTo(layer), aria: { 'aria-label': `Copy ${layer.name} to another frame` } }),
+    el('button', { type: 'button', className: 'icon', textContent: 'copy', title: 'Copy, to paste it on another frame', onclick: () => change({ copied: layer }), aria: { 'aria-label': `Copy ${layer.name}` } }),
     el('button', { type: 'button', className: 'icon', textContent: '×', title: 'Remove', onclick: () => drop(index), aria: { 'aria-label': `Remove ${layer.name}` } }));
   if (layer.picture && index === state.layer) row.append(numbers(layer));
   return row;
@@ -195,7 +200,7 @@ export async function restore() {
   const clip = state.clip;
   saved.clear();
   forget();
-  change({ keys: new Map(), marks: [], coverage: null, layer: 0, ready: false });
+  change({ keys: new Map(), marks: [], coverage: null, layer: 0, copied: null, ready: false });
   if (!clip) return;
   const draft = await ask(clipPath(clip.id, '/draft'));
   /** @type {Map<number, import('./store.js').Layer[]>} */ const keys = new Map();

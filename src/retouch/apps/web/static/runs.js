@@ -1,7 +1,7 @@
 // The queue and what came of it: progress as it comes, stop and go on, compare, keep.
 
 import { ask, runPath } from './api.js';
-import { flicker } from './stage.js';
+import { flicker } from './compare.js';
 import { change, on, state } from './store.js';
 import { el, refill } from './timeline.js';
 
@@ -56,7 +56,7 @@ async function act(/** @type {string} */ run, /** @type {string} */ verb, method
 
 /** Lay a result over its source, or put it away. */
 export function compare(/** @type {string | null} */ run) {
-  change({ compare: run && state.compare?.run !== run ? { run, mode: 'divider', at: 0.5, gain: 4 } : null });
+  change({ compare: run && state.compare?.run !== run ? { run, below: '', mode: 'divider', at: 0.5, gain: 4 } : null });
 }
 
 const button = (/** @type {string} */ text, /** @type {() => any} */ onclick, label = '') => el('button', { type: 'button', textContent: text, onclick, aria: label ? { 'aria-label': label } : {} });
@@ -86,7 +86,9 @@ on('compare', () => {
   if (!state.compare) return;
   const { mode, at, gain, run } = state.compare;
   const set = (/** @type {Object<string, any>} */ what) => change({ compare: { ...state.compare, ...what } });
+  const others = state.runs.filter((each) => each.state === 'done' && each.run !== run && each.video === state.clip?.path);
   refill(bar,
+    el('label', {}, 'over ', el('select', { id: 'over', onchange: (/** @type {any} */ event) => set({ below: event.target.value }) }, ...[{ run: '', method: 'source' }, ...others].map((each) => el('option', { value: each.run, textContent: `${each.method} ${each.run.slice(9, 15)}`, selected: each.run === state.compare?.below })))),
     ['divider', 'side', 'difference', 'flicker'].map((each) => el('button', { type: 'button', textContent: each, onclick: () => set({ mode: each }), aria: { 'aria-pressed': each === mode } })),
     mode === 'divider' ? el('input', { id: 'split', type: 'range', min: 0, max: 1, step: 0.01, value: at, oninput: (/** @type {any} */ event) => set({ at: +event.target.value }), aria: { 'aria-label': 'Divider' } }) : '',
     mode === 'difference' ? el('label', {}, '×', el('input', { id: 'gain', type: 'number', min: 1, max: 16, value: gain, className: 'short', onchange: (/** @type {any} */ event) => set({ gain: +event.target.value }) })) : '',

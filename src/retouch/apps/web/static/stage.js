@@ -1,6 +1,7 @@
 // The stage: a frame with what is painted and marked on it, tools that work there, and comparing.
 
 import { ask, clipPath, picture, runPath } from './api.js';
+import { compareOver } from './compare.js';
 import { StrokeRecorder, keepLists, layerToPaint, pencil } from './history.js';
 import { outline, tinted } from './marks.js';
 import { grab, layDown, outlinePicture } from './pictures.js';
@@ -9,15 +10,16 @@ import { change, layersHere, marksByKind, on, state } from './store.js';
 const canvas = /** @type {HTMLCanvasElement} */ (document.getElementById('stage'));
 const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d'));
 const proxy = /** @type {HTMLVideoElement} */ (document.getElementById('proxy'));
-const result = /** @type {HTMLVideoElement} */ (document.getElementById('result'));
+/** What is compared, the one below first. */
+const results = ['below', 'result'].map((id) => /** @type {HTMLVideoElement} */ (document.getElementById(id)));
+const compared = () => (state.compare ? [state.compare.below, state.compare.run] : ['', '']);
 const say = (/** @type {string} */ id, /** @type {string} */ text) => { const at = document.getElementById(id); if (at) at.textContent = text; };
 
 /** @type {{frame: number, image: CanvasImageSource} | null} */ let still = null;
 /** @type {{frame: number, image: ImageBitmap} | null} */ let carried = null;
 /** @type {ImageBitmap | null} */ let object = null;
-/** @type {{frame: number, image: ImageBitmap} | null} */ let preview = null;
+/** @type {({frame: number, run: string, image: ImageBitmap} | null)[]} */ let previews = [null, null];
 /** @type {any} */ let drawing = null;
-let flick = false;
 /** @type {AbortController | null} */ let fetching = null;
 /** @type {number} */ let resting = 0;
 
@@ -44,10 +46,10 @@ export function draw(/** @type {number[] | null} */ part = null) {
   }
   pen.imageSmoothingEnabled = scale < 3;
   const exact = still?.frame === state.frame && !state.playing;
-  const shown = exact && still ? still.image : proxy;
-  if (exact || proxy.readyState >= 2) pen.drawImage(shown, 0, 0, clip.width, clip.height);
-  if (state.compare) compareOver(clip);
-  else {
+  const [below, above] = compared().map(shownOf);
+  const shown = below ?? (exact && still ? still.image : proxy);
+  if (shown !== proxy || proxy.readyState >= 2) pen.drawImage(shown, 0, 0, clip.width, clip.height);
+  if (state.compare) { if (above) compareOver(pen, shown, above, scale); } else {
     if (state.carry && carried?.frame === state.frame && !layersHere().length) pen.drawImage(carried.image, 0, 0, clip.width, clip.height);
     if (object && state.cutout && !state.playing) { pen.globalAlpha = 0.32; pen.drawImage(object, 0, 0, clip.width, clip.height); pen.globalAlpha = 1; }
     for (const layer of layersHere()) if (layer.visible) { pen.globalAlpha = layer.opacity; pen.drawImage(layer.canvas, 0, 0); }
@@ -59,37 +61,19 @@ export function draw(/** @type {number[] | null} */ part = null) {
   say('exact', exact ? 'exact' : 'small copy');
 }
 
-function compareOver(/** @type {any} */ clip) {
-  const { mode, at, gain } = /** @type {any} */ (state.compare);
-  const other = preview?.frame === state.frame && !state.playing ? preview.image : result.readyState >= 2 ? result : null;
-  if (!other) return;
-  if (mode === 'side') {
-    pen.drawImage(proxy, 0, 0, clip.width / 2, clip.height / 2);
-    pen.clearRect(0, 0, clip.width, clip.height);
-    const source = still?.frame === state.frame ? still.image : proxy;
-    pen.drawImage(source, 0, clip.height / 4, clip.width / 2, clip.height / 2);
-    pen.drawImage(other, clip.width / 2, clip.height / 4, clip.width / 2, clip.height / 2);
-  } else if (mode === 'difference') {
-    pen.globalCompositeOperation = 'difference';
-    pen.drawImage(other, 0, 0, clip.width, clip.height);
-    pen.globalCompositeOperation = 'color-dodge';
-    pen.fillStyle = `rgb(${Array(3).fill(Math.round(255 * (1 - 1 / gain))).join(' ')})`;
-    pen.fillRect(0, 0, clip.width, clip.height);
-    pen.globalCompositeOperation = 'source-over';
-  } else if (mode === 'flicker') {
-    if (flick) pen.drawImage(other, 0, 0, clip.width, clip.height);
-  } else {
-    pen.save(); pen.beginPath(); pen.rect(clip.width * at, 0, clip.width, clip.height); pen.clip();
-    pen.drawImage(other, 0, 0, clip.width, clip.height); pen.restore();
-    pen.fillStyle = '#fff'; pen.fillRect(clip.width * at - 1 / view().scale, 0, 2 / view().scale, clip.height);
-  }
+/** The frame of a run's result under the playhead, as far as it is here. */
+function shownOf(/** @type {string} */ run, /** @type {number} */ which) {
+  const found = previews[which];
+  if (!run) return null;
+  if (found?.run === run && found.frame === state.frame && !state.playing) return found.image;
+  return results[which].readyState >= 2 ? results[which] : null;
 }
-
-/** Show the other of two in a flicker. */
-export function flicker() { flick = !flick; draw(); }
 
 /** Whether the frame under the playhead is shown with the paint that is carried into it. */
 export const isCarried = () => state.carry && carried?.frame === state.frame;
+/** Whether what the marks cut out, or the other frame of a comparison, is shown. */
+export const isCut = () => object !== null;
+export const isCompared = () => Boolean(state.compare) && previews[1]?.frame === state.frame;
 
 /** Bring the exact frame, the cut-out, the carried paint and the compared frame, once the playhead rests. */
 function rest() {
@@ -106,7 +90,8 @@ async function bring() {
   const quiet = async (/** @type {() => Promise<any>} */ work) => { try { await work(); } catch (error) { if (!signal.aborted) say('cutout-note', `${error.message}. ${error.hint ?? ''}`); } };
   const get = async (/** @type {string} */ path, /** @type {any} */ more = {}) => { const image = await picture(path, { signal, ...more }); signal.throwIfAborted(); return image; };
   if (still?.frame !== frame) await quiet(async () => { still = { frame, image: await get(clipPath(clip.id, `/frames/${frame}.png`)) }; });
-  if (state.compare) await quiet(async () => { preview = { frame, image: await get(runPath(/** @type {any} */ (state.compare).run, `/preview/${frame}.jpg`)) }; });
+  for (const [which, run] of compared().entries())
+    if (run) await quiet(async () => { previews[which] = { frame, run, image: await get(runPath(run, `/preview/${frame}.jpg`)) }; });
   object = null;
   const marks = marksByKind();
   if (state.cutout && state.marks.some((mark) => mark.frame === frame))
@@ -121,7 +106,7 @@ function seek() {
   if (!state.clip || state.playing) return;
   const moment = (state.frame + 0.5) / rate();
   if (proxy.readyState) proxy.currentTime = moment;
-  if (state.compare && result.readyState) result.currentTime = moment;
+  for (const result of results) if (result.readyState) result.currentTime = moment;
   draw();
   rest();
 }
@@ -132,22 +117,23 @@ export function rate() {
   return over / (under || 1);
 }
 
-proxy.addEventListener('seeked', () => draw());
-result.addEventListener('seeked', () => draw());
+for (const each of [proxy, ...results]) {
+  const again = () => { if (!state.playing) draw(); each.requestVideoFrameCallback(again); };
+  each.addEventListener('seeked', () => draw()); // on a busy machine the frame itself may come later
+  each.requestVideoFrameCallback(again);
+}
 
 /** Play, or rest on the frame that is shown. */
 export function play() {
   if (!state.clip || !proxy.readyState) return;
-  if (state.playing) { proxy.pause(); result.pause(); return change({ playing: false }); }
+  if (state.playing) { for (const each of [proxy, ...results]) each.pause(); return change({ playing: false }); }
   proxy.loop = state.loop;
-  proxy.playbackRate = result.playbackRate = state.speed;
   change({ playing: true });
-  proxy.play();
-  if (state.compare) result.play();
+  for (const each of [proxy, ...results]) if (each.readyState) { each.playbackRate = state.speed; each.play(); }
   const follow = (/** @type {number} */ _now, /** @type {{mediaTime: number}} */ shown) => {
     if (!state.playing) return;
     change({ frame: Math.min(/** @type {any} */ (state.clip).frames - 1, Math.floor(shown.mediaTime * rate() + 0.01)) });
-    if (state.compare && Math.abs(result.currentTime - proxy.currentTime) > 0.08) result.currentTime = proxy.currentTime;
+    for (const result of results) if (result.readyState && Math.abs(result.currentTime - proxy.currentTime) > 0.08) result.currentTime = proxy.currentTime;
     draw();
     proxy.requestVideoFrameCallback(follow);
   };
@@ -158,7 +144,7 @@ proxy.addEventListener('ended', () => change({ playing: false }));
 /** Load the small copy of the clip, waiting while it is made. */
 export async function loadProxy() {
   const clip = state.clip;
-  [still, carried, object, preview] = [null, null, null, null];
+  [still, carried, object, previews] = [null, null, null, [null, null]];
   proxy.removeAttribute('src');
   while (clip && clip === state.clip) {
     const answer = await ask(clipPath(clip.id, '/proxy'), { headers: { Range: 'bytes=0-0' } });
@@ -264,10 +250,7 @@ function colourAt(/** @type {number[]} */ at) {
   return `#${[r, g, b].map((value) => value.toString(16).padStart(2, '0')).join('')}`;
 }
 
-canvas.addEventListener('wheel', (event) => {
-  event.preventDefault();
-  zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2);
-}, { passive: false });
+canvas.addEventListener('wheel', (event) => { event.preventDefault(); zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2); }, { passive: false });
 
 export function zoomBy(/** @type {number} */ factor) {
   change({ zoom: Math.min(16, Math.max(0.05, view().scale / devicePixelRatio * factor)) });
@@ -281,8 +264,10 @@ new ResizeObserver(() => {
 
 on('frame', seek);
 on('clip marks keys layer tool version zoom pan compare carry cutout playing', () => {
-  if (state.compare && !result.src.endsWith(runPath(state.compare.run, '/result'))) result.src = runPath(state.compare.run, '/result');
-  if (!state.compare) preview = null;
+  for (const [which, run] of compared().entries()) {
+    if (!run) results[which].removeAttribute('src');
+    else if (!results[which].src.endsWith(runPath(run, '/result'))) results[which].src = runPath(run, '/result');
+  }
   const clip = state.clip;
   say('zoom', clip ? `zoom ${Math.round(100 * view().scale / devicePixelRatio)} %` : '');
   canvas.dataset.tool = state.tool;

@@ -1,7 +1,7 @@
 // What the page knows, in one place. Rooms read `state`, ask for changes by `change`, and draw when told.
 
 /** @typedef {{id: string, name: string, path: string, frames: number, fps: number, rate: string, width: number,
- *   height: number, seconds: number, sound: boolean, painted: Object<string, string>}} Clip */
+ *   height: number, facts?: {sound: boolean}, painted: Object<string, string>}} Clip */
 /** @typedef {{image: ImageBitmap, x: number, y: number, scale: number, turn: number}} Picture */
 /** @typedef {{id: number, name: string, canvas: HTMLCanvasElement, opacity: number, visible: boolean, picture?: Picture}} Layer */
 /** @typedef {{kind: string, frame: number, points: number[][], name: string}} Mark */
@@ -18,6 +18,7 @@ export const state = {
   brush: { size: 24, hardness: 0.8, opacity: 1, colour: '#ff5a36' },
   /** @type {Map<number, Layer[]>} */ keys: new Map(),
   layer: 0,
+  /** @type {Layer | null} */ copied: null,
   /** @type {Mark[]} */ marks: [],
   /** @type {any[]} */ methods: [],
   method: 'paint',
@@ -27,7 +28,7 @@ export const state = {
   /** @type {any} */ plan: null,
   /** @type {any[]} */ runs: [],
   /** @type {Object<string, {stage: string, share: number}>} */ progress: {},
-  /** @type {{run: string, mode: string, at: number, gain: number} | null} */ compare: null,
+  /** @type {{run: string, below: string, mode: string, at: number, gain: number} | null} */ compare: null,
   /** @type {any} */ coverage: null,
   carry: false,
   cutout: true,
