@@ -227,7 +227,7 @@ function dab(/** @type {number[]} */ from, /** @type {number[]} */ to, pressure 
   const { size, hardness, opacity, colour } = state.brush;
   const width = Math.max(1, size * (pressure && pressure !== 0.5 ? 0.3 + pressure : 1));
   const soft = (1 - hardness) * width / 2;
-  const edge = width / 2 + 2 * soft + 2;
+  const edge = width / 2 + 3 * soft + 2;
   const box = [Math.floor(Math.min(from[0], to[0]) - edge), Math.floor(Math.min(from[1], to[1]) - edge)];
   const area = [...box, Math.ceil(Math.max(from[0], to[0]) + edge) - box[0], Math.ceil(Math.max(from[1], to[1]) + edge) - box[1]];
   drawing.recorder.touch(...area);
@@ -238,6 +238,7 @@ function dab(/** @type {number[]} */ from, /** @type {number[]} */ to, pressure 
   brush.strokeStyle = colour;
   brush.lineWidth = width;
   brush.lineCap = brush.lineJoin = 'round';
+  brush.beginPath(); brush.rect(area[0], area[1], area[2], area[3]); brush.clip(); // a blur of all of it is slow
   if (soft > 0.5) brush.filter = `blur(${soft.toFixed(1)}px)`;
   brush.beginPath(); brush.moveTo(from[0], from[1]); brush.lineTo(to[0] + 0.01, to[1]); brush.stroke();
   brush.restore();
