@@ -1,205 +1,384 @@
-"""DiffusionAtlas against the truth: edits of drawn clips, and maps that are bent by a known amount.
+"""DiffusionAtlas against the truth: edits of drawn clips, drift, and maps that are bent by a known amount.
 
-Run:  python benchmarks/diffusion_atlas.py edits colour|object|pattern [--clips 8] [--sheet FILE]
-      python benchmarks/diffusion_atlas.py refine none|squeeze|shear [--clips 8] [--control holds|prompt]
+Run:  python benchmarks/diffusion_atlas.py measure FOLDER [colour object ...] [--clips 8] [--choose]
+      python benchmarks/diffusion_atlas.py table FOLDER
+      python benchmarks/diffusion_atlas.py sheet FOLDER colour sheet.png
 
-`edits`: figures against the true edited clip, of clips that no embedded model has seen. `refine`: the texture
-of an unedited clip is bent about its middle, so the map to it is wrong by exactly that; the refinement should
-find it. The controls take away what holds the object's area, or give the words of another object. Means come
-with the half width of their 95 % interval, by the spread over clips. Seconds are processor seconds of one
-thread.
+`measure` keeps a row of figures for each clip and way, and the frames, in a folder, and goes on where it was
+stopped. Ways that must fail are measured as all others are. With `--choose` it takes the clips that settings
+may be chosen on; no embedded model has seen either, and the tables never show those.
+
+    colour, pattern, object   edits by words, against the true edited clip
+    reference                 a colour by a picture alone, the words unchanged
+    drift                     true correspondences, in pixels between their places in the texture
+    none, squeeze, shear      the texture of an unedited clip is bent about its middle, so the map to it is
+                              wrong by exactly that; the refinement should find it
+
+Seconds are processor seconds of one thread; all ways of one clip share a store, so only the first makes all.
 """
 
 import argparse
+import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from retouch.atlas.atlas import PackedMattes, pack_matte
-from retouch.atlas.decompose import kept_atlas
+from retouch.atlas import decompose
+from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
 from retouch.atlas.pyramid import AtlasSettings
 from retouch.compute import Compute
 from retouch.media.compare import draw_sheet
-from retouch.media.io import write
-from retouch.methods.diffusion_atlas.compose import Crop, Look, View, chart_matte, ground_around
-from retouch.methods.diffusion_atlas.edit import edit
+from retouch.media.io import write, write_picture
+from retouch.methods.diffusion_atlas.compose import (
+    Crop,
+    Look,
+    View,
+    chart_matte,
+    chart_to_edit,
+    complete_ground,
+    ground_around,
+)
+from retouch.methods.diffusion_atlas.edit import atlas_of, edited_object, render
 from retouch.methods.diffusion_atlas.refine import CanonicalWarp, Refinement, refine
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
+from retouch.methods.fatezero.edit import edit as fatezero
+from retouch.methods.fatezero.spec import SPEC as FATEZERO
+from retouch.methods.fatezero.spec import FateZeroParams
+from retouch.methods.frame_by_frame.edit import edit as frame_by_frame
+from retouch.methods.frame_by_frame.spec import FrameByFrameParams
+from retouch.metrics.consistency import true_motion, warp_error
 from retouch.metrics.fidelity import changed_pixels, psnr
+from retouch.metrics.uncertainty import bootstrap_interval
 from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
-from retouch.world import Change, Clip, Scene, Variety, edited_clip
+from retouch.world import Change, Clip, Scene, Variety, edited_clip, picture
 
-FIRST_SEED: Final = 2_300_000_000
-FRAMES, SIZE = 8, 64
+TO_CHOOSE, TO_TELL = 2_300_000_000, 2_310_000_000
+"""First seeds."""
+FRAMES, SIZE, STEPS = 8, 64, 20
 CPU = Compute(device="cpu")
 LARGE = Variety(pair=0.0, styles=("none",), patterns=("plain",), scale=(0.6, 0.78), place=0.12, turn=0.02)
-TO: Final = {"colour": ("red", "blue", "green", "orange"), "object": ("car", "heart", "ball", "house"),
-             "pattern": ("striped", "dotted")}  # fmt: skip
+WORDS: Final = {"colour": ("red", "blue", "green", "orange"), "object": ("car", "heart", "ball", "house"),
+                "pattern": ("striped", "dotted")}  # fmt: skip
+PRESETS: Final = {"colour": "attribute", "pattern": "attribute", "object": "shape"}
 BENDS: Final = {
     "none": ((1.0, 0.0), (0.0, 1.0)),
     "squeeze": (((1.4**0.5), 0.0), (0.0, 1.4**-0.5)),
     "shear": ((1.0, 0.35), (0.0, 1.0)),
 }
+WAYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "colour": ("diffusion_atlas", "wrong prompt", "frame_by_frame", "fatezero"),
+    "object": ("diffusion_atlas", "old outline", "frame_by_frame"),
+    "pattern": ("diffusion_atlas", "frame_by_frame"),
+    "reference": ("tuned", "untuned", "the source as reference"),
+    "drift": ("diffusion_atlas", "never stiffer"),
+    "none": ("diffusion_atlas",),
+    "squeeze": ("diffusion_atlas", "no holds", "wrong prompt", "huge order 1"),
+    "shear": ("diffusion_atlas",),
+}
+Row = dict[str, float]
 
 
-def clip_of(number: int) -> Clip:
-    """A large plain object, hardly moving."""
-    return Clip.of(Scene.sample(FIRST_SEED + number, LARGE), FRAMES, SIZE)
+def measure(folder: Path, kinds: Sequence[str], count: int, first: int, given: Mapping[str, object]) -> None:
+    """Measure what is not measured yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {(row["kind"], row["way"], row["clip"]) for row in rows_of(folder)}
+    for kind in kinds:
+        for number in range(count):
+            ways = [way for way in WAYS[kind] if (kind, way, number) not in known]
+            clip = Clip.of(Scene.sample(first + number, LARGE), FRAMES, SIZE)
+            with tempfile.TemporaryDirectory() as name:
+                for way in ways:
+                    (home := Path(name) / way).mkdir()
+                    run = Run.alone(home, compute=CPU, store=Path(name) / "store")
+                    figures = figures_of(kind, way, clip, number, given, run, folder)
+                    row = {"kind": kind, "way": way, "clip": number, **figures}
+                    with (folder / "rows.jsonl").open("a") as stream:
+                        stream.write(json.dumps(row) + "\n")
+                    print(row, flush=True)
+
+
+def rows_of(folder: Path) -> list[dict[str, object]]:
+    """Return the rows that are measured already."""
+    path = folder / "rows.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def figures_of(
+    kind: str, way: str, clip: Clip, number: int, given: Mapping[str, object], run: Run, folder: Path
+) -> Row:
+    """Return the figures of one way with one clip."""
+    if kind == "drift":
+        return drifts(clip, way, run)
+    if kind in BENDS:
+        return mended(clip, kind, way, number, run)
+    target = changed_to(clip, "colour" if kind == "reference" else kind, number)
+    began = time.process_time()
+    video, owned = edited(kind, way, clip, target, number, given, run)
+    spent = time.process_time() - began
+    np.save(folder / f"{kind} {way} {number}.npy", video.frames)
+    inside = changed_pixels(clip.video.frames, target.video.frames)
+    figures = {
+        "inside": psnr(video.frames, target.video.frames, inside),
+        "outside": psnr(video.frames, target.video.frames, ~inside),
+        "edge": edge_agreement(video, target.video, inside),
+        "warp": warp_error(video.frames, true_motion(clip.forward, clip.forward_seen)),
+        "seconds": spent,
+    }
+    if owned is not None and kind == "object":
+        own = target.shares[:, :1] > 127
+        figures["IoU"] = float((owned & own).sum() / (owned | own).sum())
+    return figures
 
 
 def changed_to(clip: Clip, what: str, number: int) -> Clip:
     """The true edit to a word that the clip does not show."""
-    words = [word for word in TO[what] if word not in clip.caption]
+    words = [word for word in WORDS[what] if word not in clip.caption]
     return edited_clip(clip, Change.parse(f"{what}={words[number % len(words)]}"))
 
 
-def tell(name: str, rows: Sequence[Sequence[float]], heads: Sequence[str]) -> None:
-    """Print the mean of each column and its interval."""
-    table = np.array(rows)
-    half = 1.96 * table.std(0, ddof=1) / np.sqrt(len(table)) if len(table) > 1 else 0 * table[0]
-    said = "  ".join(f"{h} {m:.2f}±{e:.2f}" for h, m, e in zip(heads, table.mean(0), half, strict=True))
-    print(f"{name}, {len(table)} clips: {said}", flush=True)
+def edited(
+    kind: str, way: str, clip: Clip, target: Clip, number: int, given: Mapping[str, object], run: Run
+) -> tuple[Video, Bool[np.ndarray, "f 1 h w"] | None]:
+    """Return a clip edited, and where the object is after that if the way knows."""
+    both = {"source_prompt": clip.caption, "prompt": target.caption, "steps": STEPS}
+    if way == "fatezero":
+        params = FATEZERO.fill(both, preset=PRESETS[kind])
+        assert isinstance(params, FateZeroParams)
+        return whole(fatezero(clip.video, params, run).video), None
+    if way == "frame_by_frame":
+        plain = FrameByFrameParams.model_validate({"prompt": target.caption, "steps": STEPS})
+        return whole(frame_by_frame(clip.video, plain, run).video), None
+    if way == "wrong prompt":
+        both["prompt"] = changed_to(clip, kind, number + 1).caption
+    if kind == "reference":
+        source = np.ascontiguousarray(clip.video.frames[0].transpose(1, 2, 0))
+        other = picture(Scene.of(target.caption, TO_TELL - 1 - number, LARGE), size=SIZE)
+        shown = source if way == "the source as reference" else other
+        path = write_picture(shown, run.folder / "reference.png")
+        both |= {"prompt": "", "reference": path, "tune_steps": 0 if way == "untuned" else 50}
+    return in_atlas(clip, {**both, "outline": "new" if kind == "object" else "keep", **given}, way, run)
 
 
-def edits(what: str, count: int, given: Mapping[str, object], path: Path | None) -> None:
-    """Edit clips by words and hold them against the truth."""
-    rows, shown, titles = [], [], []
-    for number in range(count):
-        clip = clip_of(number)
-        target = changed_to(clip, what, number)
-        with tempfile.TemporaryDirectory() as name:
-            drawn = np.ascontiguousarray(np.repeat(clip.shares[:, :1], 3, axis=1))
-            mask = write(Video(drawn, clip.video.fps), Path(name) / "mask")
-            params = SPEC.fill(
-                {
-                    "source_prompt": clip.caption,
-                    "prompt": target.caption,
-                    "mask": mask,
-                    "outline": "new" if what == "object" else "keep",
-                    **given,
-                }
-            )
-            assert isinstance(params, DiffusionAtlasParams)
-            began = time.process_time()
-            made = edit(clip.video, params, Run.alone(Path(name) / "run", compute=CPU)).video
-            result = made.like(np.array(made.frames))
-            spent = time.process_time() - began
-        inside = changed_pixels(clip.video.frames, target.video.frames)
-        figures = [psnr(result.frames, target.video.frames, where) for where in (inside, ~inside)]
-        rows.append([*figures, spent])
-        print(f"  {clip.caption} -> {target.caption}: {rows[-1]}", flush=True)
-        videos = clip.video, target.video, result
-        shown.append(
-            [np.ascontiguousarray(v.frames[at].transpose(1, 2, 0)) for v in videos for at in (0, -1)]
-        )
-        titles.append(f"{clip.caption}: {target.caption}")
-    tell(what, rows, ("inside", "outside", "seconds"))
-    if path:
-        heads = [head for name in ("source", "true edit", "diffusion_atlas") for head in (name, "last")]
-        Image.fromarray(draw_sheet(shown, heads, titles, height=96)).save(path)
+def in_atlas(
+    clip: Clip, given: Mapping[str, object], way: str, run: Run
+) -> tuple[Video, Bool[np.ndarray, "f 1 h w"]]:
+    """Do as the method does, and say where the object is."""
+    drawn = np.ascontiguousarray(np.repeat(clip.shares[:, :1], 3, axis=1))
+    mask = write(Video(drawn, clip.video.fps), run.folder / "mask")
+    params = SPEC.fill({**given, "mask": mask})
+    assert isinstance(params, DiffusionAtlasParams)
+    with torch.no_grad():
+        sd = run.load(params.model, StableDiffusion)
+        atlas = atlas_of(clip.video, params, run)
+        index = chart_to_edit(atlas, params.layer, run)
+        atlas = complete_ground(atlas, run) if params.outline == "new" else atlas
+        look = edited_object(atlas, index, sd, params, run)
+        look = replace(look, new_matte=None) if way == "old outline" else look
+        frames, _ = render(atlas, clip.video, look, None, None, run)
+        _, _, alpha = View.of(atlas, clip.video, look.crop, look.old_matte, None, 0, FRAMES).show(look)
+    return whole(clip.video.like(frames)), alpha.numpy() > 0.5
 
 
-def bent(picture: Tensor, matrix: np.ndarray) -> Tensor:
+def whole(video: Video) -> Video:
+    """Return a clip in memory."""
+    return video.like(np.array(video.frames))
+
+
+def edge_agreement(video: Video, truth: Video, inside: Bool[np.ndarray, "f 1 h w"]) -> float:
+    """F1 of Canny edges near the change, to within a pixel."""
+    found, right, hits, met = 0, 0, 0, 0
+    for frame, wanted, where in zip(video.frames, truth.frames, inside[:, 0], strict=True):
+        near = cv2.dilate(where.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        ours, true = (edges_of(f) & near for f in (frame, wanted))
+        found, right = found + ours.sum(), right + true.sum()
+        hits += (ours & (cv2.dilate(true.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)).sum()
+        met += (true & (cv2.dilate(ours.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)).sum()
+    precision, recall = hits / max(found, 1), met / max(right, 1)
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
+
+
+def edges_of(frame: UInt8[np.ndarray, "3 h w"]) -> Bool[np.ndarray, "h w"]:
+    """Return where Canny finds an edge."""
+    grey = cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
+    return cv2.Canny(grey, 60, 150) > 0
+
+
+# the map
+
+
+def atlas_with(clip: Clip, run: Run) -> Atlas:
+    """Return a clip's atlas of one picture for the object, by the true masks."""
+    packed = [pack_matte(np.ascontiguousarray(m)) for m in clip.shares[:, 0]]
+    mattes, names = (PackedMattes.pack(packed, SIZE, SIZE),), ("object", "background")
+    return decompose.decompose_clip(clip.video, mattes, names, AtlasSettings(charts=1), run=run)
+
+
+def drifts(clip: Clip, way: str, run: Run) -> Row:
+    """How far apart in the texture true correspondences lie, in pixels of the frames."""
+    began = time.process_time()
+    if way == "never stiffer":
+        with patch.object(decompose, "stiffer", lambda chart, *_: chart):
+            atlas = atlas_with(clip, run)
+    else:
+        atlas = atlas_with(clip, run)
+    spent = time.process_time() - began
+    return {"drift": float(np.concatenate(list(apart(clip, atlas))).mean()), "seconds": spent}
+
+
+def apart(clip: Clip, atlas: Atlas, warp: CanonicalWarp | None = None, crop: Crop | None = None) -> Iterator[
+    Float[np.ndarray, " n"]
+]:  # fmt: skip
+    """For each frame, how far from the reference's places in the texture the object's points lie there."""
+    chart = next(chart for chart in atlas.charts if chart.layer == 0)
+    sure = cv2.erode((clip.shares[chart.reference, 0] >= 250).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    unit = chart.scale * (crop.fineness if crop else 1)
+    for t in range(chart.start, chart.stop):
+        flow, seen = clip.flow(chart.reference, t)
+        y, x = np.nonzero(sure & seen[0])
+        points = np.stack([x, y], 1).astype(np.float32)
+        moved = points + flow[:, y, x].T
+        both = [
+            chart.mapping.uv_at(at - chart.start, torch.from_numpy(p))
+            for at, p in ((chart.reference, points), (t, moved))
+        ]
+        if warp and crop:
+            both = [warp(crop.places(p.T[None, :, :, None]))[0, :, :, 0].T for p in both]
+        yield (both[0] - both[1]).norm(dim=1).numpy() / unit
+
+
+def bent(shown: Tensor, matrix: Float[np.ndarray, "2 2"]) -> Tensor:
     """A picture read at places that a matrix moves about its middle."""
-    middle = np.array([(picture.shape[-1] - 1) / 2, (picture.shape[-2] - 1) / 2])
+    middle = np.array([(shown.shape[-1] - 1) / 2, (shown.shape[-2] - 1) / 2])
     affine = np.hstack([matrix, (middle - matrix @ middle)[:, None]]).astype(np.float32)
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    source = np.ascontiguousarray(picture[0].permute(1, 2, 0).numpy())
+    source = np.ascontiguousarray(shown[0].permute(1, 2, 0).numpy())
     moved = cv2.warpAffine(source, affine, source.shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return torch.from_numpy(np.atleast_3d(moved).transpose(2, 0, 1).copy())[None].clamp(0, 1)
 
 
 @torch.no_grad()
 def quality(
-    clip: Clip, views: Sequence[View], look: Look, matrix: np.ndarray, warp: CanonicalWarp | None
-) -> list[float]:
+    clip: Clip, view: View, look: Look, matrix: Float[np.ndarray, "2 2"], warp: CanonicalWarp | None
+) -> tuple[float, float, float]:
     """Decibels near the object, IoU of its matte, and pixels of the crop by which the map is wrong."""
-    shown = [view.show(look) if warp is None else view.show(look, warp) for view in views]
-    frames = torch.cat([frame for frame, _, _ in shown])
-    alpha = torch.cat([share for _, _, share in shown])[:, 0] > 0.5
-    share = torch.from_numpy(clip.shares[:, 0])
+    frames, _, alpha = view.show(look) if warp is None else view.show(look, warp)
+    shown, share = alpha[:, 0] > 0.5, torch.from_numpy(clip.shares[:, 0])
     own = share > 127
     source = torch.from_numpy(np.array(clip.video.frames)).float() / 255
-    error = (frames - source).square().mean(1)[(share > 20) | alpha].mean()
-    places = torch.cat([view.places for view in views])
+    error = (frames - source).square().mean(1)[(share > 20) | shown].mean()
     middle = torch.tensor([(look.crop.width - 1) / 2, (look.crop.height - 1) / 2])[:, None, None]
     back = torch.from_numpy(np.linalg.inv(matrix)).float()
-    right = torch.einsum("ij,fjhw->fihw", back, places - middle) + middle
-    off = ((places if warp is None else warp(places)) - right).norm(dim=1)[own].mean()
-    return [
-        float(-10 * error.log10()),
-        float((alpha & own).sum() / (alpha | own).sum()),
-        float(off),
-    ]
+    right = torch.einsum("ij,fjhw->fihw", back, view.places - middle) + middle
+    off = ((view.places if warp is None else warp(view.places)) - right).norm(dim=1)[own].mean()
+    return float(-10 * error.log10()), float((shown & own).sum() / (shown | own).sum()), float(off)
 
 
-def mend(name: str, count: int, control: str) -> None:
-    """Bend the textures of clips, refine, and say how near the truth they came."""
-    sd, matrix, rows = StableDiffusion.from_pretrained("tiny:sd", CPU), np.array(BENDS[name]), []
-    for number in range(count):
-        clip = clip_of(number)
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run.alone(Path(folder), compute=CPU)
-            packed = [pack_matte(np.ascontiguousarray(m)) for m in clip.shares[:, 0]]
-            mattes, names = (PackedMattes.pack(packed, SIZE, SIZE),), ("object", "background")
-            atlas = kept_atlas(clip.video, mattes, names, AtlasSettings(charts=1), run=run)
-            index = next(n for n, chart in enumerate(atlas.charts) if chart.layer == 0)
-            matte = chart_matte(atlas, index)
-            crop = Crop.around(index, matte, sd.native)
-            old = crop.cut(matte)
-            picture = old * crop.cut(atlas.charts[index].texture) + (1 - old) * ground_around(atlas, crop)
-            plain = name == "none"
-            look = Look(
-                crop,
-                picture if plain else bent(picture, matrix),
-                torch.ones_like(old),
-                old,
-                old if plain else bent(old, matrix),
-            )
-            views = [View.of(atlas, clip.video, crop, old, None, t, t + 1) for t in range(FRAMES)]
-            how = Refinement(clip.caption, clip.caption, least=-1.0)
-            if control == "holds":
-                how = replace(how, area=0.0)
-            if control == "prompt":
-                other = changed_to(clip, "object", number).caption
-                how = replace(how, prompt=other)
-            began = time.process_time()
-            found = refine(atlas, clip.video, look, None, sd, how, run=run)
-            spent = time.process_time() - began
-        before = quality(clip, views, look, matrix, None)
-        after = quality(clip, views, look, matrix, found.warp)
-        rows.append([*before, *after, found.fell, found.folds, spent])
-        print(f"  {clip.caption}: {[round(v, 3) for v in rows[-1]]}", flush=True)
-    heads = ("dB", "IoU", "off", "dB after", "IoU after", "off after", "fell", "folds", "seconds")
-    tell(f"{name} {control}".strip(), rows, heads)
+def mended(clip: Clip, kind: str, way: str, number: int, run: Run) -> Row:
+    """Bend the texture of a clip, refine, and say how near the truth it came; the gate is told, not used."""
+    sd, matrix = run.load("tiny:sd", StableDiffusion), np.array(BENDS[kind])
+    atlas = atlas_with(clip, run)
+    index = next(n for n, chart in enumerate(atlas.charts) if chart.layer == 0)
+    matte = chart_matte(atlas, index)
+    crop = Crop.around(index, matte, sd.native)
+    old = crop.cut(matte)
+    shown = old * crop.cut(atlas.charts[index].texture) + (1 - old) * ground_around(atlas, crop)
+    look = Look(crop, shown, torch.ones_like(old), old, old)
+    if kind != "none":
+        look = replace(look, picture=bent(shown, matrix), new_matte=bent(old, matrix))
+    how = Refinement(clip.caption, clip.caption, least=-1.0)
+    if way == "no holds":
+        how = replace(how, area=0.0)
+    if way == "wrong prompt":
+        how = replace(how, prompt=changed_to(clip, "object", number).caption)
+    if way == "huge order 1":
+        how = replace(how, order_1=100.0)
+    began = time.process_time()
+    found = refine(atlas, clip.video, look, None, sd, how, run=run)
+    spent = time.process_time() - began
+    view = View.of(atlas, clip.video, crop, old, None, 0, FRAMES)
+    row = {"fell": found.fell, "folds": found.folds, "seconds": spent}
+    for when, warp in (("before", None), ("after", found.warp)):
+        figures = quality(clip, view, look, matrix, warp)
+        away = float(np.concatenate(list(apart(clip, atlas, warp, crop))).mean())
+        row |= {
+            f"{n} {when}": v for n, v in zip(("dB", "IoU", "off", "drift"), (*figures, away), strict=True)
+        }
+    return row
+
+
+# tables and sheets
+
+
+def tell(folder: Path) -> None:
+    """Print a table a kind: the mean of each figure with its interval over clips."""
+    rows = rows_of(folder)
+    for kind, ways in WAYS.items():
+        mine = [[row for row in rows if (row["kind"], row["way"]) == (kind, way)] for way in ways]
+        heads = [key for key in next((r[0] for r in mine if r), {}) if key not in ("kind", "way", "clip")]
+        if kind == "object" and "IoU" not in heads:
+            heads.append("IoU")
+        if heads:
+            print(f"\n| {kind} | clips | {' | '.join(heads)} |\n|---{'|---' * (len(heads) + 1)}|")
+        for way, some in zip(ways, mine, strict=True):
+            if some:
+                print(f"| {way} | {len(some)} | {' | '.join(interval(some, head) for head in heads)} |")
+
+
+def interval(rows: Sequence[Mapping[str, object]], name: str) -> str:
+    """Write a mean with its bootstrap interval."""
+    values = [float(str(row[name])) for row in rows if name in row]
+    if not values:
+        return ""
+    found, digits = bootstrap_interval(values), 4 if name.startswith(("warp", "drift")) else 2
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def draw(folder: Path, kind: str, first: int, path: Path) -> None:
+    """Draw source, truth and all ways with each clip, first and last frame."""
+    shown, titles = [], []
+    for number in sorted({int(str(row["clip"])) for row in rows_of(folder) if row["kind"] == kind}):
+        clip = Clip.of(Scene.sample(first + number, LARGE), FRAMES, SIZE)
+        target = changed_to(clip, "colour" if kind == "reference" else kind, number)
+        made = [np.load(folder / f"{kind} {way} {number}.npy") for way in WAYS[kind]]
+        clips = [np.asarray(clip.video.frames), np.asarray(target.video.frames), *made]
+        shown.append([np.ascontiguousarray(f[at].transpose(1, 2, 0)) for f in clips for at in (0, -1)])
+        titles.append(f"{clip.caption}: {target.caption}")
+    heads = [head for name in ("source", "true edit", *WAYS[kind]) for head in (name, "last")]
+    Image.fromarray(draw_sheet(shown, heads, titles, height=96)).save(path, quality=85)
 
 
 def main() -> None:
-    """Read what to measure, and measure it."""
+    """Read what to do, and do it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["edits", "refine"])
-    parser.add_argument("kind", choices=[*TO, *BENDS])
+    parser.add_argument("what", choices=["measure", "table", "sheet"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("more", nargs="*", help="kinds; for a sheet, one and the picture")
     parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--control", choices=["holds", "prompt"], default="")
-    parser.add_argument("--tune-steps", type=int)
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--choose", action="store_true", help="take the clips that settings are chosen on")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
     given = parser.parse_args()
+    first = TO_CHOOSE if given.choose else TO_TELL
     torch.set_num_threads(1)
-    if given.what == "edits":
-        edits(given.kind, given.clips, {"tune_steps": given.tune_steps}, given.sheet)
+    if given.what == "measure":
+        settings = dict(pair.split("=", 1) for pair in given.set)
+        measure(given.folder, given.more or list(WAYS), given.clips, first, settings)
+    elif given.what == "table":
+        tell(given.folder)
     else:
-        mend(given.kind, given.clips, given.control)
+        draw(given.folder, given.more[0], first, Path(given.more[1]))
 
 
 if __name__ == "__main__":

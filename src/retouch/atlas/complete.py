@@ -16,7 +16,8 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 PATCH: Final = 7
 """Texels along a side of a patch."""
-ROUNDS: Final = 4
+ROUNDS, LAST_ROUNDS = 4, 2
+"""At each size, and at full size after coarser ones: little is left to find there, and it costs most."""
 MOST_SOURCES: Final = 8192
 """Known patches that are looked through."""
 AT_ONCE: Final = 2048
@@ -37,12 +38,13 @@ def complete_texture(
         inside = F.adaptive_max_pool2d(hole.float(), (height, width)) > 0
         sure = F.adaptive_avg_pool2d((known & ~hole).float(), (height, width)) > 1 - 1e-6
         finer = F.interpolate(made[None], (height, width), mode="bilinear")[0]
-        made = _fill_level(torch.where(inside, finer, small), inside, sure)
+        rounds = LAST_ROUNDS if (height, width) == shapes[0] and levels > 1 else ROUNDS
+        made = _fill_level(torch.where(inside, finer, small), inside, sure, rounds)
     return torch.where(hole, made, texture)
 
 
 def _fill_level(
-    picture: Float[Tensor, "3 v u"], hole: Bool[Tensor, "1 v u"], known: Bool[Tensor, "1 v u"]
+    picture: Float[Tensor, "3 v u"], hole: Bool[Tensor, "1 v u"], known: Bool[Tensor, "1 v u"], rounds: int
 ) -> Float[Tensor, "3 v u"]:
     """Return a picture whose hole agrees with the known patches, at one size."""
     near = F.max_pool2d(hole.float(), PATCH, 1, PATCH // 2).flatten() > 0
@@ -52,11 +54,11 @@ def _fill_level(
         return picture
     sources = sources[:: -(-len(sources) // MOST_SOURCES)]
     offered = _patches(picture)[:, sources]
-    for number in range(ROUNDS):
+    for number in range(rounds):
         wanted = torch.split(_patches(picture)[:, targets].T, AT_ONCE)
         lengths = offered.square().sum(0)
         nearest = torch.cat([(lengths - 2 * part @ offered).argmin(1) for part in wanted])
-        if number == ROUNDS - 1:  # a mean is soft: the last word has the patch about each pixel alone
+        if number == rounds - 1:  # a mean is soft: the last word has the patch about each pixel alone
             said = torch.zeros_like(picture).flatten(1)
             said[:, targets] = offered.view(3, -1, len(sources))[:, PATCH**2 // 2, nearest]
             return torch.where(hole, said.view_as(picture), picture)

@@ -79,7 +79,7 @@ class OutOfTime(Exception):
         self.atlas = atlas
 
 
-@artifact("atlas", version=3)
+@artifact("atlas", version=4)
 def kept_atlas(
     video: Video,
     mattes: tuple[PackedMattes, ...],

@@ -1,9 +1,10 @@
 """As stiff as the pictures allow: of mappings that explain a chart about equally well, the stiffest is kept.
 
 How well a clip is explained hides drift: where a surface is flat or bare, paint can slide by pixels at no
-loss. So each chart is fitted again with less freedom, and stays so unless that explains its frames by half a
-decibel less: objects with a mapping that hardly bends, the background with a homography a frame, and with
-nothing at all where the camera stands still.
+loss. So each chart is fitted again with less freedom, and stays so unless that explains its frames worse:
+objects with a mapping that hardly bends, the background with a homography a frame, and with nothing at all
+where the camera stands still. An object stays stiff at a larger loss: of what its soft fit explains better,
+much is soft edges and grain, and it slides.
 """
 
 from dataclasses import replace
@@ -24,8 +25,8 @@ from retouch.video import decibels
 
 STIFF: Final = 1.0
 """Resistance to bending of the stiffer fit."""
-LOSS: Final = 0.5
-"""Decibels by which a stiffer mapping may explain its frames less."""
+LOSS, OBJECT_LOSS = 0.5, 2.0
+"""Decibels by which a stiffer mapping may explain its frames less: the background's, and an object's."""
 HOMOGRAPHY_STEPS: Final = 6
 TUKEY: Final = 4.7
 """Usual errors beyond which a pixel says nothing of where the camera looks."""
@@ -37,7 +38,8 @@ LOOKED_AT: Final = 9
 
 def stiffer(chart: Chart, other: Chart, pyramid: ClipPyramid, size: tuple[int, int]) -> Chart:
     """Return the second of two charts, the stiffer one, unless it explains its frames worse."""
-    return other if explained(other, pyramid, size) > explained(chart, pyramid, size) - LOSS else chart
+    loss = LOSS if chart.layer == pyramid.layers - 1 else OBJECT_LOSS
+    return other if explained(other, pyramid, size) > explained(chart, pyramid, size) - loss else chart
 
 
 def explained(chart: Chart, pyramid: ClipPyramid, size: tuple[int, int]) -> float:

@@ -74,12 +74,25 @@ class TunedModel:
 
     def predict(self, z: Float[Tensor, "f c h w"], level: Level, said: Said) -> Float[Tensor, "f c h w"]:
         """Return the network's answer at a level."""
+        return self.predict_each(z, level, said)[0]
+
+    def predict_each(
+        self, z: Float[Tensor, "f c h w"], level: Level, *said: Said
+    ) -> tuple[Float[Tensor, "f c h w"], ...]:
+        """Return the network's answers at a level to several things said, all asked in one call."""
         share = self.strength * (self.late + (1 - self.late) * min(1.0, 2 * level.noise**2))
+        different = list(dict.fromkeys(said))
+        text = torch.cat([one.text.expand(len(z), -1, -1) for one in different])
+        seen = [one.seen.expand(len(z), -1) for one in different if one.seen is not None]
         with changed(self.sd.unet, self.learned, share):
-            return self.sd.predict(z, level.t, said.text, seen=said.seen)
+            out = self.sd.predict(
+                z.repeat(len(different), 1, 1, 1), level.t, text, seen=torch.cat(seen) if seen else None
+            )
+        answers = dict(zip(different, out.chunk(len(different)), strict=True))
+        return tuple(answers[one] for one in said)
 
 
-@artifact("tuned_picture", version=1)
+@artifact("tuned_picture", version=2)
 def tune_picture(
     picture: UInt8[np.ndarray, "3 y x"],
     matte: Float[Tensor, "1 1 h w"],
@@ -122,14 +135,22 @@ def tune_picture(
         learned = stack.enter_context(low_rank_layers(sd.unet, matrices(sd.unet), rank, run))
 
         def loss(step: int) -> Float[Tensor, ""]:
-            total = torch.zeros((), device=sd.device)
-            for number in range(TOGETHER):
-                name = f"{step} {number}"
-                (clean, said), share = _drawn(known, words, nothing, name, run)
-                level, eps = sd.level(share), run.noise(f"tune {name}", clean)
-                out = sd.predict(add_noise(clean, eps, level), level.t, said.text, seen=said.seen)
-                total = total + denoising_loss(out.float(), clean, eps, level, weight) / TOGETHER
-            return total
+            names = [f"{step} {number}" for number in range(TOGETHER)]
+            drawn = [_drawn(known, words, nothing, name, run) for name in names]
+            levels = [sd.level(share) for _, share in drawn]
+            noise = [run.noise(f"tune {name}", z) for name, ((z, _), _) in zip(names, drawn, strict=True)]
+            x = [add_noise(z, e, at) for ((z, _), _), e, at in zip(drawn, noise, levels, strict=True)]
+            out = sd.predict(
+                torch.cat(x),
+                torch.tensor([float(level.t) for level in levels], device=sd.device),
+                torch.stack([said.text for (_, said), _ in drawn]),
+                seen=torch.stack([said.seen for (_, said), _ in drawn if said.seen is not None]),
+            ).float()
+            off = [
+                denoising_loss(answer[None], z, e, at, weight)
+                for answer, ((z, _), _), e, at in zip(out, drawn, noise, levels, strict=True)
+            ]
+            return torch.stack(off).mean()
 
         learn(learned, loss, steps, rate=rate, run=run)
         parts = {name: parameter.detach().clone() for name, parameter in learned.items()}

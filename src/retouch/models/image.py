@@ -220,24 +220,25 @@ class StableDiffusion:
     def predict(
         self,
         z: Float[Tensor, "f 4 y x"],
-        t: Timestep,
+        t: Timestep | Float[Tensor, " f"],
         text: Float[Tensor, "*f n d"],
         *,
         attention: Mapping[str, object] | None = None,
         residuals: ControlResiduals | None = None,
-        seen: Float[Tensor, " e"] | None = None,
+        seen: Float[Tensor, "... e"] | None = None,
     ) -> Float[Tensor, "f 4 y x"]:
         """Return the network's own output at timestep `t`: noise or velocity, as the level there says.
 
         Args:
             z: latents, noised to the level of `t`.
-            t: the timestep of a level of `schedule`.
+            t: the timestep of a level of `schedule`, or one per frame.
             text: one prompt for all frames (n d), or one per frame (f n d).
             attention: goes to every attention processor of this call (`cross_attention_kwargs`).
             residuals: from `Control.residuals`.
-            seen: from `ImagePrompt.seen`, within `ImagePrompt.applied_to`; zeros show no picture.
+            seen: from `ImagePrompt.seen`, within `ImagePrompt.applied_to`; zeros show no picture. One for
+                all frames (e), or one per frame (f e).
         """
-        dtype = self.unet.dtype
+        dtype = self.unet.conv_in.weight.dtype  # the network's own, which `unet.dtype` looks through it for
         text = text if text.ndim == 3 else text.expand(len(z), *text.shape)
         out = self.unet(
             z.to(dtype),
@@ -248,7 +249,7 @@ class StableDiffusion:
             mid_block_additional_residual=residuals.middle if residuals else None,
             added_cond_kwargs=None
             if seen is None
-            else {"image_embeds": [seen.to(z.device, dtype).expand(len(z), 1, -1)]},
+            else {"image_embeds": [seen.to(z.device, dtype).expand(len(z), -1)[:, None]]},
         )
         return cast(Tensor, out.sample.to(z.dtype))
 

@@ -22,7 +22,7 @@ from retouch.atlas.decompose import (
 from retouch.atlas.mapping import stretch_ratio, texel_area
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, overlapping_spans
 from retouch.compute import Compute
-from retouch.errors import EmptyMask, VideoError
+from retouch.errors import Cancelled, EmptyMask, VideoError
 from retouch.events import Event, Reused, Started
 from retouch.run import Run
 from retouch.video import Video
@@ -104,6 +104,31 @@ def test_a_run_that_stopped_goes_on_after_its_last_stage(
     went: list[str] = [at.stage for at in refine_stages(clip, mattes, NAMES, QUICK, run=again)]
     assert went == ["edges", "light"]
     resumed = decompose_clip(clip, mattes, NAMES, QUICK, run=again)
+    assert torch.equal(resumed.charts[0].texture, whole.charts[0].texture)
+
+
+def test_a_kept_fit_that_was_stopped_goes_on_at_the_stage_it_had_reached(
+    clip: Video, mattes: tuple[PackedMattes, ...], tmp_path: Path
+) -> None:
+    events: list[Event] = []
+
+    def attempt(folder: str, *, until: str = "") -> Atlas:
+        run = Run.alone(
+            tmp_path / folder,
+            compute=Compute(device="cpu"),
+            listen=events.append,
+            stopped=lambda: any(isinstance(e, Started) and e.stage == until for e in events),
+        )
+        return kept_atlas(clip, mattes, NAMES, QUICK, run=run)
+
+    whole = attempt("whole")
+    events.clear()
+    with pytest.raises(Cancelled):
+        attempt("stopped", until="atlas: edges")
+    events.clear()
+    resumed = attempt("stopped")
+    stages = [event.stage for event in events if isinstance(event, Started)]
+    assert stages == ["atlas: edges", "atlas: light"]
     assert torch.equal(resumed.charts[0].texture, whole.charts[0].texture)
 
 

@@ -11,7 +11,7 @@ from tests.unit.atlas.conftest import Painted, cloth
 from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
 from retouch.atlas.decompose import deep_inside, refine_stages
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid
-from retouch.atlas.stiffness import LOSS, explained, refine_homography, stiffer
+from retouch.atlas.stiffness import OBJECT_LOSS, explained, refine_homography, stiffer
 from retouch.compute import Compute
 from retouch.run import Run
 from retouch.video import Video
@@ -122,7 +122,9 @@ def test_a_stiffer_chart_is_kept_only_where_it_explains_as_much(atlas: Atlas, cl
     size = (clip.height, clip.width)
     chart = next(chart for chart in atlas.charts if chart.layer == 0)
     straight = replace(chart, mapping=replace(chart.mapping, controls=0 * chart.mapping.controls))
-    assert explained(straight, pyramid, size) < explained(chart, pyramid, size) - LOSS  # the patch bends
+    assert (
+        explained(straight, pyramid, size) < explained(chart, pyramid, size) - OBJECT_LOSS
+    )  # the patch bends
     assert stiffer(chart, straight, pyramid, size) is chart
     nearly = replace(chart, mapping=replace(chart.mapping, controls=0.999 * chart.mapping.controls))
     assert stiffer(chart, nearly, pyramid, size) is nearly

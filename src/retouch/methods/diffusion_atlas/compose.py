@@ -21,13 +21,14 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas, Chart, shares_of
 from retouch.atlas.complete import complete_texture
 from retouch.atlas.edit import TexturePatch
 from retouch.atlas.mapping import PixelWindow
 from retouch.atlas.pyramid import frame_blocks
 from retouch.atlas.textures import fill_unseen, gaussian_blur, sample_texture, splat_values
-from retouch.errors import ParamsError
+from retouch.errors import EmptyMask, ParamsError
 from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
@@ -115,6 +116,7 @@ def chart_to_edit(atlas: Atlas, name: str, run: Run) -> int:
 
     Raises:
         ParamsError: there is no object of that name.
+        EmptyMask: no frame shows it.
     """
     objects = atlas.names[:-1]
     if name and name not in objects:
@@ -122,6 +124,10 @@ def chart_to_edit(atlas: Atlas, name: str, run: Run) -> int:
     layer = objects.index(name) if name else 0
     charts = [(float(chart.blend.sum()), -n) for n, chart in enumerate(atlas.charts) if chart.layer == layer]
     frames, number = max(charts)
+    if frames == 0 or float(chart_matte(atlas, -number).max()) < 0.5:
+        raise EmptyMask(
+            f"no frame shows the {objects[layer]}", hint="look at the masks: retouch atlas export"
+        )
     if len(charts) > 1:
         run.notice(
             f"{objects[layer]} has {len(charts)} pictures; the one that {frames:.0f} of {atlas.frames} "
@@ -150,15 +156,20 @@ def chart_matte(atlas: Atlas, index: int) -> Float[Tensor, "1 v u"]:
     return fill_unseen(sums[:1], sums[1:])
 
 
-def complete_ground(atlas: Atlas) -> Atlas:
+def complete_ground(atlas: Atlas, run: Run) -> Atlas:
     """Return an atlas whose background goes on where the objects hid it in every frame."""
     last = len(atlas.names) - 1
-    charts = tuple(_completed(atlas, c) if c.layer == last else c for c in atlas.charts)
-    return replace(atlas, charts=charts)
+    charts = [
+        completed_chart(atlas, n, run=run) if c.layer == last else c for n, c in enumerate(atlas.charts)
+    ]
+    return replace(atlas, charts=tuple(charts))
 
 
-def _completed(atlas: Atlas, chart: Chart) -> Chart:
-    """Return a chart of the background with what frames reach and never show filled in."""
+@artifact("completed_chart", version=1)
+def completed_chart(atlas: Atlas, index: int, *, run: Run) -> Chart:
+    """Return a chart of the background with what frames reach and never show filled in; it is kept."""
+    run.check()
+    chart = atlas.charts[index]
     height, width = chart.texture.shape[1:]
     sums = torch.zeros(2, height, width, device=atlas.device)
     for a, b in frame_blocks(chart.start, chart.stop):

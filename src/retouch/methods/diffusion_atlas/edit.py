@@ -27,12 +27,12 @@ from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import TexturePatch
 from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
 from retouch.atlas.pyramid import AtlasSettings, frame_blocks
-from retouch.atlas.textures import as_picture
+from retouch.atlas.textures import as_picture, shrink_pictures
 from retouch.diffusion.guidance import nested
 from retouch.diffusion.sampling import sample
 from retouch.diffusion.tune_picture import Said, TunedModel, invert_picture, tune_picture
 from retouch.diffusion.words import read_prompt
-from retouch.errors import EmptyMask, ParamsError
+from retouch.errors import ParamsError
 from retouch.events import Listener
 from retouch.media.pictures import read_rgb
 from retouch.media.probe import ClipFacts
@@ -54,14 +54,17 @@ from retouch.models.image import StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
 from retouch.models.noise_path import Level
 from retouch.run import Edited, Run
+from retouch.tracking.segment import tracking_size
 from retouch.video import Video
 
 HELPFUL_STEPS: Final = 50
 """Steps of tuning where it helps; more changed nothing that could be measured."""
 FLAT: Final = 2.0
 """Deviation of a picture's levels below which it shows nothing."""
-SAME: Final = 3.0
-"""Mean difference in levels below which a reference is a frame of the clip."""
+SAME: Final = (3.0, 20.0)
+"""Mean difference in levels, and the largest but for a hundredth, below which a reference is a frame."""
+COMPARED_AT: Final = 32
+"""Long side in pixels that the two are compared at."""
 
 
 @torch.no_grad()
@@ -78,7 +81,7 @@ def edit_with(sd: StableDiffusion, video: Video, params: DiffusionAtlasParams, r
     check_references(video, params)
     atlas = atlas_of(video, params, run)
     index = chart_to_edit(atlas, params.layer, run)
-    atlas = complete_ground(atlas) if params.outline == "new" else atlas
+    atlas = complete_ground(atlas, run) if params.outline == "new" else atlas
     ground = edited_ground(atlas, sd, params, run)
     look, figures, warp = edited_object(atlas, index, sd, params, run), {}, None
     if params.refine != "no":
@@ -101,8 +104,6 @@ def edited_object(
 ) -> Look:  # fmt: skip
     """Return the object as it should look; as it is, where nothing is asked of it."""
     matte = chart_matte(atlas, index)
-    if float(matte.max()) < 0.5:
-        raise EmptyMask("no frame shows the object", hint="look at the masks: retouch atlas export")
     crop = Crop.around(index, matte, sd.native)
     old, behind = crop.cut(matte), ground_around(atlas, crop)
     before = old * crop.cut(atlas.charts[index].texture) + (1 - old) * behind
@@ -201,12 +202,8 @@ def _sampled(
     passed = {level: path[-1 - number] for number, level in enumerate(schedule.levels)}
 
     def predict(x: Tensor, level: Level) -> Tensor:
-        lead, picture = model.predict(x, level, base), None
-        picture = lead if shown is base else model.predict(x, level, shown)
-        said = picture if wanted is shown else model.predict(x, level, wanted)
-        return nested(
-            lead, picture, said, picture_guidance=params.reference_guidance, guidance=params.guidance
-        )
+        answers = model.predict_each(x, level, base, shown, wanted)
+        return nested(*answers, picture_guidance=params.reference_guidance, guidance=params.guidance)
 
     x = sample(
         passed[schedule.levels[start]],
@@ -275,17 +272,20 @@ def preflight(clip: ClipFacts, params: DiffusionAtlasParams, tell: Listener) -> 
 
 
 def check_references(video: Video, params: DiffusionAtlasParams) -> None:
-    """Refuse a reference that is a frame of the clip: it says nothing new.
+    """Refuse a reference that is a frame of the clip, at whatever size: it says nothing new.
 
     Raises:
         ParamsError: names the frame.
     """
+    small = tracking_size(video.height, video.width, COMPARED_AT)
     for path in (params.reference, params.background_reference):
-        picture = read_rgb(path).astype(np.int16) if path else None
-        if picture is None or picture.shape != video.frames.shape[1:]:
+        picture = read_rgb(path) if path else None
+        if picture is None or tracking_size(picture.shape[1], picture.shape[2], COMPARED_AT) != small:
             continue
-        for t, frame in enumerate(video.frames):
-            if np.abs(picture - frame).mean() < SAME:
+        shown = shrink_pictures(picture[None], *small)[0].astype(np.int16)
+        for t in range(len(video)):
+            off = np.abs(shrink_pictures(video.frames[t : t + 1], *small)[0] - shown)
+            if off.mean() < SAME[0] and np.quantile(off, 0.99) < SAME[1]:
                 raise ParamsError(
                     f"the reference is {video.named_frames([t])} of the clip",
                     hint="give a picture of what it should look like",

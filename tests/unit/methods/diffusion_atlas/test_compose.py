@@ -1,22 +1,32 @@
 """Frames made of a texture, held against a clip whose texture, map and mattes are known exactly."""
 
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from retouch.atlas.atlas import Atlas, Chart, PackedMattes, pack_matte
+from retouch.atlas.edit import TexturePatch
 from retouch.atlas.mapping import ChartMapping
+from retouch.compute import Compute
+from retouch.errors import EmptyMask, ParamsError
+from retouch.events import Event, Notice
 from retouch.methods.diffusion_atlas.compose import (
     Crop,
     Look,
     View,
     change_mask,
     chart_matte,
+    chart_to_edit,
+    complete_ground,
     grown,
     outline,
 )
+from retouch.run import Run
 from retouch.video import Video
 
 BYTE = 1 / 255
@@ -124,8 +134,6 @@ def test_what_hides_the_object_hides_the_new_one_too() -> None:
     mattes = PackedMattes.pack([pack_matte(mask), pack_matte(mask), pack_matte(hidden)], SIDE, SIDE)
     there = Crop.around(0, chart_matte(atlas, 0), 27)
     old = there.cut(chart_matte(atlas, 0))
-    from dataclasses import replace
-
     view = viewed(replace(atlas, mattes=(mattes,)), video, there, old)
     _, _, alpha = view.show(Look(there, torch.zeros(1, 3, 27, 27), torch.ones_like(old), old, old))
     assert float(alpha[2, 0, 14, 17]) < 0.1
@@ -160,3 +168,72 @@ def test_an_edit_that_cannot_be_seen_leaves_the_frames_as_they_are() -> None:
     changed[..., 4:12, 4:12] += 0.5
     assert float(change_mask(changed, before)[0, 0, 8, 8]) == 1
     assert float(change_mask(changed, before)[0, 0, 0, 0]) == 0
+
+
+def test_object_and_ground_edited_together_leave_the_source_where_neither_reaches() -> None:
+    mask = square(10, 20)
+    atlas, video = known(mask)
+    crop = Crop.around(0, chart_matte(atlas, 0), 27)
+    old = crop.cut(chart_matte(atlas, 0))
+    green, everywhere = torch.tensor([0.1, 0.9, 0.1])[:, None, None], torch.ones(1, 8, SIDE)
+    ground = TexturePatch(1, (0.0, 0.0), 1.0, torch.cat([green.expand(3, 8, SIDE), everywhere]), everywhere)
+    cover = torch.zeros_like(old)
+    cover[..., :13] = 1  # the left half of the object
+    view = View.of(atlas, video, crop, old, ground, 0, FRAMES)
+    frames, touched, _ = view.show(Look(crop, green.expand(1, 3, 27, 27), cover, old))
+    source = torch.tensor(np.array(video.frames)).float() / 255
+    left, top = torch.from_numpy(mask > 127) & (torch.arange(SIDE) < 14), torch.arange(SIDE) < 8
+    assert torch.equal(frames[..., ~touched[0, 0]], source[..., ~touched[0, 0]])
+    assert not touched[:, :, 9:, 16:].any()
+    assert not touched[:, :, 20:].any()
+    assert bool(touched[..., left].all())
+    assert bool(touched[:, :, top].all())
+    assert float((frames[..., left] - green[:, 0]).abs().max()) < BYTE
+    assert float((frames[:, :, top] - green).abs().max()) < BYTE
+
+
+def told(atlas: Atlas, name: str, folder: Path) -> tuple[int, list[str]]:
+    """The chart that is edited, and what the user is told of it."""
+    events: list[Event] = []
+    run = Run.alone(folder, compute=Compute(device="cpu"), listen=events.append)
+    return chart_to_edit(atlas, name, run), [event.text for event in events if isinstance(event, Notice)]
+
+
+def test_of_several_pictures_of_an_object_that_of_most_frames_is_edited_and_told(tmp_path: Path) -> None:
+    atlas, _ = known(square(10, 20))
+    front, ground = atlas.charts
+    once = replace(front, blend=torch.tensor([1.0, 0.0, 0.0]))
+    rest = replace(front, blend=torch.tensor([0.0, 1.0, 1.0]))
+    number, notices = told(replace(atlas, charts=(once, rest, ground)), "", tmp_path)
+    assert number == 1
+    assert "has 2 pictures; the one that 2 of 3 frames show is edited, and the others stay" in notices[0]
+    assert told(atlas, "", tmp_path) == (0, [])
+
+
+def test_an_object_at_the_border_in_every_frame_is_told(tmp_path: Path) -> None:
+    _, notices = told(known(square(0, 12))[0], "", tmp_path)
+    assert notices == ["object touches the border in every frame: what lies beyond is made up"]
+
+
+def test_a_texture_that_no_frame_sees_is_refused(tmp_path: Path) -> None:
+    atlas, _ = known(square(10, 20))
+    hidden = PackedMattes.pack([pack_matte(np.zeros((SIDE, SIDE), np.uint8))] * FRAMES, SIDE, SIDE)
+    unused = replace(atlas.charts[0], blend=torch.zeros(FRAMES))
+    for empty in (replace(atlas, mattes=(hidden,)), replace(atlas, charts=(unused, atlas.charts[1]))):
+        with pytest.raises(EmptyMask, match="no frame shows the object"):
+            told(empty, "", tmp_path)
+    with pytest.raises(ParamsError, match="no object 'cat'"):
+        told(atlas, "cat", tmp_path)
+
+
+def test_ground_that_no_frame_shows_is_drawn_once_and_kept(tmp_path: Path) -> None:
+    atlas, _ = known(square(10, 20))
+    events: list[Event] = []
+    run = Run.alone(tmp_path, compute=Compute(device="cpu"), listen=events.append)
+    texture = atlas.charts[1].texture.clone()
+    texture[:, 10:20, 10:20] = 0.0
+    holed = replace(atlas, charts=(atlas.charts[0], replace(atlas.charts[1], texture=texture)))
+    first, again = (complete_ground(holed, run).charts[1].texture for _ in range(2))
+    assert float((first - atlas.charts[1].texture).abs().max()) < BYTE
+    assert torch.equal(first, again)
+    assert [type(event).__name__ for event in events] == ["Kept", "Reused"]

@@ -1,5 +1,6 @@
 """The whole edit with the embedded models, on clips of the world."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,15 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
+from retouch.atlas.file import save_atlas
 from retouch.compute import Compute
-from retouch.errors import Cancelled, ParamsError
-from retouch.events import Advanced, Event, Kept, Notice, Reused
+from retouch.errors import ArtifactError, Cancelled, ParamsError
+from retouch.events import Advanced, Event, Kept, Notice, Reused, Started
 from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
-from retouch.methods.diffusion_atlas.edit import edit, preflight
+from retouch.methods.diffusion_atlas.edit import atlas_of, check_references, edit, preflight
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
+from retouch.models.image import StableDiffusion
 from retouch.run import Edited, Run
-from retouch.testing import Trial
 from retouch.video import Video
 from retouch.world import Clip, Scene, Variety
 
@@ -96,8 +98,11 @@ def test_a_second_edit_with_other_words_costs_sampling_alone(
     first: list[Event] = []
     edited(clip, {**given, "prompt": TARGET}, tmp_path / "first", store, first)
     assert {event.kind for event in first if isinstance(event, Kept)} >= {"tuned_picture", "picture_path"}
-    second: list[Event] = []
-    edited(clip, {**given, "prompt": "a green ball on bricks"}, tmp_path / "second", store, second)
+    second, calls = list[Event](), list[int]()
+    unet = Run.alone(tmp_path, compute=CPU).load("tiny:sd", StableDiffusion).unet
+    with unet.register_forward_pre_hook(lambda _module, _given: calls.append(1)):
+        edited(clip, {**given, "prompt": "a green ball on bricks"}, tmp_path / "second", store, second)
+    assert len(calls) == 6  # one a step, whatever is asked in it
     assert not [event for event in second if isinstance(event, Kept)]
     reused = {event.kind for event in second if isinstance(event, Reused)}
     assert reused >= {"atlas", "tuned_picture", "picture_path"}
@@ -120,12 +125,11 @@ def test_a_refinement_that_is_not_believed_changes_no_byte(
 
 
 @pytest.mark.slow
-def test_an_edit_that_is_stopped_in_any_stage_goes_on_to_the_same_bytes(
+def test_an_edit_that_is_stopped_in_every_stage_goes_on_to_the_same_bytes(
     clip: Clip, mask: Path, tmp_path: Path
 ) -> None:
     reference = write_picture(picture("a green heart on sand"), tmp_path / "reference.png")
     given = {
-        "source_prompt": SOURCE,
         "prompt": "a red heart on bricks",
         "outline": "new",
         "reference": reference,
@@ -136,16 +140,26 @@ def test_an_edit_that_is_stopped_in_any_stage_goes_on_to_the_same_bytes(
         "refine_steps": 2,
         "refine_least": -1.0,
     }
-    trial = Trial(SPEC, clip.video, SPEC.fill(given), CPU)
-    unbroken = trial.run(tmp_path / "unbroken")
-    steps = [event for event in unbroken.events if isinstance(event, Advanced)]
-    for stage in ("tune", "invert", "edit object", "refine", "render"):
-        first = next(number for number, event in enumerate(steps) if event.stage == stage)
-        at = min(first + 1, len(steps) - 1)  # nobody asks again once the last step is done
+    params = SPEC.fill({"source_prompt": SOURCE, **given})
+    assert isinstance(params, DiffusionAtlasParams)
+
+    def attempt(folder: str, until: type[Advanced | Started] = Started, stage: str = "") -> Edited:
+        events: list[Event] = []
+        run = Run.alone(
+            tmp_path / folder,
+            compute=CPU,
+            listen=events.append,
+            stopped=lambda: any(isinstance(e, until) and e.stage == stage for e in events),
+        )
+        with CPU.repeatable():
+            return edit(clip.video, params, run)
+
+    unbroken = attempt("unbroken")
+    for stage in ("atlas: edges", "tune", "invert", "edit object", "refine", "render"):
+        until = Started if stage in ("atlas: edges", "render") else Advanced
         with pytest.raises(Cancelled):
-            trial.run(tmp_path / stage, stop_after=at)
-        resumed = trial.run(tmp_path / stage)
-        assert resumed.edited.video.digest == unbroken.edited.video.digest, stage
+            attempt("stopped", until, stage)
+    assert attempt("stopped").video.digest == unbroken.video.digest
 
 
 def picture(caption: str) -> np.ndarray:
@@ -153,12 +167,27 @@ def picture(caption: str) -> np.ndarray:
     return np.ascontiguousarray(frame.transpose(1, 2, 0))
 
 
-def test_a_reference_that_is_the_source_is_refused(
-    clip: Clip, mask: Path, tmp_path: Path, store: Path
-) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_reference_that_is_the_source_is_refused(clip: Clip, tmp_path: Path, times: int) -> None:
     frame = np.ascontiguousarray(np.asarray(clip.video.frames)[1].transpose(1, 2, 0))
-    given: dict[str, object] = {"reference": write_picture(frame, tmp_path / "frame.png"), "mask": mask}
-    with pytest.raises(ParamsError, match="frame 1"):
+    large = cv2.resize(frame, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+    params = DiffusionAtlasParams(
+        source_prompt=SOURCE, reference=write_picture(large, tmp_path / "frame.png")
+    )
+    with pytest.raises(ParamsError, match=r"frame [012] of the clip"):
+        check_references(clip.video, params)
+    recoloured = np.where(clip.shares[1, 0, :, :, None] > 127, frame[..., ::-1], frame)
+    write_picture(np.ascontiguousarray(recoloured), tmp_path / "frame.png", force=True)
+    check_references(clip.video, params)
+
+
+def test_an_atlas_of_another_clip_is_refused(clip: Clip, mask: Path, tmp_path: Path, store: Path) -> None:
+    params = SPEC.fill({"source_prompt": SOURCE, "prompt": TARGET, "mask": mask})
+    assert isinstance(params, DiffusionAtlasParams)
+    fitted = atlas_of(clip.video, params, Run.alone(tmp_path, compute=CPU, store=store))
+    other = replace(fitted, source="another")
+    given: dict[str, object] = {"prompt": TARGET, "atlas": save_atlas(other, tmp_path / "other.atlas")}
+    with pytest.raises(ArtifactError, match="belongs to another clip"):
         edited(clip, given, tmp_path, store)
 
 
