@@ -43,7 +43,7 @@ PATIENCE = 1_800_000
 @contextmanager
 def opened(browser: Browser, folder: Path, *clips: Path) -> Iterator[tuple[Page, PageServer]]:
     """Start a server with some clips, and a page that shows the first."""
-    with page_server(folder / "home", *clips) as server:
+    with page_server(folder / clips[0].stem, *clips) as server:
         context = browser.new_context(viewport={"width": SIZES[0][0], "height": SIZES[0][1]})
         page = context.new_page()
         page.set_default_timeout(PATIENCE)

@@ -260,7 +260,7 @@ export function zoomBy(/** @type {number} */ factor) {
 new ResizeObserver(() => {
   const box = /** @type {HTMLElement} */ (canvas.parentElement).getBoundingClientRect();
   [canvas.width, canvas.height] = [Math.round(box.width * devicePixelRatio), Math.round(box.height * devicePixelRatio)];
-  draw();
+  change({ pan: state.pan }); // drawn anew, with the zoom that fits
 }).observe(/** @type {HTMLElement} */ (canvas.parentElement));
 
 on('frame', seek);
