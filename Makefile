@@ -8,7 +8,7 @@ PAGES = $(shell grep -rl "\[\[\[cog" README.md docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fast fix lint page-types house docs serve bench bench-atlas bench-family portable family release clean help
+.PHONY: demo test check cluster fast fix lint page-types house docs serve bench bench-atlas bench-family portable family release clean help
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -52,6 +52,10 @@ check: lint page-types test  ## everything that must pass
 	$(BIN)/python tools/layers_picture.py --check
 	$(BIN)/cog --check --verbosity=1 --check-fail-msg="run make fix" -I tools $(PAGES)
 	$(BIN)/mkdocs build --strict --quiet
+
+cluster: $(READY)  ## the tests on a Ray cluster, where Ray can be had
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]' || echo "there is no Ray"
+	$(BIN)/python -m pytest tests/e2e/test_cluster.py -m slow
 
 fix: $(READY)  ## format, and mend what can be mended
 	$(BIN)/ruff format .

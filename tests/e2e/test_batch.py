@@ -5,85 +5,26 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from batch_watch import PATIENCE, at_work, digests, ended, results, tint, until, write_clips, write_rows
 from command_line import Shell
 
 import retouch
 from retouch import batch
 from retouch.apps.batch_folder import BatchFolder
 from retouch.events import Event, Notice
-from retouch.media.io import write
 
 pytestmark = pytest.mark.slow
-PATIENCE = 120.0
-"""Seconds after which what a test waits for will not come; machines may be busy."""
 
 
 @pytest.fixture
 def rows(shell: Shell) -> Path:
     """A file of eight rows: two clips, four seeds."""
-    write(shell_video(5), shell.folder / "five.mp4")
-    return write_rows(shell, *(tint(clip, seed=s) for clip in ("clip.mp4", "five.mp4") for s in range(4)))
-
-
-def shell_video(frames: int) -> retouch.Video:
-    from retouch.testing import bouncing
-
-    return bouncing().video[:frames]
-
-
-def tint(video: str = "clip.mp4", *, seed: int = 0, **params: object) -> dict[str, object]:
-    given = {"steps": 5, "pause": 0.03, **params}
-    return {"video": video, "method": "tint", "seed": seed, "params": given, "compute": {"threads": 1}}
-
-
-def write_rows(shell: Shell, *given: Mapping[str, object]) -> Path:
-    path = shell.folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in given))
-    return path
-
-
-def results(folder: Path) -> list[dict[str, Any]]:
-    """The results of a batch, without what differs from time to time."""
-    told = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    for result in told:
-        result.get("report", {}).pop("seconds", None)
-    return told
-
-
-def digests(folder: Path) -> list[object]:
-    return [result["report"]["result_digest"] for result in results(folder)]
-
-
-def at_work(folder: Path) -> list[tuple[int, str, int]]:
-    """Who works on which row at this moment, in which attempt."""
-    found = []
-    for path in (folder / "runs").glob("*/lease-*"):
-        if path.suffix == ".ended" or path.with_name(f"{path.name}.ended").exists():
-            continue
-        told = path.read_text()
-        process = json.loads(told)["process"] if told.endswith("}") else 0
-        if Path(f"/proc/{process}/stat").exists():
-            found.append((process, path.parent.name, int(path.name.removeprefix("lease-"))))
-    return found
-
-
-def until(what: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def ended(process: "subprocess.Popen[str]") -> int:
-    process.communicate(timeout=PATIENCE)
-    return process.returncode
+    return write_rows(shell, *(tint(clip, seed=s) for clip in write_clips(shell) for s in range(4)))
 
 
 @pytest.fixture
@@ -249,6 +190,12 @@ def test_an_id_with_another_request_is_refused_until_it_is_forced(shell: Shell, 
     assert (shell.folder / "shot.mp4").read_bytes() == before
     assert [result.done for result in batch.run(rows, out, force=True)] == [True]
     assert (shell.folder / "shot.mp4").read_bytes() != before
+
+
+def test_workers_are_not_asked_of_a_cluster_that_has_its_own(shell: Shell, rows: Path, plugins: Path) -> None:
+    del plugins
+    with pytest.raises(retouch.RetouchError, match="a cluster has its own"):
+        list(batch.run(rows, shell.folder / "out", workers=2, cluster="127.0.0.1:6379"))
 
 
 @pytest.fixture

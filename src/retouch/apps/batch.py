@@ -1,12 +1,13 @@
 """Many clips: a file of requests in, a file of results out; each row is done once, whatever dies meanwhile.
 
 `run` reads the rows, leaves out what is done, and hands the rest to a pool of worker processes on this
-machine. What is true lies in the batch's folder alone: kill anything, start again, and only missing rows run.
-Imports no torch.
+machine, or to a cluster. What is true lies in the batch's folder alone: kill anything, start again, and only
+missing rows run. Imports neither torch nor Ray.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -25,20 +26,19 @@ from retouch.apps.batch_rows import (
     Given,
     Row,
     check_all,
+    estimate_row,
     groups_of,
     in_shard,
     parse_shard,
     read_rows,
     steps_of,
 )
+from retouch.apps.cluster import LOCAL, carry_out_there
 from retouch.apps.run_folder import REPORT, run_folders
 from retouch.errors import RequestError, RetouchError
 from retouch.events import Advanced, Ended, Listener, Notice, Started, ignore
 from retouch.files import check_free, replace_whole
 from retouch.identity import file_digest
-from retouch.media.probe import probe
-from retouch.params import frame_range
-from retouch.registry import method
 from retouch.request import EditRequest
 
 ALL_DONE: Final = 0
@@ -96,6 +96,9 @@ def run(
     *,
     workers: int | None = None,
     shard: str = "",
+    cluster: str | None = None,
+    gpus_per_row: float | None = None,
+    trust_network: bool = False,
     rows_per_group: int = ROWS_PER_GROUP,
     keep_order: bool = False,
     limit: int | None = None,
@@ -108,13 +111,19 @@ def run(
 ) -> Iterator[RowResult]:
     """Carry out all rows that are not done yet, and yield how each ended, in the order in which they end.
 
-    What an earlier call did, in the same folder, comes first. A row that fails never stops the others.
+    What an earlier call did, in the same folder, comes first. A row that fails never stops the others. Of
+    shards, the last one to end writes the results.
 
     Args:
         rows: A file of JSON lines, or requests; None goes on with those that the folder keeps.
         out: The folder of the batch.
-        workers: Processes on this machine; one a GPU, or one where there is none.
+        workers: Processes on this machine, of the pool or of a cluster that is started here; by default one a
+            GPU, or one.
         shard: `I/N` takes the I-th of N parts, for N calls that share a folder.
+        cluster: The Ray cluster that carries the rows out: `HOST:PORT`, `auto` for the one that Ray finds, or
+            `local` for one that is started here. None does without Ray.
+        gpus_per_row: The share of a graphics card that a row has on a cluster; a whole one by default.
+        trust_network: Use a cluster too that asks nobody for a token.
         rows_per_group: Rows of one clip and model that one worker takes on together.
         keep_order: Take the rows in the file's order, not by model.
         limit: Carry out so many rows and no more.
@@ -128,6 +137,10 @@ def run(
     Raises:
         RequestError: rows cannot be used; the message lists lines and fields.
     """
+    if workers and cluster not in (None, LOCAL):
+        raise RequestError(
+            "workers are those of this machine, and a cluster has its own", hint="leave it out"
+        )
     folder, part = BatchFolder(Path(out).absolute()), parse_shard(shard) if shard else None
     if rows is None:
         everything = kept_rows(folder)
@@ -153,15 +166,19 @@ def run(
     groups = first_rows(groups_of(missing, largest=rows_per_group, keep_order=keep_order), limit)
     tell = _Teller(folder, shard, sum(map(len, groups)), listen)
     try:
-        ended = carry_out_here(
-            groups, folder, workers=workers, silence=silence, listen=listen, stopped=stopped
-        )
+        carry_out = carry_out_here
+        if cluster:
+            carry_out = functools.partial(
+                carry_out_there, address=cluster, gpus=gpus_per_row, trust_network=trust_network
+            )
+        ended = carry_out(groups, folder, workers=workers, silence=silence, listen=listen, stopped=stopped)
         for row, outcome in ended:
             tell.row(row, outcome)
             yield from _answers(alike[row.key], outcome, folder)
     finally:
         tell.end()
-        write_results(folder, everything)
+        if part is None or folder.is_through(everything):  # a thousand shards would each read all outcomes
+            write_results(folder, everything)
 
 
 def _checked(
@@ -349,7 +366,7 @@ def plan(
     if not skip_bad:
         check_all(faults, source.name if isinstance(source, Path) else "the batch")
     groups = groups_of(found)
-    seconds, estimates = _speeds(), [(row, _estimate(row)) for group in groups for row in group]
+    seconds, estimates = _speeds(), [(row, estimate_row(row)) for group in groups for row in group]
     times = [seconds[row.request.method] * row.work for row, _ in estimates if row.request.method in seconds]
     known = len(times) == len(estimates)
     return {
@@ -367,23 +384,6 @@ def plan(
         ],
         "refused": [{"line": row.line, "message": why} for row, (_, why) in estimates if why],
     }
-
-
-def _estimate(row: Row) -> tuple[int, str]:
-    """Return the bytes that a row will take, and why it cannot be, if it cannot."""
-    request, spec = row.request, method(row.request.method)
-    if not spec.estimate:
-        return 0, ""
-    video = probe(request.video).video
-    frames = len(frame_range(request.range) or range(video.frames))
-    planned: Any = spec.load(spec.estimate)(
-        frames, video.height, video.width, request.filled(), request.compute
-    )
-    try:
-        planned.require(request.compute)
-    except RetouchError as error:
-        return planned.memory, str(error)
-    return planned.memory, ""
 
 
 def _speeds() -> dict[str, float]:

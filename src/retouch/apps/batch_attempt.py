@@ -30,6 +30,7 @@ def attempt(
     clip: str,
     identity: str,
     silence: float = SILENCE,
+    session: str = "",
 ) -> dict[str, Any]:
     """Carry out a row, unless it is done or somebody else is at it; return its outcome, or why there is none.
 
@@ -39,7 +40,7 @@ def attempt(
     folder = BatchFolder(Path(batch))
     if outcome := folder.outcome(key):
         return outcome
-    lease = folder.take(key, identity, silence)
+    lease = folder.take(key, identity, silence, session)
     if lease is None:
         return {"state": HELD}
     try:
@@ -47,7 +48,7 @@ def attempt(
             _check_deaths(lease)
             _check_clip(EditRequest.from_json(request).video, clip)
             outcome = _edited(request, lease, folder, listen, stopped)
-    except Cancelled:
+    except (Cancelled, KeyboardInterrupt):
         lease.end("stopped")
         raise
     except Exception as error:

@@ -27,6 +27,7 @@ from typing import Any, Final, final
 from retouch.apps.batch_rows import Fault, Row, write_rows
 from retouch.errors import RetouchError, VideoError
 from retouch.files import replace_whole, write_whole
+from retouch.identity import identity
 
 MOST_DEATHS: Final = 3
 """Attempts over which a worker may die before the row is given up."""
@@ -92,11 +93,16 @@ class BatchFolder:
         return self.path / "store"
 
     def prepare(self, rows: Iterable[Row | Fault], about: Mapping[str, object]) -> None:
-        """Make the folder and keep the rows in it."""
+        """Make the folder and keep the rows in it, unless it keeps the same ones."""
         for name in ("runs", "done"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        write_rows(self.path / "rows.jsonl", rows)
-        write_whole(self.path / "batch.json", json.dumps(about, indent=2) + "\n")
+        kept, lines, rows = self.path / "batch.json", self.path / "rows.jsonl", list(rows)
+        told = {**about, "keys": identity([row.as_json() for row in rows])}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if lines.exists() and json.loads(kept.read_text(encoding="utf-8"))["keys"] == told["keys"]:
+                return
+        write_rows(lines, rows)
+        write_whole(kept, json.dumps(told, indent=2) + "\n")
 
     def run(self, key: str) -> Path:
         """Return the folder in which a row's attempts lie."""
@@ -166,6 +172,11 @@ class BatchFolder:
         leases = _leases(self.run(key))
         return not leases or self._is_over(leases[max(leases)], silence)
 
+    def is_silent(self, key: str, silence: float = SILENCE) -> bool:
+        """Whether somebody is at work on a row, for all that is known, and shows no sign of it."""
+        leases = _leases(self.run(key))
+        return bool(leases) and not _is_gone(last := leases[max(leases)]) and self._is_over(last, silence)
+
     def _is_over(self, lease: Path, silence: float) -> bool:
         if _is_gone(lease):
             return True
@@ -173,8 +184,10 @@ class BatchFolder:
             return self.now() - lease.stat().st_mtime > silence
         return True
 
-    def take(self, key: str, identity: str, silence: float = SILENCE) -> Lease | None:
+    def take(self, key: str, identity: str, silence: float = SILENCE, session: str = "") -> Lease | None:
         """Take a row on; None where somebody else is at work on it.
+
+        Deaths are counted in a session, whose end ends its workers too; three sessions' worth counts anyhow.
 
         An attempt goes on in the folder of the one before, if that one is known to be over. One that was only
         silent may come back: then the folder is a new one, with a copy of the last checkpoint. What was made
@@ -186,19 +199,27 @@ class BatchFolder:
             leases = _leases(run)
             last = max(leases, default=0)
             ends = [_how_ended(path) for path in leases.values()]
+            dead = [path for path, how in zip(leases.values(), ends, strict=True) if not how]
+            here = sum(_holder(path).get("session", "") == session for path in dead)
             holder = _holder(leases[last]) if last else {"identity": identity}
             before, alike = run / holder.get("folder", ""), holder.get("identity") == identity
             on = alike and (not last or _is_gone(leases[last]))
             folder = before if on else run / f"attempt-{last + 1}"
             path = run / f"lease-{last + 1}"
             told = {**_myself(), "identity": identity, "folder": str(folder.relative_to(run))}
+            told["session"] = session
             if not _made(path, json.dumps({**told, "host": socket.gethostname(), "at": time.time()})):
                 continue
             folder.mkdir(exist_ok=True)
             if alike and not on and (before / _CHECKPOINT).exists():
                 shutil.copyfile(before / _CHECKPOINT, folder / _CHECKPOINT)
-            return Lease(path, last + 1, folder, deaths=ends.count(""), starved="starved" in ends)
+            return Lease(path, last + 1, folder, deaths=max(here, len(dead) // 3), starved="starved" in ends)
         return None
+
+    def is_through(self, rows: Iterable[Row | Fault]) -> bool:
+        """Whether each row has an outcome, by their number."""
+        keys = {row.key for row in rows if isinstance(row, Row)}
+        return len(keys) <= sum(1 for _ in (self.path / "done").glob("*.json"))
 
     def results(self, rows: Iterable[Row | Fault]) -> list[dict[str, object]]:
         """Return what is known of each row, in order."""

@@ -244,6 +244,23 @@ def steps_of(params: Params) -> int:
     return int(getattr(params, "steps", 1)) + int(getattr(params, "tune_steps", 0))
 
 
+def estimate_row(row: Row) -> tuple[int, str]:
+    """Return the bytes that a row will take, and why it cannot be, if it cannot."""
+    request, spec = row.request, method(row.request.method)
+    if not spec.estimate:
+        return 0, ""
+    video = probe(request.video).video
+    frames = len(frame_range(request.range) or range(video.frames))
+    planned: Any = spec.load(spec.estimate)(
+        frames, video.height, video.width, request.filled(), request.compute
+    )
+    try:
+        planned.require(request.compute)
+    except RetouchError as error:
+        return planned.memory, str(error)
+    return planned.memory, ""
+
+
 def _check_confined(request: EditRequest, params: Params, roots: Sequence[Path]) -> None:
     """Refuse a row from outside that reaches beyond the folders it may use, or names a model by its place."""
     named = [("video", request.video), *named_paths(params)]

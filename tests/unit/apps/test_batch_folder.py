@@ -146,10 +146,52 @@ def test_a_row_that_is_forgiven_has_all_its_attempts_again(folder: BatchFolder) 
     assert (again.number, again.deaths) == (4, 0)
 
 
+def test_a_death_counts_in_its_session_and_many_count_in_all(folder: BatchFolder) -> None:
+    for number in range(9):
+        lease = folder.take("k", "i", session=f"driver {number // 2}")
+        assert lease
+        assert lease.deaths == max(number % 2, number // 3)
+        by(lease, born="1")
+
+
+def test_a_worker_is_silent_only_while_its_process_may_live(folder: BatchFolder) -> None:
+    assert not folder.is_silent("k", 0.0)
+    by(lease := taken(folder), **ELSEWHERE)
+    assert not folder.is_silent("k", 100.0)
+    os.utime(lease.path, (0, 0))
+    assert folder.is_silent("k", 100.0)
+    lease.end("stopped")
+    assert not folder.is_silent("k", 100.0)
+
+
 def test_an_attempt_that_had_to_be_ended_for_a_stop_is_excused(folder: BatchFolder) -> None:
     by(taken(folder), born="1")
     folder.excuse("k")
     assert taken(folder).deaths == 0
+
+
+def test_the_same_rows_are_not_written_again_by_each_of_many_shards(folder: BatchFolder) -> None:
+    request, path = EditRequest(video=Path("/clip.mp4"), method="tint"), folder.path / "rows.jsonl"
+    first, other = (Row(n, f"k{n}", request, f"i{n}", "c") for n in (1, 2))
+    folder.prepare([first], {})
+    os.utime(path, (1, 1))
+    folder.prepare([first], {"shard": "2/2"})
+    assert path.stat().st_mtime == 1
+    folder.prepare([first, other], {})
+    assert len(path.read_text().splitlines()) == 2
+    path.unlink()
+    folder.prepare([first, other], {})
+    assert path.exists()
+
+
+def test_a_batch_is_through_when_each_row_has_an_outcome(folder: BatchFolder) -> None:
+    request = EditRequest(video=Path("/clip.mp4"), method="tint")
+    rows: list[Row | Fault] = [Row(n, key, request, key, "c") for n, key in enumerate("aba", 1)]
+    rows.append(Fault(4, "bad"))
+    folder.publish("a", {"state": "done"})
+    assert not folder.is_through(rows)
+    folder.publish("b", {"state": "failed"})
+    assert folder.is_through(rows)
 
 
 def test_results_stand_in_the_order_of_the_rows_with_what_is_missing(folder: BatchFolder) -> None:

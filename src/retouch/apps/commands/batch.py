@@ -20,6 +20,7 @@ from retouch.apps.batch import (
 )
 from retouch.apps.batch_folder import SILENCE
 from retouch.apps.batch_rows import ROWS_PER_GROUP, make_rows, write_rows
+from retouch.apps.cluster import LOCAL
 from retouch.apps.progress import show_progress
 from retouch.compute import in_words
 from retouch.files import check_free
@@ -57,6 +58,11 @@ def how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--workers", type=click.IntRange(1), help="Processes here; by default one a GPU."),
         click.option("--shard", default="", metavar="I/N", help="Take part I of N; N jobs share DIR."),
+        click.option("--cluster", is_flag=False, flag_value=LOCAL, metavar="[auto|HOST:PORT]",
+                     help="Use Ray: the cluster there, the one that Ray finds, or a new one here."),
+        click.option("--gpus-per-row", type=click.FloatRange(0), metavar="SHARE",
+                     help="Of a graphics card, on a cluster; by default a whole one, where there are any."),
+        click.option("--trust-network", is_flag=True, help="Use a cluster that asks nobody for a token."),
         click.option(
             "--rows-per-group",
             type=click.IntRange(1),
