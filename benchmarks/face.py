@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from family import keep_in_provenance
+from retouch.methods.face.align import follow_face
 from retouch.methods.face.edit import edit_with, read_faces
 from retouch.methods.face.spec import SPEC, FaceParams
-from retouch.methods.face.track import follow_face
 from retouch.metrics.identity import identity_steadiness
 from retouch.models.face_model import FaceModel
 from retouch.run import Run

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from retouch.errors import ParamsError, RetouchError
-from retouch.methods.face.align import FaceSquares
-from retouch.methods.face.steer import WordSearch, text_direction
+from retouch.methods.face.steer import WordSearch, applied, descend, text_direction
 from retouch.models import face_parts
 from retouch.models.face import (
     CLEAN,
@@ -37,6 +36,7 @@ from retouch.models.face_attributes import Attributes
 from retouch.models.face_irse import Unit
 from retouch.models.face_losses import clean_in, losses, losses_of
 from retouch.models.noise_path import Level, step
+from retouch.tracking.face_squares import FaceSquares
 
 Tensors = Mapping[str, Tensor]
 UNCAPPED: Final = float("inf")
@@ -431,8 +431,8 @@ def clip_opt(theirs: Tensors, entry: Mapping[str, Any], standing: Standing) -> T
     direction = text_direction(theirs["src_text"], theirs["trg_text"])
     search = WordSearch(
         identity,
-        chain,
-        levels,
+        chain[:-1, None],
+        levels.down(),
         lambda x, level, who: model.clean(x, level, model.code(who, motion)),
         seen,
         direction,
@@ -440,9 +440,10 @@ def clip_opt(theirs: Tensors, entry: Mapping[str, Any], standing: Standing) -> T
         weights_of(entry),
         float(entry["lr"]),
     )
+    search.was = chain[1:, None]
     search.found.data.copy_(theirs["init_param"].view_as(search.found))
     first, rows = search.one_step_each(), []
-    for found in search.descend(len(theirs["loss"])):
+    for found in descend(search, len(theirs["loss"])):
         grad = torch.as_tensor(search.found.grad).clone()
         rows.append((*(part.detach() for part in found), grad, search.found.detach().clone()))
     names = ("loss", "loss_clip", "loss_id", "loss_l1", "grad", "edit_cond")
@@ -455,7 +456,7 @@ def clip_opt(theirs: Tensors, entry: Mapping[str, Any], standing: Standing) -> T
         "src_chain": chain,
         "backward_first": first.detach(),
         "text_direction": direction,
-        "final_edit_avg": search.applied(theirs["avg_for_final"], scale),
+        "final_edit_avg": applied(theirs["avg_for_final"], search.found.detach() - identity, scale),
     }
     return {
         name: tensor.detach().reshape(theirs[name].shape) for name, tensor in ours.items() if name in theirs

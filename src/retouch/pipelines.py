@@ -476,6 +476,7 @@ class FacePipeline:
         video: Frames,
         *,
         attributes: Mapping[str, float] | None = None,
+        prompt: str = "",
         identity_image: Image.Image | None = None,
         strength: float = 1.0,
         face: int | None = None,
@@ -490,8 +491,9 @@ class FacePipeline:
         Args:
             video: the frames, as pictures, as bytes, or as numbers from 0 to 1.
             attributes: what the face should show and how strongly; 1 goes all the way, below 0 takes it away.
+            prompt: what the face should show, in words.
             identity_image: a picture of somebody else, whose identity the face takes on.
-            strength: how far the other identity is taken on.
+            strength: how far words or the other identity are followed.
             face: which face, counted from the left, where there are several.
             num_inference_steps: steps up to noise, and as many down.
             preset: one of the method's presets, for what is not given here.
@@ -505,7 +507,7 @@ class FacePipeline:
         asked = {"steps": num_inference_steps, "face": face}
         given: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
         given["attribute"] = tuple(f"{name}={value}" for name, value in (attributes or {}).items())
-        given["strength"] = strength
+        given |= {"strength": strength, "prompt": prompt}
         with TemporaryDirectory() as name:
             folder = Path(name)
             if identity_image is not None:

@@ -31,6 +31,7 @@ STAGES: Final[Mapping[str, tuple[Sequence[str], int]]] = {
     "face-identity": (("train_face_identity.py",), 60_000),
     "face-reader": (("train_face_reader.py",), 100_000),
     "face-unet": (("train_face_unet.py",), 300_000),
+    "face-words": (("train_face_words.py",), 300_000),
 }
 """Script and number of images of each stage, in the order in which they build on each other."""
 

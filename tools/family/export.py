@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 from train_clip import MEAN, STD
 from train_control import Controlled
+from train_face_words import vocabulary
 from train_ip import save_adapter
 from train_unet import Pair
 from transformers import CLIPVisionModelWithProjection
@@ -32,6 +33,7 @@ from transformers import CLIPVisionModelWithProjection
 from retouch.models.face import FaceDiffusion
 from retouch.models.face_model import save_part
 from retouch.models.face_parts import SmallReader
+from retouch.models.face_words import SmallWords
 from retouch.world import LANDMARKS, PARTS
 
 SHIPPED: Final = Path(__file__).parents[2] / "src" / "retouch" / "models" / "_tiny"
@@ -85,15 +87,18 @@ def write_index(folder: Path, pipeline: str, parts: Mapping[str, tuple[str | Non
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
+def weights_digest(folder: Path) -> str:
+    """A digest of all weights of a model."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def write_provenance(folder: Path, trainings: Mapping[str, Path], seed: int = 0) -> None:
     """Where the weights come from; the figures are measured on them later."""
-    weights = hashlib.sha256(
-        b"".join(p.read_bytes() for p in sorted(folder.rglob("*.safetensors")))
-    ).hexdigest()
     about = {
         "recipe": "tools/family",
         "recipe_digest": recipe_digest(),
-        "weights_digest": weights,
+        "weights_digest": weights_digest(folder),
         "seed": seed,
         "trainings": {name: training(path) for name, path in trainings.items()},
         "licence": "Apache-2.0",
@@ -224,6 +229,19 @@ def export_face(work: Path, size: int) -> None:  # noqa: ARG001 - one signature 
     fitted(identities(work, faces, "train"), faces).save(folder / "attributes")
     names = ("face-identity", "face-reader", "face-unet")
     write_provenance(folder, {name: work / name for name in names})
+    add_face_words(work, folder)
+
+
+def add_face_words(work: Path, folder: Path = SHIPPED / "face") -> None:
+    """The words of tiny:face, beside the rest of it, which stays."""
+    words = load_average(SmallWords(vocabulary()), work / "face-words")
+    told = {"_class_name": "SmallWords", "identity": words.face.in_features, "words": list(words.words)}
+    save_part(words, folder / "words", told)
+    path = folder / "PROVENANCE.json"
+    about = json.loads(path.read_text("utf-8"))
+    about["weights_digest"] = weights_digest(folder)
+    about["trainings"]["face-words"] = training(work / "face-words")
+    path.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
 def vision_tower(work: Path) -> CLIPVisionModelWithProjection:
@@ -262,7 +280,7 @@ EXPORTS: Final[Mapping[str, tuple[Callable[[Path, int], None], str]]] = {
     "sd-canny": (export_canny, "canny-{size}px"),
     "ip": (export_ip, "ip-{size}px"),
     "svd": (export_svd, "svd-{size}px"),
-    "face": (export_face, "face-unet"),
+    "face": (export_face, "face-words"),
 }
 """What writes each model, and the training without which there is nothing to write."""
 

@@ -11,7 +11,7 @@ from typing import Final, final
 import numpy as np
 import torch
 
-from retouch.methods.face.align import FaceSquares
+from retouch.tracking.face_squares import FaceSquares
 from retouch.world import LANDMARKS, Portrait
 from retouch.world.faces import FACE_WORDS, FaceClip
 

@@ -1,6 +1,7 @@
 """Trains the identity encoder of tiny:face: one vector for a person at two moments, far from any other's.
 
-Linear heads, not shipped, must read off it what is known of the person in words and numbers.
+Linear heads, not shipped, must read off it what is known of the person in words and numbers. With `--judge`
+it trains another one, which `benchmarks/face.py` asks what an edit shows.
 """
 
 from pathlib import Path
@@ -74,13 +75,20 @@ def figures_of(network: EncoderWithHeads, faces: Faces) -> dict[str, float]:
 
 
 def train(
-    work: Path, *, images: int, count: int, device: str = "cpu", tested: int = 100
+    work: Path,
+    *,
+    images: int,
+    count: int,
+    device: str = "cpu",
+    tested: int = 100,
+    name: str = "face-identity",
+    seed: int = 0,
 ) -> Fit[EncoderWithHeads]:
     """Train until `images` have been seen, counting those of earlier calls."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = EncoderWithHeads()
     fit = Fit(
-        network, work / "face-identity", rate=2e-3, keep=0.99, warmup=50, decay=0.05, device=device,
+        network, work / name, rate=2e-3, keep=0.99, warmup=50, decay=0.05, device=device,
         precision=torch.float32, orthogonal=True,
     )  # fmt: skip
     faces, judged = prepared(work, count), held_out(tested)
@@ -106,9 +114,13 @@ def main() -> None:
     """Train from the command line."""
     parser = options(__doc__, images=60_000)
     parser.add_argument("--persons", type=int, default=15_000)
+    parser.add_argument(
+        "--judge", action="store_true", help="another one, from other weights, to judge edits by"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    train(asked.work, images=asked.images, count=asked.persons, device=asked.device)
+    name, seed = ("face-judge", 1) if asked.judge else ("face-identity", 0)
+    train(asked.work, images=asked.images, count=asked.persons, device=asked.device, name=name, seed=seed)
 
 
 if __name__ == "__main__":

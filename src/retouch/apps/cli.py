@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "retouch.apps.commands.compare:compare",
         "Put clips side by side and show where they differ.",
     ),
-    "face": ("retouch.apps.commands.face:face", "Say what a face model can change."),
+    "face": ("retouch.apps.commands.face:face", "Say what a face model can change, and teach it more."),
     "report": ("retouch.apps.commands.compare:report", "Make a web page of a run that needs no other file."),
     "bench": ("retouch.apps.commands.compare:bench", "Measure methods against edits whose truth is known."),
     "world": ("retouch.apps.commands.world:world", "Make clips of a drawn world with the truth about them."),

@@ -1,4 +1,4 @@
-"""What can be read off an identity and changed in it: a linear classifier, and how far each change goes."""
+"""What can be read off an identity and changed in it: a linear classifier, and directions from files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Final, Self, cast, final
 
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
-from retouch.errors import ModelMismatch, ParamsError
+from retouch.errors import InputError, ModelMismatch, ParamsError
 from retouch.fields import near
 from retouch.models.refs import check_weights, read_config
 
@@ -145,3 +146,45 @@ def check_name(name: str, names: Sequence[str]) -> None:
             f"the model knows no attribute {name!r}",
             hint=near(name, names) or "list them with: retouch face attributes",
         )
+
+
+DIRECTION: Final = "direction"
+
+
+def save_direction(path: Path, direction: Float[Tensor, "1 d"], about: Mapping[str, str]) -> Path:
+    """Write a direction, for `read_direction`, with what is known about it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({DIRECTION: direction.contiguous()}, path, metadata={"kind": DIRECTION, **about})
+    return path
+
+
+def read_direction(path: Path, features: int | None = None) -> Float[Tensor, "1 d"]:
+    """Return a direction of identities, of so many features if they are said.
+
+    Raises:
+        InputError: the file holds none, or one of identities of another model.
+    """
+    about_direction(path)
+    direction = load_file(path)[DIRECTION].float()
+    if features is not None and direction.shape != (1, features):
+        raise InputError(
+            f"{path.name} is for identities of {direction.numel()} features; this model's have {features}",
+            hint="make one with the model that it is for: retouch face train-direction --model",
+        )
+    return direction
+
+
+def about_direction(path: Path) -> dict[str, str]:
+    """Return what a direction's file says about it.
+
+    Raises:
+        InputError: the file is not there, or holds no direction.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata() or {})
+            if about.pop("kind", "") == DIRECTION and DIRECTION in file.keys():  # noqa: SIM118 - not a dict
+                return about
+    except (OSError, SafetensorError):
+        pass
+    raise InputError(f"{path} holds no direction of faces", hint="make one: retouch face train-direction")

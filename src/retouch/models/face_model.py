@@ -1,8 +1,8 @@
 """A diffusion video autoencoder with all that it needs: the network, and what reads faces for it.
 
-A folder holds the network, `identity`, `reader` and, if the model has been told of any, `attributes`. A model
-whose encoders are the published ones has their files instead: `identity.onnx` or `identity.safetensors`,
-`points.onnx` and `parser.onnx`.
+A folder holds the network, `identity`, `reader` and, if the model has been told of any, `attributes` and
+`words`, which may be a CLIP. A model whose encoders are the published ones has their files instead:
+`identity.onnx` or `identity.safetensors`, `points.onnx` and `parser.onnx`.
 """
 
 import json
@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate, max_pool2d, pad
 
 from retouch.compute import Compute
 from retouch.errors import ModelMismatch
+from retouch.models.clip import TextImage
 from retouch.models.face import FaceDiffusion
 from retouch.models.face_attributes import Attributes
 from retouch.models.face_parts import (
@@ -31,10 +32,14 @@ from retouch.models.face_parts import (
     mask_of,
     motion_of_68,
     points_input,
+    resized,
 )
+from retouch.models.face_words import EncodedWords, FaceWords, SmallWords
 from retouch.models.loading import folder_identity, placed
 from retouch.models.refs import check_weights, read_config, resolve
 
+WORDS: Final = "words"
+"""The folder of what compares faces with sentences."""
 WHO_IT_IS: Final = ("chin",)
 """Points that are left out of the motion: where they lie says who it is."""
 ANCHORS: Final = ("left eye", "right eye", "mouth left", "mouth right")
@@ -170,6 +175,7 @@ class FaceModel:
     reader: FaceReader
     attributes: Attributes | None
     digest: str
+    words: FaceWords | None = None
 
     @classmethod
     def from_pretrained(cls, ref: str, compute: Compute | None = None) -> Self:
@@ -183,7 +189,8 @@ class FaceModel:
         encoder, reader = load_encoder(folder, ref, compute), load_reader(folder, ref, compute)
         named = folder / "attributes"
         attributes = Attributes.from_folder(named, ref) if named.is_dir() else None
-        model = cls(diffusion, encoder, reader, attributes, folder_identity(folder))
+        words = load_words(folder, ref, encoder, compute) if (folder / WORDS).is_dir() else None
+        model = cls(diffusion, encoder, reader, attributes, folder_identity(folder), words)
         model.check(ref)
         return model
 
@@ -250,6 +257,28 @@ def load_reader(folder: Path, ref: str, compute: Compute | None) -> FaceReader:
     return SmallFaceReader(network, tuple(points))
 
 
+def load_words(folder: Path, ref: str, encoder: IdentityEncoder, compute: Compute | None) -> FaceWords:
+    """Return what compares faces with sentences for a model: a CLIP, or the embedded network.
+
+    Raises:
+        ModelMismatch: it is neither, or does not go with the identity encoder.
+    """
+    if read_config(folder / WORDS / "config.json", ref).get("model_type") == "clip":
+        return TextImage.from_pretrained(str(folder / WORDS), compute)
+    config = part_config(folder / WORDS, "SmallWords", ref)
+    features, known = int(str(config["identity"])), config["words"]
+    if not (isinstance(encoder, SmallIdentity) and encoder.head.out_features == features):
+        raise ModelMismatch(
+            f"the words of {ref} belong to identities of {features} features",
+            hint="put a CLIP in the folder words",
+        )
+    if not isinstance(known, list):
+        raise ModelMismatch(f"the words of {ref} are not listed", hint="get the model again")
+    network = SmallWords(known, features)
+    fill(network, folder / WORDS, ref, compute)
+    return EncodedWords(network, lambda pixels: encoder(resized(pixels, SmallReader.SIDE)))
+
+
 def part_config(folder: Path, kind: str, ref: str) -> dict[str, Any]:
     """Return the configuration of a part of a model.
 
@@ -285,13 +314,6 @@ def save_part(network: nn.Module, folder: Path, config: dict[str, object]) -> No
     tensors = {name: value.half().contiguous() for name, value in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def resized(crops: Float[Tensor, "f 3 h w"], side: int) -> Float[Tensor, "f 3 side side"]:
-    """Return crops of another side."""
-    if crops.shape[-1] == side:
-        return crops
-    return interpolate(crops, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def resized_parts(parts: Int[Tensor, "f h w"], side: int) -> Int[Tensor, "f side side"]:

@@ -99,6 +99,13 @@ def mask_of(
     return torch.isin(parts, torch.tensor(numbers, device=parts.device))[:, None].float()
 
 
+def resized(crops: Float[Tensor, "f 3 h w"], side: int) -> Float[Tensor, "f 3 side side"]:
+    """Return crops of another side."""
+    if crops.shape[-1] == side:
+        return crops
+    return interpolate(crops, (side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
 # What the published networks are shown, and what is made of their answers.
 
 

@@ -1,6 +1,7 @@
 """Which words a model was taught, where it says so: a small model knows few, and of others makes anything.
 
-A model declares them in its tokenizer's configuration, as `words`, so that they go where the tokenizer goes.
+A model declares them in its tokenizer's configuration, as `words`, so that they go where the tokenizer goes;
+a face model in that of its part for words.
 """
 
 import json
@@ -15,7 +16,8 @@ from retouch.events import Listener, Notice
 
 def declared_words(folder: Path) -> frozenset[str]:
     """Return the words that the model in a folder says it was taught; none where it does not say."""
-    for path in (folder / "tokenizer" / "tokenizer_config.json", folder / "tokenizer_config.json"):
+    places = ("tokenizer/tokenizer_config.json", "tokenizer_config.json", "words/config.json")
+    for path in (folder / place for place in places):
         if path.is_file():
             return words_of(json.loads(path.read_text("utf-8")))
     return frozenset()

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retouch.errors import ModelMismatch
-from retouch.models.face_model import FaceModel, SmallFaceReader, resized, resized_parts
+from retouch.models.face_model import FaceModel, SmallFaceReader, resized_parts
+from retouch.models.face_parts import resized
 from retouch.models.refs import resolve
 from retouch.world import PARTS, FaceClip, Portrait
 

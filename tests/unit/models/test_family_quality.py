@@ -11,7 +11,6 @@ from diffusers import StableDiffusionPipeline, StableVideoDiffusionPipeline
 from PIL import Image
 
 from retouch.compute import Compute
-from retouch.methods.face.align import FaceSquares
 from retouch.metrics.fidelity import psnr
 from retouch.models.clip import TextImage
 from retouch.models.face import schedule_at
@@ -19,6 +18,7 @@ from retouch.models.face_model import FaceModel
 from retouch.models.image import StableDiffusion
 from retouch.models.noise_path import guided, step
 from retouch.models.refs import embedded, resolve
+from retouch.tracking.face_squares import FaceSquares
 from retouch.world import LANDMARKS, FaceClip, Portrait
 from retouch.world.render import film, planes
 from retouch.world.scene import BACKGROUNDS, COLOURS, OBJECTS, Scene, Variety

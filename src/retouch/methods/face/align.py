@@ -1,24 +1,28 @@
-"""Where a face is cut out of each frame, so that it stays upright and of one size; and how it is laid back.
+"""One face, found in a clip and followed through it; and how what was drawn of it is laid over the clip.
 
-The square is that of the FFHQ data set (Karras et al. 2019): it follows from the eyes and the corners of the
-mouth alone. Pixel coordinates have the middle of the first pixel at 0, 0.
+Without a finder the model's own reader looks for faces: it sees the whole frame at a few sizes, and squares
+that seem to show a face are laid anew by the points read in them, until they stay.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Final, Literal, Self, TypeAlias, final
+from typing import Final, TypeAlias, final
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
-from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
-from retouch.models.face_model import FaceModel
-from retouch.models.face_parts import OUTSIDE_VIDEO
+from retouch.artifacts import artifact
+from retouch.errors import NoFace, ParamsError
+from retouch.models.face_model import ANCHORS, FaceModel, SmallFaceReader
+from retouch.models.face_parts import OUTSIDE_VIDEO, FaceFinder, FoundFace, SmallReader
+from retouch.run import Run
+from retouch.tracking.face_squares import FaceSquares
 from retouch.video import Video
 
-Crops: TypeAlias = Float[Tensor, "f 3 side side"]
+Crops: TypeAlias = Float[torch.Tensor, "f 3 side side"]
 
 NOT_FACE: Final = ("background", "clothes", "neck", "necklace")
 """Parts that are never changed."""
@@ -26,109 +30,245 @@ COME_AND_GO: Final = ("glasses", "beard", "hat", "hair")
 """Parts that an edit may add or take away."""
 REACH: Final = 5
 """Width, in pixels of the crop, of what lies around a part and still belongs to it: odd."""
-CENTRE_SIGMA: Final = 1.0
-AXES_SIGMA: Final = 3.0
-"""How many frames the middle, and size and turn, of the square are smoothed over."""
+STEEP: Final = 3.0
+"""How much narrower the edge of a mask gets than the pixels of the crop are apart."""
+SURE: Final = 0.4
+"""The least score of a face."""
+PROMISING: Final = 0.2
+"""How likely the middle of a square must be a face's for the square to be looked at."""
+SEARCH_SIDE: Final = 192
+"""The longer side of a frame in which faces are looked for."""
+SMALLEST: Final = 0.09
+"""Half the side of the smallest square looked for, in longer sides of the frame."""
+GROWTH: Final = 1.4
+PEAK: Final = 11
+"""Pixels, odd, of a square of 64, within which one middle is taken."""
+MOST_TRIED: Final = 16
+"""Squares of a frame that are laid anew, the surest."""
+ROUNDS: Final = 4
+"""How often a promising square is laid anew; and twice in every frame that follows."""
+SAME_PERSON: Final = 0.5
+"""The least likeness by which a face that was lost is known again."""
+ANCHOR_FRAMES: Final = 32
+"""Frames in which the face is looked for first, spread over the clip."""
+MOST_FILLED: Final = 8
+"""Frames in a row without the face that are filled in from both sides; longer gaps stay as they are."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class FaceSquares:
-    """A square of each frame: its middle, and the half-axis from there to its right edge, in pixels."""
+class FaceTrack:
+    """Where the face's eyes and corners of the mouth are, in pixels, and which frames show it."""
 
-    centre: Float64[np.ndarray, "f 2"]
-    right: Float64[np.ndarray, "f 2"]
-
-    @classmethod
-    def around(
-        cls,
-        eyes: tuple[Float64[np.ndarray, "f 2"], Float64[np.ndarray, "f 2"]],
-        mouth: tuple[Float64[np.ndarray, "f 2"], Float64[np.ndarray, "f 2"]],
-        scale: float = 1.0,
-    ) -> Self:
-        """Return the squares around faces with these eyes and mouth corners, left ones first as seen."""
-        (left, right), between = eyes, (eyes[0] + eyes[1]) / 2
-        across, down = right - left, (mouth[0] + mouth[1]) / 2 - between
-        axis = across - _quarter_turn(down)
-        length = np.maximum(2 * np.linalg.norm(across, axis=1), 1.8 * np.linalg.norm(down, axis=1))
-        axis *= (scale * length / np.linalg.norm(axis, axis=1))[:, None]
-        return cls(between + 0.1 * down, axis)
-
-    def __getitem__(self, part: slice) -> Self:
-        """Return the squares of some of the frames."""
-        return type(self)(self.centre[part], self.right[part])
+    points: Float64[np.ndarray, "f 4 2"]
+    score: Float32[np.ndarray, " f"]
+    """0 where the face was not found, and its points are filled in."""
 
     @property
-    def down(self) -> Float64[np.ndarray, "f 2"]:
-        """The half-axes from the middle to the lower edge."""
-        return _quarter_turn(self.right)
+    def shown(self) -> Bool[np.ndarray, " f"]:
+        """Which frames can be edited: those that show the face, and short gaps between them."""
+        shown = self.score > 0
+        for gap in gaps(shown):
+            if len(gap) <= MOST_FILLED and gap.start > 0 and gap.stop < len(shown):
+                shown[gap.start : gap.stop] = True
+        return shown
+
+    def squares(self, scale: float) -> FaceSquares:
+        """Return the squares around the face, steady over time."""
+        eyes_and_mouth = self.points.transpose(1, 0, 2)
+        left, right, corner, other = eyes_and_mouth
+        return FaceSquares.around((left, right), (corner, other), scale).smoothed()
+
+
+def gaps(shown: Bool[np.ndarray, " f"]) -> list[range]:
+    """Return the runs of frames that are not shown."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[1], shown.astype(int), [1]])))
+    return [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+@artifact("face_track", version=1)
+def follow_face(
+    video: Video, model: FaceModel, finder: FaceFinder | None, face: int | None, *, run: Run
+) -> FaceTrack:
+    """Find the face that is meant and follow it to both ends of the clip.
+
+    Raises:
+        NoFace: no frame shows one.
+        ParamsError: there are several and none was chosen, or fewer than was said.
+    """
+    seeker = finder or ReaderFinder(model)
+    start, first = first_face(video, seeker, face)
+    who = vector_of(video.frames[start], first, model)
+    points = torch.zeros(len(video), 4, 2, dtype=torch.float64)
+    score = torch.zeros(len(video))
+    points[start], score[start] = torch.from_numpy(first.points), first.score
+    way = [*range(start + 1, len(video)), *range(start - 1, -1, -1)]
+    state = {"points": points, "score": score}
+    for step in run.resumable("follow the face", way, state, every=32):
+        at = step.item
+        before = at - 1 if at > start else at + 1
+        last = FoundFace(points[before].numpy(), float(score[before]))
+        found = next_face(video.frames[at], last, who, seeker, model)
+        points[at] = torch.from_numpy(found.points) if found else points[before]
+        score[at] = found.score if found else 0.0
+    return FaceTrack(filled(points.numpy(), score.numpy()), score.numpy())
+
+
+def first_face(video: Video, finder: FaceFinder, face: int | None) -> tuple[int, FoundFace]:
+    """Return the first frame looked at that shows faces, and the one of them that is meant."""
+    for at in range(0, len(video), max(1, len(video) // ANCHOR_FRAMES)):
+        found = sorted(finder.find(video.frames[at]), key=lambda each: float(each.points[:, 0].mean()))
+        if found:
+            return at, chosen_face(found, face, video.named_frames([at]))
+    raise NoFace(
+        f"no face was found in {video.named_frames(range(len(video)))}",
+        hint="faces must be upright and not too small; --finder takes a file of YuNet",
+    )
+
+
+def chosen_face(found: Sequence[FoundFace], face: int | None, frame: str) -> FoundFace:
+    """Return the face that is meant, of those found from left to right."""
+    if face is None and len(found) > 1:
+        raise ParamsError(f"{frame} shows {len(found)} faces", hint="choose one: --face 0 is the leftmost")
+    if face is not None and face >= len(found):
+        raise ParamsError(f"face is {face}; {frame} shows {len(found)}", hint="they are counted from 0")
+    return found[face or 0]
+
+
+def next_face(
+    frame: UInt8[np.ndarray, "3 h w"],
+    last: FoundFace,
+    who: torch.Tensor,
+    finder: FaceFinder,
+    model: FaceModel,
+) -> FoundFace | None:
+    """Return where a face went; it is sought in the whole frame where it is not near its last place."""
+    if last.score > 0 and isinstance(finder, ReaderFinder):
+        (near,) = finder.laid_anew(frame, [last], rounds=2)
+        if near.score >= SURE:
+            return near
+    found = finder.find(frame)
+    if last.score > 0 and found:
+        reach = float(np.ptp(last.points[:, 0]) + np.ptp(last.points[:, 1]))
+        near = min(found, key=lambda each: float(np.abs(each.points - last.points).mean()))
+        if np.abs(near.points - last.points).mean() < reach / 2:
+            return near
+    alike = [float((vector_of(frame, each, model) @ who.T).item()) for each in found]
+    best = int(np.argmax(alike)) if alike else -1
+    return found[best] if alike and alike[best] >= SAME_PERSON else None
+
+
+def filled(points: Float64[np.ndarray, "f 4 2"], score: Float32[np.ndarray, " f"]) -> np.ndarray:
+    """Return points with those between frames that show the face put in, in a straight line."""
+    there, every = np.flatnonzero(score > 0), np.arange(len(points))
+    columns = [np.interp(every, there, column[there]) for column in points.reshape(len(points), -1).T]
+    return np.stack(columns, axis=1).reshape(points.shape)
+
+
+def vector_of(frame: UInt8[np.ndarray, "3 h w"], face: FoundFace, model: FaceModel) -> torch.Tensor:
+    """Return who a face in a frame is."""
+    squares = squares_of([face], model.diffusion.config.scale)
+    return model.vectors(squares.crop(pixels_of(frame), model.side).to(model.device))
+
+
+def squares_of(faces: Sequence[FoundFace], scale: float) -> FaceSquares:
+    """Return the squares around faces."""
+    left, right, corner, other = np.stack([face.points for face in faces]).transpose(1, 0, 2)
+    return FaceSquares.around((left, right), (corner, other), scale)
+
+
+def pixels_of(frame: UInt8[np.ndarray, "3 h w"], count: int = 1) -> torch.Tensor:
+    """Return a frame as numbers, seen so many times."""
+    return (torch.tensor(np.asarray(frame))[None].float() / 127.5 - 1).expand(count, -1, -1, -1)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ReaderFinder:
+    """Finds faces by what the model's reader says of squares."""
+
+    model: FaceModel
+
+    def find(self, frame: UInt8[np.ndarray, "3 h w"]) -> Sequence[FoundFace]:
+        """Return the faces of a frame, the surest first."""
+        small, factor = shrunk(frame)
+        tried = [face for squares in self.promising_squares(small) for face in self.read(small, squares)]
+        near = surest_apart(tried, 0.0, 0.25)[:MOST_TRIED]
+        if not near:
+            return []
+        sure = surest_apart(self.laid_anew(small, near, rounds=ROUNDS), SURE, 0.7)
+        if not sure:
+            return []
+        full = [FoundFace((face.points + 0.5) * factor - 0.5, face.score) for face in sure]
+        return surest_apart(self.laid_anew(frame, full, rounds=1), SURE, 0.7)
+
+    def promising_squares(self, frame: UInt8[np.ndarray, "3 y x"]) -> Iterator[FaceSquares]:
+        """Yield upright squares whose middle is likely that of a face, those of a size together."""
+        reader, longer = self.model.reader, max(frame.shape[1:])
+        assert isinstance(reader, SmallFaceReader)
+        half = 0.6 * longer
+        while half >= SMALLEST * longer:
+            likely = reader.likely_middles(at_scale(frame, SmallReader.SIDE / 2 / half)).cpu()[None]
+            peak = (likely >= PROMISING) & (likely == max_pool2d(likely, PEAK, 1, PEAK // 2))
+            spots = peak[0].nonzero().double().numpy()[:, ::-1]
+            if len(spots):
+                centres = (spots + 0.5) * (half * 2 / SmallReader.SIDE) - 0.5
+                yield FaceSquares(centres, np.tile([half, 0.0], (len(spots), 1)))
+            half /= GROWTH
+
+    def laid_anew(
+        self, frame: UInt8[np.ndarray, "3 h w"], faces: Sequence[FoundFace], *, rounds: int
+    ) -> list[FoundFace]:
+        """Return faces read again in the squares around them, so often."""
+        for _ in range(rounds):
+            faces = self.read(frame, squares_of(faces, self.model.diffusion.config.scale))
+        return list(faces)
+
+    def read(self, frame: UInt8[np.ndarray, "3 h w"], squares: FaceSquares) -> list[FoundFace]:
+        """Return what squares of a frame show, taken for faces."""
+        reader = self.model.reader
+        assert isinstance(reader, SmallFaceReader)
+        crops = squares.crop(pixels_of(frame, len(squares.centre)), self.model.side)
+        reading = reader.read(crops.to(self.model.device))
+        kept = [reader.point_names.index(name) for name in ANCHORS]
+        places = squares.outside(reading.points[:, kept].double().cpu().numpy())
+        return [FoundFace(p, float(s)) for p, s in zip(places, reading.score.cpu(), strict=True)]
 
     @property
-    def corners(self) -> Float64[np.ndarray, "f 4 2"]:
-        """Upper left, lower left, lower right, upper right."""
-        c, x, y = self.centre, self.right, self.down
-        return np.stack([c - x - y, c - x + y, c + x + y, c + x - y], axis=1)
-
-    def smoothed(self) -> Self:
-        """Return the squares with their jitter over time taken off."""
-        return type(self)(_smooth(self.centre, CENTRE_SIGMA), _smooth(self.right, AXES_SIGMA))
-
-    def inside(self, points: Float64[np.ndarray, "f n 2"]) -> Float64[np.ndarray, "f n 2"]:
-        """Return where points of the frames lie in the squares: 0 to 1 from edge to edge."""
-        away = points - self.centre[:, None]
-        squared = (self.right**2).sum(1)[:, None, None]
-        along = np.stack([(away * axis[:, None]).sum(2) for axis in (self.right, self.down)], axis=2)
-        return np.asarray(0.5 + along / (2 * squared))
-
-    def outside(self, points: Float64[np.ndarray, "f n 2"]) -> Float64[np.ndarray, "f n 2"]:
-        """Return where points of the squares lie in the frames: the inverse of `inside`."""
-        across, below = (2 * points - 1)[..., :1], (2 * points - 1)[..., 1:]
-        return np.asarray(self.centre[:, None] + across * self.right[:, None] + below * self.down[:, None])
-
-    def crop(
-        self, pixels: Float[Tensor, "f c h w"], side: int, *, beyond: Literal["repeated", "zero"] = "repeated"
-    ) -> Float[Tensor, "f c side side"]:
-        """Return the squares as pictures of that side; beyond the frame its border is repeated, or zero."""
-        over = max(1, ceil(2 * float(np.linalg.norm(self.right, axis=1).max()) / side - 0.25))
-        ticks = (np.arange(side * over) + 0.5) / (side * over)
-        spots = np.stack(np.broadcast_arrays(ticks[None, :], ticks[:, None]), axis=-1).reshape(1, -1, 2)
-        places = self.outside(np.broadcast_to(spots, (len(self.centre), *spots.shape[1:])))
-        h, w = pixels.shape[-2:]
-        cut = _sampled(pixels, (places + 0.5) / (w, h), (side * over, side * over), zero=beyond == "zero")
-        return avg_pool2d(cut, over) if over > 1 else cut
-
-    def paste(self, crops: Float[Tensor, "f c side side"], size: tuple[int, int]) -> Float[Tensor, "f c h w"]:
-        """Return crops laid back into frames of that size, and zeros around them."""
-        rows, columns = np.mgrid[: size[0], : size[1]]
-        spots = np.stack([columns, rows], axis=-1).reshape(1, -1, 2).astype(np.float64)
-        places = self.inside(np.broadcast_to(spots, (len(self.centre), *spots.shape[1:])))
-        return _sampled(crops, places, size, zero=True)
+    def identity(self) -> str:
+        """What decides the faces found."""
+        return self.model.identity
 
 
-def _quarter_turn(axis: Float64[np.ndarray, "f 2"]) -> Float64[np.ndarray, "f 2"]:
-    return np.stack([-axis[:, 1], axis[:, 0]], axis=1)
+def shrunk(frame: UInt8[np.ndarray, "3 h w"]) -> tuple[UInt8[np.ndarray, "3 y x"], float]:
+    """Return a frame small enough to be searched, and how much smaller it is."""
+    h, w = frame.shape[1:]
+    factor = max(h, w) / SEARCH_SIDE
+    if factor <= 1:
+        return np.asarray(frame), 1.0
+    size = (max(1, round(w / factor)), max(1, round(h / factor)))
+    small = cv2.resize(np.ascontiguousarray(frame.transpose(1, 2, 0)), size, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(small.transpose(2, 0, 1)), factor
 
 
-def _smooth(track: Float64[np.ndarray, "f 2"], sigma: float) -> Float64[np.ndarray, "f 2"]:
-    """A Gaussian over frames, cut off at four sigma; at its ends the track is mirrored."""
-    reach = int(4 * sigma + 0.5)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    padded = np.pad(track, ((reach, reach), (0, 0)), mode="symmetric")
-    return np.stack([np.convolve(column, weights / weights.sum(), "valid") for column in padded.T], axis=1)
+def at_scale(frame: UInt8[np.ndarray, "3 h w"], scale: float) -> Float[torch.Tensor, "1 3 y x"]:
+    """Return a frame so many times as large; its border is repeated until both sides are multiples of 16."""
+    h, w = (max(1, round(side * scale)) for side in frame.shape[1:])
+    seen = interpolate(pixels_of(frame), (h, w), mode="bilinear", antialias=True, align_corners=False)
+    beyond = [max(0, SmallReader.SIDE - side) or -side % 16 for side in (w, h)]
+    return pad(seen, (0, beyond[0], 0, beyond[1]), mode="replicate")
 
 
-def _sampled(
-    pictures: Float[Tensor, "f c v u"],
-    places: Float64[np.ndarray, "f n 2"],
-    size: tuple[int, int],
-    *,
-    zero: bool,
-) -> Float[Tensor, "f c h w"]:
-    """Pictures at places given as shares of their width and height; beyond them their border, or zero."""
-    grid = torch.from_numpy(2 * places - 1).reshape(-1, *size, 2).to(pictures)
-    laid = grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    within = torch.from_numpy(((places >= 0) & (places < 1)).all(2)).reshape(-1, 1, *size)
-    return laid * within.to(laid) if zero else laid
+def surest_apart(faces: Sequence[FoundFace], least: float, share: float) -> list[FoundFace]:
+    """Return faces of some score, surest first, that do not lie on a surer one."""
+    kept: list[FoundFace] = []
+    for face in sorted(faces, key=lambda each: -each.score):
+        reach = 2 * share * max(np.ptp(face.points[:, 0]), np.ptp(face.points[:, 1]), 1.0)
+        middle = face.points.mean(0)
+        apart = all(np.linalg.norm(other.points.mean(0) - middle) > reach for other in kept)
+        if face.score >= least and apart:
+            kept.append(face)
+    return kept
 
 
 def lay_over(
@@ -136,27 +276,37 @@ def lay_over(
     squares: FaceSquares,
     seen: Crops,
     drawn: Crops,
-    parts: Int[Tensor, "f side side"],
+    parts: Int[torch.Tensor, "f side side"],
     model: FaceModel,
     gate: float,
-) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
+) -> tuple[Float[torch.Tensor, "f 3 h w"], np.ndarray]:
     """Return the clip with the change in it, and where it may differ: line 5, at the clip's own size."""
-    size, now = (clip.height, clip.width), model.reader.read(drawn.to(model.device)).parts.cpu()
+    now = model.reader.read(drawn.to(model.device)).parts.cpu()
     seen, drawn = seen.cpu(), drawn.cpu()
-    allowed = max_pool2d(1 - model.mask(parts, *NOT_FACE) * model.mask(now, *NOT_FACE), REACH, 1, REACH // 2)
-    strength = gated(drawn - seen, gate) * avg_pool2d(allowed, 3, 1, 1)
+    face, other = (1 - model.mask(shown, *NOT_FACE) for shown in (parts, now))
+    allowed = max_pool2d(torch.maximum(face, opened(other * (1 - face))), 3, 1, 1)  # outlines change too
     changed = [(model.mask(parts, name) - model.mask(now, name)).abs() for name in COME_AND_GO]
-    shape = max_pool2d(torch.stack(changed).amax(0), 3, 1, 1)
-    anew = avg_pool2d(max_pool2d(shape, 3, 1, 1), 3, 1, 1) * strength
-    added, replaced, share = squares.paste(
-        torch.cat([strength * (drawn - seen), anew * drawn, anew], dim=1), size
-    ).tensor_split([3, 6], dim=1)
-    pixels = (1 - share) * (clip.pixels() + added) + replaced
-    where = squares.paste((strength > 0).float(), size) > 0
-    return pixels.clamp(-1, 1), where.numpy()
+    shape = max_pool2d(torch.stack(changed).amax(0), REACH, 1, REACH // 2)
+    maps = torch.cat([drawn - seen, drawn, gated(drawn - seen, gate), allowed, shape], dim=1)
+    laid = squares.paste(maps, (clip.height, clip.width))
+    change, anew, strength, allowed, shape = laid.tensor_split([3, 6, 7, 8], dim=1)
+    strength = strength * crisp(allowed)
+    share = strength * crisp(shape)
+    pixels = (1 - share) * (clip.pixels() + strength * change) + share * anew
+    return pixels.clamp(-1, 1), (strength > 0).numpy()
 
 
-def gated(change: Crops, least: float) -> Float[Tensor, "f 1 side side"]:
+def opened(mask: Float[torch.Tensor, "f 1 h w"]) -> Float[torch.Tensor, "f 1 h w"]:
+    """Return a mask without what is thinner than three pixels: two readings of one rim differ by as much."""
+    return max_pool2d(-max_pool2d(-mask, 3, 1, 1), 3, 1, 1)
+
+
+def crisp(mask: Float[torch.Tensor, "f 1 h w"]) -> Float[torch.Tensor, "f 1 h w"]:
+    """Return a mask that was made larger with the soft edge that this gave it made narrow again."""
+    return (STEEP * (mask - 0.5) + 0.5).clamp(0, 1)
+
+
+def gated(change: Crops, least: float) -> Float[torch.Tensor, "f 1 side side"]:
     """Return 0 where pictures hardly change, 1 where they do, and a soft way between."""
     by = avg_pool2d(change.abs().mean(1, keepdim=True) / 2, 3, 1, 1)
     if least == 0:
@@ -170,10 +320,10 @@ def lay_as_published(
     squares: FaceSquares,
     seen: Crops,
     drawn: Crops,
-    parts: Int[Tensor, "f side side"],
+    parts: Int[torch.Tensor, "f side side"],
     model: FaceModel,
     gate: float,
-) -> tuple[Float[Tensor, "f 3 h w"], np.ndarray]:
+) -> tuple[Float[torch.Tensor, "f 3 h w"], np.ndarray]:
     """Return the clip with the drawn face in it where the source shows skin and features; edges are hard."""
     del seen, gate
     mask = 1 - model.mask(parts, *OUTSIDE_VIDEO)

@@ -25,24 +25,27 @@ from torch.nn.functional import avg_pool2d, normalize
 
 from retouch.artifacts import artifact
 from retouch.compute import Compute
-from retouch.errors import NoFace, ParamsError
+from retouch.errors import ParamsError
 from retouch.events import Listener
-from retouch.media.pictures import read_picture
 from retouch.media.probe import ClipFacts
-from retouch.methods.face.align import Crops, FaceSquares, lay_as_published, lay_over
+from retouch.methods.face.align import Crops, FaceTrack, follow_face, lay_as_published, lay_over
 from retouch.methods.face.spec import FaceParams, strength_curve
-from retouch.methods.face.track import FaceTrack, ReaderFinder, follow_face, vector_of
+from retouch.methods.face.steer import WORD_LEVELS, applied, moved_by_words, steer, towards
 from retouch.models.estimate import Estimate
 from retouch.models.face import encoding, follow, published_timesteps, schedule_at
-from retouch.models.face_attributes import check_name, read_names
-from retouch.models.face_model import FaceModel
+from retouch.models.face_attributes import check_name, read_direction, read_names
+from retouch.models.face_model import WORDS, FaceModel
 from retouch.models.face_parts import YuNetFinder
 from retouch.models.noise_path import Level, Schedule, add_noise, extrapolate
 from retouch.models.refs import resolve, stored_bytes
 from retouch.run import Edited, Run
+from retouch.tracking.face_squares import FaceSquares
 from retouch.video import Video, chunks
 
 STEPS_A_CHECKPOINT: Final = 4
+SEARCHED: Final = 2
+"""Frames that the search for words looks at."""
+NO_WORDS: Final = "put a CLIP in its folder words; tiny:face has words"
 
 
 @torch.no_grad()
@@ -62,6 +65,10 @@ def edit_with(model: FaceModel, video: Video, params: FaceParams, run: Run) -> E
     who = mean_identity(faces, normalised=not params.faithful)
     schedule = schedule_of(model, params)
     entry = run.noise("where the way up begins", torch.zeros(1, 3, model.side, model.side))
+    target = towards(who, model, params)
+    if params.prompt:
+        moved = searched(video, squares, track, faces, who, entry, model, params, run=run)
+        target = applied(target, moved, params.strength)
 
     frames = run.scratch("edited", video.frames.shape)
     touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
@@ -73,7 +80,7 @@ def edit_with(model: FaceModel, video: Video, params: FaceParams, run: Run) -> E
         clip, laid, motion = video[part], squares[part], faces.motion[part]
         crops = laid.crop(clip.pixels(), model.side)
         encoded = encode_faces(crops, who, motion, entry, model, schedule, run=run)
-        wanted = steer(who, clip, model, params)
+        wanted = steer(target, clip, model, params)
         drawn = decode_faces(encoded, wanted, motion, model, schedule, corrected=not params.faithful, run=run)
         lay = lay_as_published if params.faithful else lay_over
         shown = torch.from_numpy(track.shown[part])
@@ -93,6 +100,39 @@ def tell_of(video: Video, track: FaceTrack, run: Run) -> None:
         run.notice(f"the face was not found in {video.named_frames(filled)}; its place there is filled in")
     if left := np.flatnonzero(~track.shown).tolist():
         run.notice(f"the face was not found in {video.named_frames(left)}, which stay as they are")
+
+
+def searched(
+    video: Video,
+    squares: FaceSquares,
+    track: FaceTrack,
+    faces: "FaceReadings",
+    who: Float[Tensor, "1 d"],
+    entry: Float[Tensor, "1 3 side side"],
+    model: FaceModel,
+    params: FaceParams,
+    *,
+    run: Run,
+) -> Float[Tensor, "1 d"]:
+    """Return how far the identity moves for the prompt.
+
+    Clear frames are looked at; as published only the first.
+    """
+    if model.words is None:
+        raise ParamsError("the model knows no words", hint=NO_WORDS)
+    shown = torch.from_numpy(track.shown & (track.score > 0))
+    chosen = (faces.weight * shown).topk(min(SEARCHED, int(shown.sum()))).indices.sort().values
+    chosen = torch.tensor([0]) if params.faithful else chosen
+    crops = [squares[n : n + 1].crop(video[n : n + 1].pixels(), model.side) for n in chosen.tolist()]
+    start = faces.vectors[:1] if params.faithful else who
+    motion, parts = faces.motion[chosen], faces.parts[chosen].long()
+    levels = model.diffusion.schedule(WORD_LEVELS)
+    schedule = schedule_at(published_timesteps(WORD_LEVELS)) if params.faithful else levels
+    encoded = encode_faces(torch.cat(crops), start, motion, entry, model, schedule, run=run)
+    return moved_by_words(
+        encoded.noise, start, motion, parts, model, schedule, (params.source_prompt, params.prompt),
+        iterations=params.search, faithful=params.faithful, run=run,
+    )  # fmt: skip
 
 
 @final
@@ -213,51 +253,23 @@ def decode_faces(
     return x
 
 
-def steer(
-    who: Float[Tensor, "1 d"], clip: Video, model: FaceModel, params: FaceParams
-) -> Float[Tensor, "f d"]:
-    """Return who each frame is to show: line 4."""
-    target = who
-    if params.identity:
-        target = normalize(who + params.strength * (vector_in(params, model) - who), dim=1)
-    if not params.attribute:
-        return target.expand(len(clip), -1)
-    if model.attributes is None:
-        raise ParamsError("the model knows no attributes", hint="give another identity")
-    move = model.attributes.steered if params.faithful else model.attributes.moved
-    numbers = range(clip.origin.first, clip.origin.first + len(clip))
-    return torch.cat([move(target, params.strengths(number)) for number in numbers])
-
-
-def vector_in(params: FaceParams, model: FaceModel) -> Float[Tensor, "1 d"]:
-    """Return who the picture of another person shows.
-
-    Raises:
-        NoFace: it shows nobody.
-    """
-    assert params.identity
-    picture = np.ascontiguousarray(read_picture(params.identity)[..., :3].transpose(2, 0, 1))
-    finder = YuNetFinder(params.finder) if params.finder else ReaderFinder(model)
-    found = finder.find(picture)
-    if not found:
-        raise NoFace(
-            f"no face was found in {params.identity.name}", hint="give an upright picture of one face"
-        )
-    return vector_of(picture, found[0], model)
-
-
 def preflight(clip: ClipFacts, params: FaceParams, tell: Listener) -> None:
-    """Refuse attributes that the model does not know, and numbers of steps that it cannot take.
+    """Refuse attributes and words that the model does not know, and numbers of steps that it cannot take.
 
     Raises:
         ParamsError: says which.
+        InputError: the direction is no such file.
     """
     del clip, tell
     if params.faithful:
         published_timesteps(params.steps)
-    folder = resolve(params.model) / "attributes"
-    if params.attribute and folder.is_dir():
-        names, _ = read_names(folder, params.model)
+    folder = resolve(params.model)
+    if params.prompt and not (folder / WORDS).is_dir():
+        raise ParamsError(f"{params.model} knows no words", hint=NO_WORDS)
+    if params.direction:
+        read_direction(params.direction)
+    if params.attribute and (folder / "attributes").is_dir():
+        names, _ = read_names(folder / "attributes", params.model)
         for name, _ in map(strength_curve, params.attribute):
             check_name(name, names)
 

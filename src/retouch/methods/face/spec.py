@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from retouch.errors import ParamsError
 from retouch.fields import pair
-from retouch.params import Faithful, Model, Params, Role, Steps
+from retouch.params import Faithful, Model, Params, Role, SourcePrompt, Steps
 from retouch.spec import MethodSpec, Paper
 
 EXAMPLE: Final = "--attribute glasses=1 or --attribute glasses=0:0,30:1"
@@ -52,13 +52,21 @@ class FaceParams(Params):
         description="What the face should show, as NAME=STRENGTH: 1 goes all the way, below 0 takes it away. "
         "NAME=FRAME:STRENGTH,FRAME:STRENGTH changes over time. Repeatable.",
     )
+    prompt: Annotated[str, Role.PROMPT, Field(description="What the face should show, in words.")] = ""
+    source_prompt: SourcePrompt = "a face"
+    direction: Path | None = Field(
+        default=None, description="A file of retouch face train-direction, along which the identity moves."
+    )
     identity: Annotated[
         Path | None,
         Role.PICTURE,
         Field(description="A picture of somebody else, whose identity the face takes on."),
     ] = None
     strength: float = Field(
-        default=1.0, ge=-10, le=10, description="How far the other identity is taken on; 1 is all the way."
+        default=1.0,
+        ge=-10,
+        le=10,
+        description="How far words, direction or the other identity are followed; 1 is all the way.",
     )
     face: int | None = Field(
         default=None,
@@ -70,6 +78,7 @@ class FaceParams(Params):
         default=None, description="The ONNX file of YuNet, which finds faces; the model's own if empty."
     )
     steps: Steps = 20
+    search: int = Field(default=60, ge=1, le=10000, description="The most steps that words are searched for.")
     window: int = Field(default=16, ge=1, description="Frames that pass the network together.")
     gate: float = Field(
         default=0.08,
@@ -81,8 +90,8 @@ class FaceParams(Params):
 
     @model_validator(mode="after")
     def _has_an_edit(self) -> "FaceParams":
-        if not (self.attribute or self.identity):
-            raise ValueError("nothing is to be changed: give attribute or identity")
+        if not (self.attribute or self.prompt or self.direction or self.identity):
+            raise ValueError("nothing is to be changed: give attribute, prompt, direction or identity")
         if self.steps < 2:
             raise ValueError("steps is 1; it must be at least 2")
         return self
@@ -109,7 +118,7 @@ SPEC = MethodSpec(
     estimate="retouch.methods.face.edit:estimate",
     preflight="retouch.methods.face.edit:preflight",
     needs=("face",),
-    presets={"paper": {"faithful": True, "steps": 100}, "laptop": {"steps": 10}},
+    presets={"paper": {"faithful": True, "steps": 100, "search": 2000}, "laptop": {"steps": 10}},
     paper=Paper(
         title="Diffusion Video Autoencoders: Toward Temporally Consistent Face Video Editing via "
         "Disentangled Video Encoding",

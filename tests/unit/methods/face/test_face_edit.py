@@ -1,18 +1,22 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import pytest
 import torch
 
-from retouch.errors import NoFace, ParamsError
+from retouch.errors import InputError, NoFace, ParamsError
 from retouch.events import Event, Notice
 from retouch.media.pictures import write_picture
+from retouch.methods.face.align import ReaderFinder, follow_face, gaps
 from retouch.methods.face.edit import edit_with
 from retouch.methods.face.spec import SPEC, FaceParams
-from retouch.methods.face.track import ReaderFinder, follow_face, gaps
+from retouch.models.face_attributes import save_direction
 from retouch.models.face_model import ANCHORS, FaceModel
+from retouch.models.face_parts import FoundFace
 from retouch.run import Edited, Run
 from retouch.video import Video
 from retouch.world import LANDMARKS, FaceClip, Portrait, face_picture
@@ -158,8 +162,6 @@ def test_a_face_in_the_middle_of_a_clip_is_followed_both_ways(
 
 
 def test_encoders_of_another_network_are_refused(model: FaceModel) -> None:
-    from dataclasses import replace
-
     from retouch.errors import ModelMismatch
     from retouch.models.face_model import SmallFaceReader
 
@@ -169,3 +171,75 @@ def test_encoders_of_another_network_are_refused(model: FaceModel) -> None:
     with pytest.raises(ModelMismatch, match="its network takes"):
         replace(model, reader=other).check("mine")
     assert torch.equal(reader.motion(torch.zeros(1, 22, 2)), torch.zeros(1, 42))
+
+
+@final
+class FinderOfBrightFrames:
+    """Finds one face where it is told, in frames that are not black."""
+
+    identity = property(lambda _: "bright")
+
+    def __init__(self, points: np.ndarray) -> None:
+        self.points = points
+
+    def find(self, frame: np.ndarray) -> list[FoundFace]:
+        return [FoundFace(self.points, 1.0)] if frame.any() else []
+
+
+def test_of_a_hundred_frames_those_ten_are_followed_that_show_the_face(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    frames = np.zeros((100, 3, 96, 96), np.uint8)
+    frames[40:50] = clip.video.frames[0]
+    points = clip.landmarks[0][[LANDMARKS.index(name) for name in ANCHORS]].astype(np.float64)
+    track = follow_face(
+        Video(frames, clip.video.fps), model, FinderOfBrightFrames(points), None, run=Run.alone(tmp_path)
+    )
+    assert np.flatnonzero(track.shown).tolist() == list(range(40, 50))
+
+
+def test_words_that_say_the_same_give_the_clip_back(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
+    made = edited(clip.video, model, tmp_path, attribute=(), prompt="a face", source_prompt="A face.")
+    assert np.array_equal(made.video.frames, clip.video.frames)
+
+
+def test_words_are_followed(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
+    made = edited(
+        clip.video[:2], model, tmp_path, attribute=(), prompt="a face with a beard",
+        source_prompt="a face without a beard",
+    )  # fmt: skip
+    true = clip.edited("beard=yes").video.frames[:2]
+    changed = np.broadcast_to((true != clip.video.frames[:2]).any(1, keepdims=True), true.shape)
+    ours, was = (
+        np.square(frames[changed].astype(float) - true[changed]).mean()
+        for frames in (made.video.frames, clip.video.frames[:2])
+    )
+    assert ours < was / 2
+
+
+def test_words_are_followed_by_pictures_as_published(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    made = edited(
+        clip.video[:2], model, tmp_path, attribute=(), prompt="a face with a beard", faithful=True, steps=2,
+        search=2,
+    )  # fmt: skip
+    assert (made.video.frames != clip.video.frames[:2]).any()
+
+
+def test_a_direction_of_another_model_or_none_is_refused(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    file = save_direction(tmp_path / "a.safetensors", torch.ones(1, 8), {"model": "mine"})
+    with pytest.raises(InputError, match="8 features; this model's have 64"):
+        edited(clip.video, model, tmp_path, attribute=(), direction=file)
+    (tmp_path / "b.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="holds no direction"):
+        edited(clip.video, model, tmp_path, attribute=(), direction=tmp_path / "b.safetensors")
+
+
+def test_a_model_without_words_is_told_from_one_with(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    with pytest.raises(ParamsError, match="knows no words"):
+        edited(clip.video, replace(model, words=None), tmp_path, attribute=(), prompt="a face with a hat")

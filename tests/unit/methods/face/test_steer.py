@@ -1,11 +1,24 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from retouch.methods.face.steer import WordSearch, text_direction
+from retouch.errors import InputError
+from retouch.methods.face.steer import (
+    WordSearch,
+    applied,
+    descend,
+    learn_direction,
+    text_direction,
+    told_apart,
+)
 from retouch.models.face import schedule_at
 from retouch.models.face_attributes import Attributes
+from retouch.models.face_model import FaceModel
 from retouch.models.noise_path import Level
+from retouch.run import Run
+from retouch.world import FaceClip, Portrait
 
 
 def attributes() -> Attributes:
@@ -51,41 +64,69 @@ def test_the_classifier_learns_by_its_loss() -> None:
     assert slope.abs().argmax() == 0
 
 
-def search() -> WordSearch:
+def search(least: float = 0.0) -> WordSearch:
     """A network that paints the first three numbers of an identity, and a CLIP that sees mean colours."""
     start, schedule = normalize(torch.tensor([[0.2, 0.5, 0.4, 0.7]]), dim=1), schedule_at([0, 300, 600])
 
     def clean(x: torch.Tensor, _: Level, who: torch.Tensor) -> torch.Tensor:
-        return who[:, :3, None, None].expand(-1, -1, *x.shape[2:])
+        return who[:, :3, None, None].expand(len(x), -1, *x.shape[2:])
 
-    noisy = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    chain = torch.cat([noisy, clean(noisy[:1], schedule.levels[0], start)])
+    noisy = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     return WordSearch(
-        start, chain, schedule, clean, lambda pixels: normalize(pixels.mean((2, 3)), dim=1),
-        torch.tensor([1.0, 0.0, 0.0]), torch.zeros(1, 1, 4, 4), weights=(3.0, 0.1, 0.0), rate=0.02,
+        start, noisy, schedule.down(), clean, lambda pixels: normalize(pixels.mean((2, 3)), dim=1),
+        torch.tensor([1.0, 0.0, 0.0]), torch.zeros(2, 1, 4, 4), weights=(3.0, 0.1, 0.0), rate=0.02,
+        least=least,
     )  # fmt: skip
 
 
-def test_the_search_turns_the_face_towards_the_words() -> None:
-    task = search()
-    losses = [found.total.item() for found in task.descend(60)]
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_the_search_turns_the_face_towards_the_words(least: float) -> None:
+    task = search(least)
+    losses = [found.total.item() for found in descend(task, 60)]
     assert losses[-1] < losses[0]
     assert normalize(task.found, dim=1)[0, 0] > task.start[0, 0] + 0.1
     other = normalize(torch.tensor([[0.1, 0.9, 0.1, 0.3]]), dim=1)
-    moved = task.applied(other)
+    moved = applied(other, task.found.detach() - task.start)
     assert moved[0, 0] > other[0, 0]
     assert torch.allclose(moved.norm(), torch.tensor(1.0))
-    assert torch.allclose(task.applied(other, 0.0), other)
+    assert torch.allclose(applied(other, task.found.detach() - task.start, 0.0), other)
+    assert applied(other, torch.zeros(1, 4)) is other
 
 
 def test_pictures_that_do_not_change_give_a_loss_and_a_gradient_that_are_numbers() -> None:
     task = search()
-    task.chain[1:] = task.one_step_each().detach()
     losses = task.losses()
     torch.autograd.backward(losses.total)
     assert torch.isfinite(losses.total)
     assert task.found.grad is not None
     assert torch.isfinite(task.found.grad).all()
+
+
+def test_a_direction_tells_faces_with_something_from_those_without(tmp_path: Path) -> None:
+    model, run = FaceModel.from_pretrained("tiny:face"), Run.alone(tmp_path)
+    people = [Portrait.sample(seed) for seed in (5, 8)]
+    without, showing = (
+        [FaceClip.of(who.changed(f"beard={word}"), 1, 64).video for who in people] for word in ("no", "yes")
+    )
+    direction, _ = learn_direction(showing, without, model, run)
+    assert model.attributes is not None
+    along = dict(
+        zip(
+            model.attributes.names, model.attributes.weight / model.attributes.std @ direction[0], strict=True
+        )
+    )
+    assert along["beard"] > 0 > along["no-beard"]
+    with pytest.raises(InputError, match="two faces"):
+        learn_direction(showing[:1], without, model, run)
+
+
+def test_faces_are_told_apart_by_the_others_of_their_side() -> None:
+    noise = 0.1 * torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    away = torch.tensor([1.0, 0.0, 0.0])
+    assert told_apart(noise[0], noise[1] + away) == 1.0
+    assert told_apart(noise[0], noise[1]) < 0.9
+    mixed = torch.cat([noise[1][:3] + away, noise[1][3:]])
+    assert told_apart(noise[0], mixed) < 1.0
 
 
 def test_words_point_from_what_is_shown_to_what_is_wanted() -> None:
