@@ -1,6 +1,7 @@
 """How near the face method comes to edits whose truth is known; figures in benchmarks/face.md.
 
-python benchmarks/face.py truth --clips 10     edits of clips that no training has seen
+python benchmarks/face.py truth --clips 10            edits of clips that no training has seen
+python benchmarks/face.py truth --clips 10 --words    the same, told in words
 python benchmarks/face.py sheet PICTURE        the figure of the docs
 """
 
@@ -35,6 +36,14 @@ EDITS: Final = {
     "skin": ("dark-skin=1", "skin=dark", lambda who: who.skin not in ("dark", "brown")),
     "hat": ("red-hat=1", "hat=red", lambda who: who.hat != "red"),
 }
+SAID: Final = {
+    "glasses": ("a face without glasses", "a face with glasses"),
+    "beard": ("a face without a beard", "a face with a beard"),
+    "hair colour": ("a face", "a face with blond hair"),
+    "skin": ("a face", "a face with dark skin"),
+    "hat": ("a face without a hat", "a face with a red hat"),
+}
+"""What a clip shows, and what it is to show, in words."""
 FIRST: Final = 100
 """The first of the seeds that are tried; recipes train on seeds from a million on."""
 
@@ -49,9 +58,13 @@ def clips(name: str, count: int, frames: int) -> list[FaceClip]:
     return found
 
 
-def edited(clip: FaceClip, name: str, model: FaceModel, folder: Path) -> tuple[Video, Video, np.ndarray]:
+def edited(
+    clip: FaceClip, name: str, model: FaceModel, folder: Path, *, words: bool = False
+) -> tuple[Video, Video, np.ndarray]:
     """Return the edit, the true edit, and where ours says that it worked."""
-    params = SPEC.fill({"attribute": (EDITS[name][0],)})
+    source, prompt = SAID[name]
+    said = {"source_prompt": source, "prompt": prompt} if words else {"attribute": (EDITS[name][0],)}
+    params = SPEC.fill(said)
     assert isinstance(params, FaceParams)
     made = edit_with(model, clip.video, params, Run.alone(folder))
     assert made.touched is not None
@@ -78,7 +91,7 @@ def vectors(video: Video, model: FaceModel, folder: Path) -> torch.Tensor:
     return read_faces(video, track.squares(model.diffusion.config.scale), track, model, run=run).vectors
 
 
-def truth(count: int, frames: int, *, keep: bool) -> None:
+def truth(count: int, frames: int, *, keep: bool, words: bool) -> None:
     """Print a row for each edit; `keep` puts the means beside the weights."""
     figures = {"edited_clips": float(count * len(EDITS)), "frames_a_clip": float(frames)}
     model = FaceModel.from_pretrained("tiny:face")
@@ -88,7 +101,7 @@ def truth(count: int, frames: int, *, keep: bool) -> None:
         rows, near = [], []
         for clip in clips(name, count, frames):
             with TemporaryDirectory() as folder:
-                result, true, touched = edited(clip, name, model, Path(folder))
+                result, true, touched = edited(clip, name, model, Path(folder), words=words)
                 mask = (true.frames != clip.video.frames).any(1, keepdims=True)
                 near += nearer(result, clip.video, true, mask)
                 exact = not ((result.frames != clip.video.frames).any(1, keepdims=True) & ~touched).any()
@@ -129,12 +142,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--keep", action="store_true", help="put the means into PROVENANCE.json")
+    parser.add_argument("--words", action="store_true", help="tell the edits in words")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.what == "sheet":
         sheet(asked.path or sys.exit("name the picture to write"))
     else:
-        truth(asked.clips, asked.frames, keep=asked.keep)
+        truth(asked.clips, asked.frames, keep=asked.keep, words=asked.words)
 
 
 if __name__ == "__main__":

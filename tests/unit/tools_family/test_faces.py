@@ -111,3 +111,25 @@ def test_another_persons_vector_is_seen_by_the_probe(recipes: Recipes, work: Pat
     figures = recipes.train_face_unet.swap_probe(network, judged, vectors)
     assert figures["swap_600"] != 0
     assert figures["own_600"] > 0
+
+
+def test_sentences_are_true_of_whom_they_are_about(recipes: Recipes) -> None:
+    words, labels = recipes.train_face_words, recipes.faces.held_out(6).labels
+    dice = np.random.default_rng(0)
+    for number, row in enumerate(labels):
+        claims = words.claims_of(row, dice)
+        assert words.true_of(claims, labels)[number], claims
+        known = set(words.vocabulary())
+        assert set(words.words_in(words.said(claims, dice))) <= known
+    glasses = labels[:, words.FACTOR_NAMES.index("glasses")] == 1
+    assert (words.true_of([("glasses", "yes")], labels) == glasses).all()
+    assert words.said([("hair", "short"), ("hair_colour", "red")], dice) == "a face with short red hair"
+    assert words.said([("hat", "none")], np.random.default_rng(1)) in (
+        "a face with no hat", "a face without a hat", "face with no hat", "face without a hat",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_words_are_learnt_from_identities(recipes: Recipes, work: Path) -> None:
+    fit = recipes.train_face_words.train(work, images=FEW * 40, count=FEW, tested=4)
+    assert np.mean(fit.losses[-4:]) < 0.9 * np.mean(fit.losses[:4])

@@ -35,7 +35,7 @@ class Moved:
 
 @final
 class FinderOfTheMoved:
-    """Says of each frame where the cascade's face went, to the pixel, as detectors do."""
+    """Says of each frame where the cascade's face went."""
 
     identity = property(lambda _: "the moved")
 
@@ -43,7 +43,7 @@ class FinderOfTheMoved:
         self.known = {frame.tobytes(): p for frame, p in zip(moved.video.frames, moved.points, strict=True)}
 
     def find(self, frame: np.ndarray) -> list[FoundFace]:
-        return [FoundFace(self.known[frame.tobytes()].round(), 1.0)]
+        return [FoundFace(self.known[frame.tobytes()], 1.0)]
 
 
 @pytest.fixture(scope="module")
