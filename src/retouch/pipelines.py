@@ -54,6 +54,7 @@ from retouch.methods.videoshop.edit import edit_with as carry_first_frame
 from retouch.methods.videoshop.spec import SPEC as VIDEOSHOP
 from retouch.methods.videoshop.spec import VideoshopParams
 from retouch.models.face_model import FaceModel
+from retouch.models.face_words import EncodedWords
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.image_to_video import StableVideo
 from retouch.models.vocabulary import check_words, words_of
@@ -518,6 +519,10 @@ class FacePipeline:
             if self.model.attributes is not None:
                 for attribute in attributes or {}:
                     self.model.attributes.number(attribute)
+            if prompt and isinstance(self.model.words, EncodedWords):
+                known = frozenset(self.model.words.network.words)
+                prompts = [prompt, params.source_prompt]
+                check_words(prompts, known, model="this model", anyway=False, tell=ignore)
             run = _run_in(folder / "run", generator)
             edited = edit_face(self.model, _clip(video), params, run)
             return StableVideoDiffusionPipelineOutput(frames=_as_asked(edited.video, output_type))

@@ -36,5 +36,7 @@ def test_what_the_model_does_not_know_is_refused_before_any_step(
 ) -> None:
     with pytest.raises(ParamsError, match="knows no attribute 'berd'"):
         pipe(frames, attributes={"berd": 1.0})
+    with pytest.raises(ParamsError, match="does not know the word 'moustache'"):
+        pipe(frames, prompt="a face with a moustache")
     with pytest.raises(ParamsError, match="nothing is to be changed"):
         pipe(frames)
