@@ -29,6 +29,7 @@ def folders(place: Path, people: int) -> tuple[Path, Path]:
     return made
 
 
+@pytest.mark.slow
 def test_a_direction_is_learnt_from_two_folders_and_told_of(tmp_path: Path) -> None:
     showing, without = folders(tmp_path, 2)
     out = tmp_path / "glasses.safetensors"

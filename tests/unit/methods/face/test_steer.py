@@ -102,6 +102,7 @@ def test_pictures_that_do_not_change_give_a_loss_and_a_gradient_that_are_numbers
     assert torch.isfinite(task.found.grad).all()
 
 
+@pytest.mark.slow
 def test_a_direction_tells_faces_with_something_from_those_without(tmp_path: Path) -> None:
     model, run = FaceModel.from_pretrained("tiny:face"), Run.alone(tmp_path)
     people = [Portrait.sample(seed) for seed in (5, 8)]
