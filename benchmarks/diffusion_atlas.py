@@ -328,8 +328,6 @@ def tell(folder: Path) -> None:
     for kind, ways in WAYS.items():
         mine = [[row for row in rows if (row["kind"], row["way"]) == (kind, way)] for way in ways]
         heads = [key for key in next((r[0] for r in mine if r), {}) if key not in ("kind", "way", "clip")]
-        if kind == "object" and "IoU" not in heads:
-            heads.append("IoU")
         if heads:
             print(f"\n| {kind} | clips | {' | '.join(heads)} |\n|---{'|---' * (len(heads) + 1)}|")
         for way, some in zip(ways, mine, strict=True):
