@@ -21,7 +21,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("retouch.apps.commands.demo:demo", "Edit a clip made on the spot and say where to look."),
     "web": ("retouch.apps.commands.web:web", "Paint, mark, edit and compare in the browser."),
     "probe": ("retouch.apps.commands.media:probe", "Print what a file is, or what differs between two."),
-    "keyframe": ("retouch.apps.commands.media:keyframe", "Take one frame out of a clip as a picture."),
+    "keyframe": (
+        "retouch.apps.commands.keyframe:keyframe",
+        "Take frames out of a clip as pictures, or edit them by words.",
+    ),
     "mask": ("retouch.apps.commands.atlas:mask", "Follow an object from boxes and strokes; write its mask."),
     "atlas": ("retouch.apps.commands.atlas:atlas", "Fit, show, report, export and extend layered atlases."),
     "compare": (

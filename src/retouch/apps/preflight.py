@@ -4,6 +4,7 @@ Every command asks here before it begins, so that nothing is refused after hours
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from retouch.errors import ParamsError
@@ -64,6 +65,37 @@ def check_prompts(params: Params, *, anyway: bool, tell: Listener) -> None:
     prompts = [prompt for _, prompt in given_as(params, Role.PROMPT)]
     for _, ref in given_as(params, Role.MODEL):
         check_words(prompts, declared_words(resolve(ref)), model=ref, anyway=anyway, tell=tell)
+
+
+def check_edit_words(prompt: str, model: str, *, anyway: bool, tell: Listener) -> None:
+    """Refuse words of an edit that its model was not taught, as `check_prompts` does.
+
+    Raises:
+        ModelNotFound: the model is not on this machine.
+        ParamsError: it does not know a word.
+    """
+    check_words([prompt], declared_words(resolve(model)), model=model, anyway=anyway, tell=tell)
+
+
+def check_keyframes(at: Sequence[int], clip: ClipFacts, *, mask: Path | None, agreeing: bool) -> None:
+    """Refuse key frames that are not in a clip, several that nothing lets agree, and masks that do not fit.
+
+    Raises:
+        ParamsError: says which frame, or what is missing.
+        VideoError: the mask is of another size or number, or cannot be read.
+    """
+    frames = clip.video.frames
+    if max(at) >= frames:
+        raise ParamsError(
+            f"frame {max(at)} is not in the clip", hint=f"its {frames} frames are 0 to {frames - 1}"
+        )
+    if len(at) > 1 and not agreeing:
+        raise ParamsError(
+            "several key frames agree through the clip's atlas, and there is none",
+            hint="give --atlas, from retouch atlas fit, or a --box around the object and a --stroke or two",
+        )
+    if mask is not None:
+        check_masks(mask, clip)
 
 
 def check_given(params: Params, clip: ClipFacts, part: range | None = None) -> None:

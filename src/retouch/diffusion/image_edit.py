@@ -7,15 +7,14 @@ how much of it stays: at strength 1 nothing does.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from retouch.media.pictures import read_rgb
 from retouch.models.image import Control, ControlResiduals, StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
 from retouch.models.noise_path import Level, Schedule, Timestep, add_noise, guided, step
@@ -86,7 +85,7 @@ def goal_of(
     negative_prompt: str,
     guidance: float,
     *,
-    reference: Path | None = None,
+    reference: UInt8[np.ndarray, "3 y x"] | None = None,
     reference_scale: float = 1.0,
     adapter: str = "",
     run: Run,
@@ -98,7 +97,7 @@ def goal_of(
         return
     prompted = run.load(adapter, ImagePrompt)
     with prompted.applied_to(sd, scale=reference_scale):
-        yield Goal(*words, seen=prompted.seen(read_rgb(reference)))
+        yield Goal(*words, seen=prompted.seen(reference))
 
 
 def control_of(ref: str, scale: float, sd: StableDiffusion, run: Run) -> Control | None:

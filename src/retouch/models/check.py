@@ -24,7 +24,17 @@ SINGLE: Final = {
     "AutoencoderKL": "an autoencoder alone",
     FACE: "a face model",
 }
-WITHOUT_WEIGHTS: Final = ("scheduler", "tokenizer", "feature_extractor", "safety_checker", "image_processor")
+WITHOUT_WEIGHTS: Final = (
+    "scheduler",
+    "tokenizer",
+    "tokenizer_2",
+    "tokenizer_3",
+    "processor",
+    "text_processor",
+    "feature_extractor",
+    "safety_checker",
+    "image_processor",
+)
 
 
 @final

@@ -1,16 +1,14 @@
 """`retouch mask` and `retouch atlas`: objects out of a clip, and the clip as a few pictures."""
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from retouch.apps.cli_fields import range_option
-from retouch.compute import Compute
+from retouch.apps.scratch import scratch_run
 from retouch.errors import ParamsError
 from retouch.fields import pair
 from retouch.params import frame_range, renumbered
@@ -109,7 +107,7 @@ def mask(
         for texts in (box, stroke, polygon, outside, drawn)
     )
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
-    with _scratch_run() as run:
+    with scratch_run() as run:
         follower = segmenter_named(segmenter, run)
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         marks += drawn_marks(drawn, video)
@@ -214,7 +212,7 @@ def fit(
         for texts in (box, stroke, polygon, outside, drawn)
     )
     marks = marks_from(box=box, stroke=stroke, polygon=polygon, outside=outside)
-    with _scratch_run(device) as run:
+    with scratch_run(device) as run:
         follower, motion = segmenter_named(segmenter, run), flow_named(flow, run)
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         made = atlas_for(
@@ -283,7 +281,7 @@ def report(file: Path, clip: Path, part: str, *, as_json: bool) -> None:
     from retouch.media.io import read
 
     frames = frame_range(part)
-    with _scratch_run() as run:
+    with scratch_run() as run:
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         found = examine_atlas(load_atlas(file, video), video)
     click.echo(json.dumps(found.plain()) if as_json else found.words())
@@ -320,21 +318,9 @@ def extend_atlas(file: Path, clip: Path, part: str, out: Path, *, force: bool) -
 
     check_free(out, force=force)
     shorter, frames = load_atlas(file), frame_range(part)
-    with _scratch_run() as run:
+    with scratch_run() as run:
         video = read(clip, part=frames, scratch=run.folder / "read", listen=run.listen)
         click.echo(save_atlas(make_longer(shorter, video, run=run), out, force=force))
-
-
-@contextmanager
-def _scratch_run(device: str = "auto") -> "Iterator[Run]":
-    """A run with scratch space of its own and the common store."""
-    from retouch.apps.progress import show_progress
-    from retouch.places import usable_home
-    from retouch.run import Run
-
-    with tempfile.TemporaryDirectory(prefix="retouch-") as folder, show_progress() as listen:
-        compute = Compute(device=device)
-        yield Run.alone(Path(folder), compute=compute, store=usable_home() / "store", listen=listen)
 
 
 def _stack_textures(made: "Atlas") -> "np.ndarray":

@@ -1,4 +1,4 @@
-"""`retouch probe` and `retouch keyframe`: what a file is, and one frame of it as a picture."""
+"""`retouch probe`: what a file is."""
 
 import dataclasses
 import json
@@ -44,31 +44,6 @@ def probe(files: tuple[Path, ...], part: str, *, diff: bool, as_json: bool) -> N
     for file in files:
         facts = find_out(file)
         click.echo(json.dumps(_plain_facts(facts), ensure_ascii=False) if as_json else _in_words(facts))
-
-
-@click.command()
-@click.argument("clip", type=click.Path(path_type=Path))
-@click.option("--at", "index", type=click.IntRange(0), help="Which frame; the first is 0.")
-@click.option(
-    "--range", "part", default="", metavar="FIRST-LAST", help="These frames, into a folder or clip."
-)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The picture; frame-AT.png by default.")
-@click.option("--force", is_flag=True, help="Replace the picture if there is one.")
-def keyframe(clip: Path, index: int | None, part: str, out: Path | None, *, force: bool) -> None:
-    """Take frames out of a clip, upright, to be painted on: one as a picture, or a range of them."""
-    from retouch.apps.preflight import check_clip_output, check_picture_output
-    from retouch.media.io import read, read_frame, write, write_picture
-
-    if (index is None) == (not part):
-        raise RequestError("which frame?", hint="give --at FRAME, or --range FIRST-LAST")
-    if index is None:
-        out = out or Path(f"frames-{part}")
-        check_clip_output(out, force=force)
-        click.echo(write(read(clip, part=frame_range(part)), out, force=force))
-        return
-    out = out or Path(f"frame-{index}.png")
-    check_picture_output(out, force=force)
-    click.echo(write_picture(read_frame(clip, index), out, force=force))
 
 
 def _in_words(facts: "ClipFacts") -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from retouch.diffusion.image_edit import control_of, descent, edit_picture, goal_of
 from retouch.diffusion.resize import resized
+from retouch.media.pictures import read_rgb
 from retouch.methods.frame_by_frame.spec import FrameByFrameParams
 from retouch.models.annotate import canny
 from retouch.models.image import StableDiffusion
@@ -42,7 +43,7 @@ def edit(video: Video, params: FrameByFrameParams, run: Run) -> Edited:
     with goal_of(
         sd,
         *words,
-        reference=params.reference,
+        reference=None if params.reference is None else read_rgb(params.reference),
         reference_scale=params.reference_scale,
         adapter=params.adapter,
         run=run,
