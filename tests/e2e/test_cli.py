@@ -211,12 +211,12 @@ def test_an_output_that_exists_is_replaced_by_force_only(shell: Shell) -> None:
 def test_a_replay_takes_the_threads_of_the_run(shell: Shell) -> None:
     """The last digits of a network's results depend on how many threads share the work."""
     words = ("--source-prompt", "a red ball on sand", "--prompt", "a blue ball on sand", "--steps", "2")
-    assert shell("edit", "fatezero", "clip.mp4", *words, "--threads", "2").code == 0
+    assert shell.apart("edit", "fatezero", "clip.mp4", *words, "--threads", "2").code == 0
     (first,) = shell.runs
     assert json.loads((first / "request.json").read_text())["compute"]["threads"] == 2
-    assert json.loads(shell("replay", first.name, "--json").out)["same"] is True
+    assert json.loads(shell.apart("replay", first.name, "--json").out)["same"] is True
     kept = json.loads(shell("cache", "list", "--json").out)
-    assert shell("edit", "fatezero", "clip.mp4", *words, "--threads", "1").code == 0
+    assert shell.apart("edit", "fatezero", "clip.mp4", *words, "--threads", "1").code == 0
     assert len(json.loads(shell("cache", "list", "--json").out)) == 2 * len(kept)  # none of another count
 
 

@@ -82,6 +82,15 @@ class Shell:
         words = ((self.folder / name).read_text() for name in ("out", "err"))
         return Ended(os.waitstatus_to_exitcode(status), *words)
 
+    def apart(self, *arguments: object) -> Ended:
+        """A command carried out in a process of its own, which may have more threads than one.
+
+        A forked child may not: the threads that it believes to have are its parent's.
+        """
+        child = self.new(*arguments)
+        out, err = child.communicate()
+        return Ended(child.returncode, out, err)
+
     def new(self, *arguments: object) -> "subprocess.Popen[str]":
         """The installed command in a process that shares nothing with this one.
 

@@ -25,7 +25,7 @@ from retouch.video import decibels
 
 STIFF: Final = 1.0
 """Resistance to bending of the stiffer fit."""
-LOSS, OBJECT_LOSS = 0.5, 2.0
+LOSS, OBJECT_LOSS = 0.5, 1.0
 """Decibels by which a stiffer mapping may explain its frames less: the background's, and an object's."""
 HOMOGRAPHY_STEPS: Final = 6
 TUKEY: Final = 4.7

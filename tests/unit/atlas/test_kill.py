@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ from retouch.run import Run
 from retouch.video import Video
 
 SETTINGS = AtlasSettings(steps=2, side=60, gain=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked child has one thread, and last digits depend on how many there are."""
+    with Compute(device="cpu", threads=1).repeatable():
+        yield
 
 
 def fitted(clip: Video, mattes: tuple[PackedMattes, ...], folder: Path, heard: list[Event]) -> Atlas:
