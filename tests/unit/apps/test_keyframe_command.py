@@ -36,6 +36,10 @@ def test_an_edit_by_words_leaves_picture_mask_and_offset(
     assert "exists" in capsys.readouterr().err
     assert np.array_equal(read_picture(out), made)
 
+    free = [*told[:-1], str(tmp_path / "free.png"), "--control", ""]
+    assert run(["keyframe", str(path), *free]) == 0
+    assert not np.array_equal(read_picture(tmp_path / "free.png"), made)  # else it is held to the edges
+
 
 def test_several_pictures_carry_their_frames_number() -> None:
     assert picture_places(None, [3]) == {3: Path("frame-3.png")}

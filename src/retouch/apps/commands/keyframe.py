@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from retouch.tracking.register import RegisteredEdit
 
 PATH = click.Path(path_type=Path)
+EDGES_OF: Final = {"tiny:sd": "tiny:sd-canny"}
+"""What holds a model to the edges unless another is named, or none by an empty text."""
 
 
 @click.command()
@@ -33,7 +35,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps; else the model's own.")
 @click.option("--guidance", type=click.FloatRange(0, 50), help="How strongly the words steer.")
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far the picture may go.")
-@click.option("--control", default="", help="The ControlNet that holds a Stable Diffusion to the edges.")
+@click.option(
+    "--control", help="The ControlNet that holds a Stable Diffusion to the edges; tiny:sd has its own."
+)
 @click.option("--adapter", default="", help="The IP-Adapter that shows it the reference.")
 @click.option("--atlas", type=PATH, help="The clip's atlas, through which several frames agree.")
 @click.option("--box", multiple=True, help="Without one, a box around the object, as FRAME:x,y x,y.")
@@ -53,7 +57,7 @@ def keyframe(
     steps: int | None,
     guidance: float | None,
     strength: float | None,
-    control: str,
+    control: str | None,
     adapter: str,
     atlas: Path | None,
     box: tuple[str, ...],
@@ -104,6 +108,7 @@ def keyframe(
     marks = marks_from(box=box, stroke=stroke)
     check_keyframes(at, probe(clip), mask=mask, agreeing=bool(atlas or marks))
     references = [read_rgb(path).transpose(1, 2, 0) for path in reference]
+    control = EDGES_OF.get(model, "") if control is None else control
     check_editor(model, references=len(references), control=control, adapter=adapter)
     with scratch_run(device, seed=seed) as run:
         check_edit_words(prompt, model, anyway=anyway, tell=run.listen)
