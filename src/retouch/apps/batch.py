@@ -298,14 +298,11 @@ def status(out: str | Path) -> dict[str, Any]:
     rows = kept_rows(folder)
     results = folder.write_results(rows)
     states = [str(result["state"]) for result in results]
-    work = [row.key for row in rows if isinstance(row, Row) and _at_work(folder, row)]
+    missing = {str(result["key"]) for result in results if result["state"] == "missing"}
+    work = [key for key in missing if folder.run(key).exists() and not folder.is_free(key)]
     failed = [result for result in results if result["state"] == "failed"]
     counts = {name: states.count(name) for name in ("done", "failed", "missing")}
-    return {"rows": len(rows), **counts, "at_work": sorted(set(work)), "failures": failed}
-
-
-def _at_work(folder: BatchFolder, row: Row) -> bool:
-    return folder.outcome(row.key) is None and folder.run(row.key).exists() and not folder.is_free(row.key)
+    return {"rows": len(rows), **counts, "at_work": sorted(work), "failures": failed}
 
 
 def kept_rows(folder: BatchFolder) -> list[Row | Fault]:

@@ -221,15 +221,15 @@ class BatchFolder:
         keys = {row.key for row in rows if isinstance(row, Row)}
         return len(keys) <= sum(1 for _ in (self.path / "done").glob("*.json"))
 
-    def results(self, rows: Iterable[Row | Fault]) -> list[dict[str, object]]:
-        """Return what is known of each row, in order."""
-        return [self._result(row) for row in rows]
-
     def write_results(self, rows: Iterable[Row | Fault]) -> list[dict[str, object]]:
-        """Write `results.jsonl` anew and return what it says."""
-        results = self.results(rows)
-        text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-        write_whole(self.path / "results.jsonl", text)
+        """Write `results.jsonl` anew and return what it says, reports left out: of many rows they are much."""
+        results = []
+        path = self.path / "results.jsonl"
+        with replace_whole(path, force=True) as draft, draft.open("w", encoding="utf-8") as file:
+            for row in rows:
+                told = self._result(row)
+                file.write(json.dumps(told, ensure_ascii=False) + "\n")
+                results.append({name: value for name, value in told.items() if name != "report"})
         return results
 
     def _result(self, row: Row | Fault) -> dict[str, object]:

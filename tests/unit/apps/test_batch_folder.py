@@ -201,9 +201,9 @@ def test_results_stand_in_the_order_of_the_rows_with_what_is_missing(folder: Bat
         Fault(4, "bad", "mend it"),
         Row(5, "a", request, "ia", "c"),
     ]
-    folder.publish("a", {"state": "done", "result": "runs/a/result.mp4", "identity": "ia", "attempt": 2})
+    folder.publish("a", {"state": "done", "result": "runs/a/result.mp4", "report": {"seed": 1}, "attempt": 2})
     results = folder.write_results(rows)
     assert [(told["line"], told["state"]) for told in results] == [(3, "missing"), (4, "failed"), (5, "done")]
     assert "attempt" not in results[2]
     lines = (folder.path / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == results
+    assert [json.loads(line) for line in lines] == [*results[:2], {**results[2], "report": {"seed": 1}}]
