@@ -222,7 +222,7 @@ class BatchFolder:
         return len(keys) <= sum(1 for _ in (self.path / "done").glob("*.json"))
 
     def write_results(self, rows: Iterable[Row | Fault]) -> list[dict[str, object]]:
-        """Write `results.jsonl` anew and return what it says, reports left out: of many rows they are much."""
+        """Write `results.jsonl` anew and return what it says but for the reports, which are much."""
         results = []
         path = self.path / "results.jsonl"
         with replace_whole(path, force=True) as draft, draft.open("w", encoding="utf-8") as file:
