@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -307,16 +306,28 @@ def overhead(count: int, workers: int) -> None:
         given = {"video": "c.mkv", "method": "tint", "params": {"steps": 1}, "compute": {"threads": 1}}
         rows = folder / "rows.jsonl"
         rows.write_text("".join(json.dumps({**given, "seed": seed}) + "\n" for seed in range(count)))
-        began, own = time.perf_counter(), time.process_time()
-        done = sum(result.done for result in batch.run(rows, folder / "out", workers=workers))
-        seconds, own = time.perf_counter() - began, time.process_time() - own
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        began = time.perf_counter()
+        driver = command(*commands("pool", rows, folder / "out", workers, "")[0], variables={})
+        ticks, peak = 0, 0.0
+        while driver.poll() is None:
+            with suppress(OSError, KeyError, IndexError):
+                ticks, peak = taken(driver.pid)
+            time.sleep(0.2)
+        seconds = time.perf_counter() - began
         began = time.process_time()
-        batch.status(folder / "out")
+        done = batch.status(folder / "out")["done"]
         status = time.process_time() - began
         print(f"{done} of {count} rows done by {workers} workers in {seconds:.0f} s")
-        each = 1000 * own / count
-        print(f"driver: {each:.2f} ms of processor a row, {memory:.0f} MB at most; status {status:.2f} s")
+        each = 1000 * ticks / os.sysconf("SC_CLK_TCK") / count
+        print(f"driver: {each:.2f} ms of processor a row, {peak:.0f} MB at most; status {status:.2f} s")
+
+
+def taken(process: int) -> tuple[int, float]:
+    """The ticks of processor that a process took so far, and the megabytes that it had at most."""
+    stat = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    memory = dict(line.split(":", 1) for line in lines)["VmHWM"]
+    return int(stat[11]) + int(stat[12]), int(memory.split()[0]) / 1024
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ _RGB_MODES = {
 _TURNING = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 _BITS_A_SAMPLE = 258
+_STRIP = 1 << 20
+"""Pixels that are turned into bytes at once."""
 
 
 @final
@@ -120,8 +122,8 @@ def read_picture(path: Path | str) -> UInt8[np.ndarray, "h w channels"]:
                 check_rows(file)
         if _bit_depth(path, picture) > 8:
             return _turn_upright(_read_deep(path), picture.getexif().get(_ORIENTATION, 1))
-        upright = ImageOps.exif_transpose(picture)
-        return np.asarray(_to_rgb(upright))
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _bytes_of(picture)
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "3 h w"]:
@@ -311,6 +313,22 @@ def _turn_upright(
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return array.copy()
+
+
+def _bytes_of(picture: Image.Image) -> UInt8[np.ndarray, "h w channels"]:
+    """Return a picture's RGB or RGBA bytes; made in strips, since Pillow holds as many once more."""
+    width, height = picture.size
+    rows = max(1, _STRIP // width)
+    tops = range(0, height, rows)
+    strips = (picture.crop((0, top, width, min(top + rows, height))) for top in tops)
+    whole = None
+    for top, strip in zip(tops, strips, strict=True):
+        part = np.asarray(_to_rgb(strip))
+        if whole is None:
+            whole = np.empty((height, *part.shape[1:]), np.uint8)
+        whole[top : top + rows] = part
+    assert whole is not None  # no picture without a row is opened
+    return whole
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
