@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_watch import PATIENCE, at_work, digests, ended, results, tint, until, write_clips, write_rows
@@ -17,6 +18,8 @@ import retouch
 from retouch import batch
 from retouch.apps.batch_folder import BatchFolder
 from retouch.events import Event, Notice
+from retouch.media.io import write
+from retouch.world import FaceClip, Portrait
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +65,36 @@ def test_pool_and_shards_give_what_single_edits_give_and_do_it_once(
     again = list(batch.run(rows, shell.folder / "pool", workers=2))
     assert [result.key for result in again] == [result["key"] for result in results(shell.folder / "pool")]
     assert [folder.attempts(result.key) for result in again] == [1] * 8
+
+
+def test_each_worker_loads_a_model_once_and_gives_the_bytes_of_single_edits(shell: Shell) -> None:
+    write(FaceClip.of(Portrait.sample(0), 3).video, shell.folder / "face.mkv")
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("frame_by_frame", {"prompt": "a blue car", "steps": 2}),
+        ("face", {"attribute": ["glasses=1"], "steps": 2}),
+    ]
+    rows = [
+        {"video": "face.mkv", "method": method, "seed": seed, "params": params, "compute": {"threads": 1}}
+        for method, params in asked
+        for seed in (0, 1)
+    ]
+    compute, out = retouch.Compute(threads=1), shell.folder / "out"
+    single = [
+        retouch.edit(method, shell.folder / "face.mkv", seed=seed, compute=compute, **params).report
+        for method, params in asked
+        for seed in (0, 1)
+    ]
+    seen = list(batch.run(write_rows(shell, *rows), out, workers=2))
+    assert [result.message for result in seen if not result.done] == []
+    assert digests(out) == [report["result_digest"] for report in single]
+    loads = [
+        (json.loads((log.parent / "lease-1").read_text())["process"], told["model"])
+        for log in out.glob("runs/*/events.jsonl")
+        for told in map(json.loads, log.read_text().splitlines())
+        if told["event"] == "loaded"
+    ]
+    assert {model for _, model in loads} == {"tiny:sd", "tiny:face"}
+    assert len(set(loads)) == len(loads)
 
 
 def kill_now_and_then(folder: Path, running: Callable[[], bool], every: float, seed: int) -> int:
