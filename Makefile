@@ -52,6 +52,7 @@ check: lint page-types test  ## everything that must pass
 	$(BIN)/python tools/layers_picture.py --check
 	$(BIN)/cog --check --verbosity=1 --check-fail-msg="run make fix" -I tools $(PAGES)
 	$(BIN)/mkdocs build --strict --quiet
+	$(MAKE) cluster
 
 cluster: $(READY)  ## the tests on a Ray cluster, where Ray can be had
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]' || echo "there is no Ray"
