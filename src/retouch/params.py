@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, final, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, final, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -29,6 +29,11 @@ class Role(Enum):
     PROMPT = "words that a model reads"
     MODEL = "the model that reads the prompts"
     WEIGHTS = "a model beside that one"
+    EDITOR = "the model that reads the prompts in place of that one, if there is one"
+
+
+MODEL_ROLES: Final = (Role.MODEL, Role.WEIGHTS, Role.EDITOR)
+"""What names a model: a folder, or a name that stands for one."""
 
 
 class Params(BaseModel):
@@ -84,7 +89,8 @@ def from_folder(params: type[Params], given: Mapping[str, object], folder: Path)
         name, equals, picture = value.partition("=")
         if equals and _names_pictures(info):
             return f"{name}={folder / Path(picture).expanduser()}"
-        model = (Role.MODEL in info.metadata or Role.WEIGHTS in info.metadata) and value.startswith(".")
+        roles = (*info.metadata, *_marks(info.annotation))
+        model = any(role in roles for role in MODEL_ROLES) and value.startswith(".")
         if model or info.annotation is Path or _says(info.annotation, Path):
             return str(folder / Path(value).expanduser())
         return value
@@ -229,6 +235,21 @@ Model: TypeAlias = Annotated[
     Field(
         min_length=1, description="The model: a folder, a catalogue name, tiny:NAME, or hf:org/name@revision."
     ),
+]
+Editor: TypeAlias = Annotated[
+    str,
+    Role.EDITOR,
+    Field(
+        min_length=1,
+        description="An image-edit model that edits in place of the model, such as InstructPix2Pix; it reads "
+        "the prompt as it was taught to.",
+    ),
+]
+EditorSteps: TypeAlias = Annotated[
+    int, Field(ge=1, le=1000, description="Steps of the editor; its own number, if empty.")
+]
+EditorGuidance: TypeAlias = Annotated[
+    float, Field(ge=0, le=50, description="How strongly the prompt steers the editor; its own, if empty.")
 ]
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=1000, description="Denoising steps.")]
 Guidance: TypeAlias = Annotated[

@@ -14,6 +14,7 @@ from retouch.testing import Bouncing
 
 PAINT = ("edit", "paint", "clip.mp4", "--box", "0:8,8 40,40")
 ATLAS = ("edit", "diffusion_atlas", "clip.mp4", "--source-prompt", "a red ball")
+KEYS = ("edit", "stablevideo", "clip.mp4", "--box", "0:8,8 40,40", "--prompt", "a blue ball")
 SHOP = ("edit", "videoshop", "clip.mp4")
 FACE = ("edit", "face", "clip.mp4")
 WORDS = ("edit", "fatezero", "clip.mp4", "--source-prompt", "a red ball", "--prompt", "a blue ball")
@@ -177,3 +178,16 @@ def test_what_the_audio_and_the_rate_ask_of_a_container_is_known_first(
     assert (ended.code, "GIF shows at most 50 frames a second" in ended.err) == (2, True), ended.err
     (folder,) = shell.runs
     assert not (folder / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("editor", "said"), [("tiny:svd", "no editor of pictures"), ("./nowhere", "nowhere")]
+)
+@pytest.mark.parametrize("method", [KEYS, (*ATLAS, "--box", "0:8,8 40,40", "--prompt", "a blue ball")])
+def test_what_edits_no_pictures_is_refused_before_any_stage(
+    method: tuple[str, ...], editor: str, said: str, shell: Shell
+) -> None:
+    ended = shell(*method, "--editor", editor)
+    assert ended.code == 3
+    assert said in ended.err
+    assert not any((run / "events.jsonl").exists() for run in shell.runs)

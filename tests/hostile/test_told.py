@@ -1,6 +1,7 @@
 """What a user is told: the truth, before it costs anything, and once."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,15 @@ def test_no_method_takes_a_word_that_its_model_was_not_taught(name: str, prompt:
     check_prompts(asked(name, {prompt: words}), anyway=False, tell=ignore)
     with pytest.raises(ParamsError, match=f"{model} does not know the word 'jeep'"):
         check_prompts(asked(name, {prompt: f"{words} and a jeep"}), anyway=False, tell=ignore)
+
+
+@pytest.mark.parametrize("name", ["stablevideo", "diffusion_atlas"])
+def test_an_editor_reads_the_words_in_place_of_the_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionInstructPix2PixPipeline"}')
+    words: dict[str, object] = {"prompt": "make it a jeep", "editor": str(tmp_path)}
+    check_prompts(asked(name, words), anyway=False, tell=ignore)
+    with pytest.raises(ParamsError, match="tiny:sd does not know the word"):
+        check_prompts(asked(name, words | {"editor": "tiny:sd"}), anyway=False, tell=ignore)
 
 
 def test_a_strange_word_ends_an_edit_before_it_begins_and_anyway_goes_on(shell: Shell) -> None:

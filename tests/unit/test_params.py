@@ -82,3 +82,5 @@ def test_paths_that_parameters_name_are_found_and_meant_from_a_folder() -> None:
     words = registry.method("frame_by_frame").params
     models = {"model": "./m", "control": "sd15-canny", "prompt": "./p"}
     assert from_folder(words, models, here) == {**models, "model": "/here/m"}
+    editing = registry.method("stablevideo").params
+    assert from_folder(editing, {"editor": "./e"}, here) == {"editor": "/here/e"}

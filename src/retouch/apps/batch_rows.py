@@ -24,7 +24,7 @@ from retouch.identity import file_digest, identity
 from retouch.media.opening import check_part, pictures_at
 from retouch.media.probe import PictureStream, probe
 from retouch.models.refs import TINY, catalogue, resolve
-from retouch.params import Params, Role, frame_range, from_folder, given_as, named_paths
+from retouch.params import MODEL_ROLES, Params, frame_range, from_folder, given_as, named_paths
 from retouch.registry import method
 from retouch.regular import open_regular
 from retouch.request import EditRequest
@@ -230,8 +230,8 @@ def _named(values: Mapping[str, Any]) -> tuple[str, Mapping[str, object]]:
 
 
 def _models(params: Params) -> Iterator[tuple[str, str]]:
-    yield from given_as(params, Role.MODEL)
-    yield from given_as(params, Role.WEIGHTS)
+    for role in MODEL_ROLES:
+        yield from given_as(params, role)
 
 
 def _frames(request: EditRequest, video: PictureStream) -> int:

@@ -63,7 +63,7 @@ def check_prompts(params: Params, *, anyway: bool, tell: Listener) -> None:
         ParamsError: it does not know a word.
     """
     prompts = [prompt for _, prompt in given_as(params, Role.PROMPT)]
-    for _, ref in given_as(params, Role.MODEL):
+    for _, ref in [*given_as(params, Role.EDITOR)] or given_as(params, Role.MODEL):
         check_words(prompts, declared_words(resolve(ref)), model=ref, anyway=anyway, tell=tell)
 
 

@@ -28,6 +28,8 @@ TRIED: Final = tuple((zoom, turn) for turn in (0, -3, 3) for zoom in np.linspace
 """Zooms, and turns in degrees, that are tried."""
 LEAST_AGREEMENT: Final = 0.35
 """Share of the source outside the edit that must be found again."""
+LEAST_BESIDE: Final = 0.02
+"""Share of a picture that must lie outside a mask for the answer to be placed by that alone."""
 LEAST_OVERLAP: Final = 0.5
 """Share of the source that must lie in the answer."""
 NO_GAIN: Final = 0.01
@@ -82,8 +84,46 @@ def register_edit(
     Raises:
         MethodError: it does not show the source anywhere; says the offset that comes nearest.
     """
+    beside = _beside(source, mask)
+    aligned, there, offset, found = _aligned(source, answer, beside)
+    changed = changed_region(source, aligned, beside) & there
+    changed = changed if mask is None else changed & mask
+    feather = min(source.shape[:2]) / 160
+    cover = np.uint8(255) * changed[None, None]
+    layers = (shown.transpose(2, 0, 1)[None] for shown in (source, aligned))
+    picture = blend(next(layers), next(layers), cover, feather)[0].transpose(1, 2, 0)
+    return RegisteredEdit(np.ascontiguousarray(picture), changed, offset, found)
+
+
+def register_answer(
+    source: UInt8[np.ndarray, "h w 3"], answer: UInt8[np.ndarray, "h w 3"], *, mask: Bool[np.ndarray, "h w"]
+) -> RegisteredEdit:
+    """Lay all of an edited picture over its source within a mask, whether it changed there or not.
+
+    Raises:
+        MethodError: as `register_edit`.
+    """
+    aligned, there, offset, found = _aligned(source, answer, _beside(source, mask))
+    taken = mask & there
+    return RegisteredEdit(np.where(taken[..., None], aligned, source), taken, offset, found)
+
+
+def _beside(
+    source: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"] | None
+) -> Bool[np.ndarray, "h w"]:
+    """Return where an edit should have changed nothing; everywhere, if that is too little to go by."""
     beside = np.ones(source.shape[:2], bool) if mask is None else ~mask
-    beside = beside if beside.mean() > 0.02 else np.ones_like(beside)
+    return beside if beside.mean() > LEAST_BESIDE else np.ones_like(beside)
+
+
+def _aligned(
+    source: UInt8[np.ndarray, "h w 3"], answer: UInt8[np.ndarray, "h w 3"], beside: Bool[np.ndarray, "h w"]
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"], Offset, float]:
+    """Return an answer brought to where the source has the same, where it reaches, its offset and agreement.
+
+    Raises:
+        MethodError: it does not show the source anywhere.
+    """
     placement = find_placement(source, answer, beside)
     stays = agreement(source, answer, standing_still(), beside)
     found = agreement(source, answer, placement, beside)
@@ -105,13 +145,7 @@ def register_edit(
     ):
         places = bent
     aligned = cv2.remap(answer, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    changed = changed_region(source, aligned, beside) & inside_frame(places, margin=0.5)
-    changed = changed if mask is None else changed & mask
-    feather = min(source.shape[:2]) / 160
-    cover = np.uint8(255) * changed[None, None]
-    layers = (shown.transpose(2, 0, 1)[None] for shown in (source, aligned))
-    picture = blend(next(layers), next(layers), cover, feather)[0].transpose(1, 2, 0)
-    return RegisteredEdit(np.ascontiguousarray(picture), changed, offset, found)
+    return np.asarray(aligned), inside_frame(places, margin=0.5), offset, found
 
 
 def standing_still() -> Placement:

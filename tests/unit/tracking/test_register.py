@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from retouch.errors import MethodError
-from retouch.tracking.register import Offset, changed_region, register_edit
+from retouch.tracking.register import Offset, changed_region, register_answer, register_edit
 from retouch.world import Change, Clip, Scene, edited_clip
 
 SIDE = 96
@@ -60,6 +60,21 @@ def test_an_answer_that_shifted_and_zoomed_is_laid_back(
     assert (found.changed & ~near).mean() < 0.01
     inner = cv2.erode(edited.astype(np.uint8), np.ones((3, 3))) > 0
     assert psnr(found.picture[inner], target[inner]) > CARRIED_DB
+
+
+def test_all_of_an_answer_is_taken_within_a_mask_and_nothing_beside_it(
+    pair: tuple[np.ndarray, np.ndarray],
+) -> None:
+    source, target = pair
+    mask = cv2.dilate((source != target).any(2).astype(np.uint8), np.ones((5, 5))) > 0
+    brighter = np.clip(target.astype(int) + 3, 0, 255).astype(np.uint8)
+    found = register_answer(source, brighter, mask=mask)
+    assert np.array_equal(found.picture[mask], brighter[mask])
+    assert np.array_equal(found.picture[~mask], source[~mask])
+    placed = register_answer(source, moved(brighter, 5, -4, 1.03), mask=mask)
+    assert (placed.offset.x, placed.offset.y) == pytest.approx((5, -4), abs=PLACED)
+    assert np.array_equal(placed.picture[~mask], source[~mask])
+    assert psnr(placed.picture[mask], brighter[mask]) > CARRIED_DB
 
 
 def test_a_turn_is_found_too(pair: tuple[np.ndarray, np.ndarray]) -> None:

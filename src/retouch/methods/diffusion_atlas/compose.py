@@ -29,7 +29,6 @@ from retouch.atlas.mapping import PixelWindow
 from retouch.atlas.pyramid import frame_blocks
 from retouch.atlas.textures import fill_unseen, gaussian_blur, sample_texture, splat_values
 from retouch.errors import EmptyMask, ParamsError
-from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
 
@@ -49,6 +48,8 @@ REACH: Final = 4
 """Pixels beyond the object in which its map is still believed."""
 LEAST: Final = 1 / 128
 """Share of a pixel below which an edit leaves it alone."""
+LEAST_SIDE: Final = 64
+"""Pixels of a crop below which its pixels are finer than texels."""
 LEAST_WEIGHT: Final = 16.0
 """Pixels of an object from which an affine map can be told."""
 
@@ -70,21 +71,21 @@ class Crop:
     width: int
 
     @classmethod
-    def around(cls, chart: int, matte: Float[Tensor, "1 v u"], side: int) -> Self:
-        """Return a square around what a matte shows, with some room."""
+    def around(cls, chart: int, matte: Float[Tensor, "1 v u"], side: int | None = None) -> Self:
+        """Return a square around what a matte shows, with some room; its pixels are texels without a side."""
         rows, columns = (matte[0] > THERE).nonzero(as_tuple=True)
         low = torch.stack([columns.min(), rows.min()]).float() - 0.5
         high = torch.stack([columns.max(), rows.max()]).float() + 0.5
         long = ROOM * float((high - low).max())
+        side = side or max(LEAST_SIDE, math.ceil(long))
         left, top = ((low + high - long) / 2).tolist()
         half = 0.5 * long / side
         return cls(chart, (left + half, top + half), side / long, side, side)
 
     @classmethod
-    def of_ground(cls, chart: int, texture: Float[Tensor, "3 v u"], sd: StableDiffusion) -> Self:
-        """Return the whole of a texture, in proportions near its own."""
+    def of_ground(cls, chart: int, texture: Float[Tensor, "3 v u"], height: int, width: int) -> Self:
+        """Return the whole of a texture at a size of proportions near its own."""
         v, u = texture.shape[1:]
-        height, width = sd.working_size(v, u)
         fineness = max(height / v, width / u)
         reach = [0.5 * (have - want / fineness) for have, want in ((u, width), (v, height))]
         left, top = (low - 0.5 + 0.5 / fineness for low in reach)

@@ -11,12 +11,13 @@ The paper in seven lines, and where to find them:
 
 The paper's method section could not be had, and there is no code: what is between these lines is ours, and
 the method's page says which part is which. The background is edited first, in the same way, so that the
-refinement sees the object before the ground that it will have.
+refinement sees the object before the ground that it will have. In place of tuning, inversion and sampling any
+editor of pictures may edit the textures (`answered_texture`).
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import numpy as np
 import torch
@@ -25,10 +26,12 @@ from torch import Tensor
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import TexturePatch
+from retouch.atlas.keyframes import editor_answer
 from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
 from retouch.atlas.pyramid import AtlasSettings, frame_blocks
 from retouch.atlas.textures import as_picture, shrink_pictures
 from retouch.diffusion.guidance import nested
+from retouch.diffusion.picture_editor import check_editor, denoises, editor_named
 from retouch.diffusion.sampling import sample
 from retouch.diffusion.tune_picture import Said, TunedModel, invert_picture, tune_picture
 from retouch.diffusion.words import read_prompt
@@ -53,7 +56,9 @@ from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
 from retouch.models.image import StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
 from retouch.models.noise_path import Level
+from retouch.models.picture_edit import PictureEditor
 from retouch.run import Edited, Run
+from retouch.tracking.register import register_answer
 from retouch.tracking.segment import tracking_size
 from retouch.video import Video
 
@@ -65,12 +70,19 @@ SAME: Final = (3.0, 20.0)
 """Mean difference in levels, and the largest but for a hundredth, below which a reference is a frame."""
 COMPARED_AT: Final = 32
 """Long side in pixels that the two are compared at."""
+TextureEditor: TypeAlias = StableDiffusion | PictureEditor
+"""Who edits the textures: by inversion and sampling, or by an answer."""
 
 
 @torch.no_grad()
 def edit(video: Video, params: DiffusionAtlasParams, run: Run) -> Edited:
     """Show what is asked for in the place of an object, and of what is behind it, in every frame."""
-    return edit_with(run.load(params.model, StableDiffusion), video, params, run)
+    if params.editor is None:
+        return edit_with(run.load(params.model, StableDiffusion), video, params, run)
+    told = {"steps": params.editor_steps, "guidance": params.editor_guidance}
+    adapter = params.adapter if denoises(params.editor) and _references(params) else ""
+    editor = editor_named(params.editor, run, prompt=params.prompt, adapter=adapter, **told)  # type: ignore[arg-type]
+    return edit_with_editor(editor, video, params, run)
 
 
 @torch.no_grad()
@@ -78,13 +90,25 @@ def edit_with(sd: StableDiffusion, video: Video, params: DiffusionAtlasParams, r
     """Do as `edit` does with a model that is there already."""
     for prompt in (params.source_prompt, params.prompt, params.background_prompt):
         read_prompt(sd.tokenizer, prompt)
+    return edit_layers(sd, video, params, run)
+
+
+@torch.no_grad()
+def edit_with_editor(editor: PictureEditor, video: Video, params: DiffusionAtlasParams, run: Run) -> Edited:
+    """Do as `edit` does with an editor of pictures; only a refinement asks `params.model`."""
+    return edit_layers(editor, video, params, run)
+
+
+def edit_layers(editor: TextureEditor, video: Video, params: DiffusionAtlasParams, run: Run) -> Edited:
+    """Edit the textures of a clip, and show them in every frame."""
     check_references(video, params)
     atlas = atlas_of(video, params, run)
     index = chart_to_edit(atlas, params.layer, run)
     atlas = complete_ground(atlas, run) if params.outline == "new" else atlas
-    ground = edited_ground(atlas, sd, params, run)
-    look, figures, warp = edited_object(atlas, index, sd, params, run), {}, None
+    ground = edited_ground(atlas, editor, params, run)
+    look, figures, warp = edited_object(atlas, index, editor, params, run), {}, None
     if params.refine != "no":
+        sd = editor if isinstance(editor, StableDiffusion) else run.load(params.model, StableDiffusion)
         words = params.prompt or params.source_prompt, params.source_prompt
         how = Refinement(
             *words, params.refine, params.refine_steps, params.refine_bend,
@@ -100,19 +124,19 @@ def edit_with(sd: StableDiffusion, video: Video, params: DiffusionAtlasParams, r
 
 
 def edited_object(
-    atlas: Atlas, index: int, sd: StableDiffusion, params: DiffusionAtlasParams, run: Run
+    atlas: Atlas, index: int, editor: TextureEditor, params: DiffusionAtlasParams, run: Run
 ) -> Look:  # fmt: skip
     """Return the object as it should look; as it is, where nothing is asked of it."""
     matte = chart_matte(atlas, index)
-    crop = Crop.around(index, matte, sd.native)
+    crop = Crop.around(index, matte, editor.native if isinstance(editor, StableDiffusion) else None)
     old, behind = crop.cut(matte), ground_around(atlas, crop)
     before = old * crop.cut(atlas.charts[index].texture) + (1 - old) * behind
     if not (params.prompt or params.reference):
         return Look(crop, before, torch.zeros_like(old), old)
     new = params.outline == "new"
-    free = grown(old, max(1, round(sd.native / (16 if new else 32))), hull=new)
+    free = grown(old, max(1, round(crop.height / (16 if new else 32))), hull=new)
     asked = Asked("object", params.prompt, params.reference)
-    after, trip = edit_texture(before, free, old, asked, sd, params, run)
+    after, trip = edit_texture(before, free, old, asked, editor, params, run)
     after = after * free + before * (1 - free)
     if not new:
         return Look(crop, after, change_mask(after, trip * free + before * (1 - free)), old)
@@ -124,18 +148,21 @@ def edited_object(
 
 
 def edited_ground(
-    atlas: Atlas, sd: StableDiffusion, params: DiffusionAtlasParams, run: Run
+    atlas: Atlas, editor: TextureEditor, params: DiffusionAtlasParams, run: Run
 ) -> TexturePatch | None:
     """Return the background's edit, if one is asked for: the whole of its texture, without the object."""
     if not (params.background_prompt or params.background_reference):
         return None
     last = len(atlas.names) - 1
     index = max((c.blend.sum().item(), n) for n, c in enumerate(atlas.charts) if c.layer == last)[1]
-    crop = Crop.of_ground(index, atlas.charts[index].texture, sd)
-    before = crop.cut(atlas.charts[index].texture).clamp(0, 1)
+    texture = atlas.charts[index].texture
+    own = texture.shape[1], texture.shape[2]
+    size = editor.working_size(*own) if isinstance(editor, StableDiffusion) else own
+    crop = Crop.of_ground(index, texture, *size)
+    before = crop.cut(texture).clamp(0, 1)
     everywhere = torch.ones_like(before[:, :1])
     asked = Asked("background", params.background_prompt, params.background_reference)
-    after, _ = edit_texture(before, everywhere, everywhere, asked, sd, params, run)
+    after, _ = edit_texture(before, everywhere, everywhere, asked, editor, params, run)
     return crop.patch(after, everywhere)
 
 
@@ -151,9 +178,12 @@ class Asked:
 
 def edit_texture(
     before: Float[Tensor, "1 3 y x"], free: Float[Tensor, "1 1 y x"], matte: Float[Tensor, "1 1 y x"],
-    asked: Asked, sd: StableDiffusion, params: DiffusionAtlasParams, run: Run,
+    asked: Asked, editor: TextureEditor, params: DiffusionAtlasParams, run: Run,
 ) -> tuple[Float[Tensor, "1 3 y x"], Float[Tensor, "1 3 y x"]]:  # fmt: skip
     """Return a texture edited where it is free, and as the model gives it back unedited; colours 0 to 1."""
+    if not isinstance(editor, StableDiffusion):
+        return answered_texture(before, free, asked, editor, params, run), before
+    sd = editor
     shown = np.ascontiguousarray(as_picture(before[0]).transpose(2, 0, 1))
     size = (before.shape[-2] // sd.factor, before.shape[-1] // sd.factor)
     where = torch.nn.functional.adaptive_max_pool2d(free, size) > 0.5
@@ -175,6 +205,26 @@ def edit_texture(
     model = TunedModel(sd, learned, params.tune_strength, params.tune_late)
     with adapter.applied_to(sd, scale=params.reference_scale):
         return _sampled(z, where, model, asked, own, other, params, run), _decoded(sd, z)
+
+
+def answered_texture(
+    before: Float[Tensor, "1 3 y x"], free: Float[Tensor, "1 1 y x"], asked: Asked,
+    editor: PictureEditor, params: DiffusionAtlasParams, run: Run,
+) -> Float[Tensor, "1 3 y x"]:  # fmt: skip
+    """Return a texture as an editor answers it: placed by what is around the object, if anything is."""
+    shown, where = as_picture(before[0]), free[0, 0].cpu().numpy() > 0.5
+    seen = () if asked.reference is None else (read_rgb(asked.reference).transpose(1, 2, 0),)
+    answer = editor_answer(
+        shown,
+        asked.prompt or params.source_prompt,
+        editor=editor,
+        mask=None if where.all() else where,
+        references=seen,
+        seed=run.seed,
+        run=run,
+    ).picture
+    made = answer if where.all() else register_answer(shown, answer, mask=where).picture
+    return torch.from_numpy(made).movedim(2, 0)[None].to(before) / 255
 
 
 def _sampled(
@@ -256,16 +306,21 @@ def preflight(clip: ClipFacts, params: DiffusionAtlasParams, tell: Listener) -> 
     """Refuse what cannot be edited, before the clip is taken apart.
 
     Raises:
-        ParamsError: nothing says where the object is, or a reference shows nothing.
+        ParamsError: nothing says where the object is, a reference shows nothing, or an editor looks at none.
+        ModelNotFound: the editor is not on this machine.
+        ModelMismatch: it edits no pictures.
     """
     del clip, tell
+    if params.editor is not None:
+        adapter = params.adapter if denoises(params.editor) else ""
+        check_editor(params.editor, references=min(1, len(_references(params))), adapter=adapter)
     marks = marks_from(box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside)
     if not (params.atlas or params.mask or marks or params.drawn):
         raise ParamsError(
             "nothing says what the object is", hint="give an atlas file, a mask, or a box with a stroke"
         )
-    for path in (params.reference, params.background_reference):
-        if path and float(read_rgb(path).std((1, 2)).max()) < FLAT:
+    for path in _references(params):
+        if float(read_rgb(path).std((1, 2)).max()) < FLAT:
             raise ParamsError(
                 f"{path.name} shows nothing: it is one colour", hint="give a picture of something"
             )
@@ -278,9 +333,9 @@ def check_references(video: Video, params: DiffusionAtlasParams) -> None:
         ParamsError: names the frame.
     """
     small = tracking_size(video.height, video.width, COMPARED_AT)
-    for path in (params.reference, params.background_reference):
-        picture = read_rgb(path) if path else None
-        if picture is None or tracking_size(picture.shape[1], picture.shape[2], COMPARED_AT) != small:
+    for path in _references(params):
+        picture = read_rgb(path)
+        if tracking_size(picture.shape[1], picture.shape[2], COMPARED_AT) != small:
             continue
         shown = shrink_pictures(picture[None], *small)[0].astype(np.int16)
         for t in range(len(video)):
@@ -290,6 +345,10 @@ def check_references(video: Video, params: DiffusionAtlasParams) -> None:
                     f"the reference is {video.named_frames([t])} of the clip",
                     hint="give a picture of what it should look like",
                 )
+
+
+def _references(params: DiffusionAtlasParams) -> list[Path]:
+    return [path for path in (params.reference, params.background_reference) if path]
 
 
 def _decoded(sd: StableDiffusion, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 3 y x"]:

@@ -10,6 +10,9 @@ from retouch.params import (
     AtlasFile,
     Boxes,
     DrawnMasks,
+    Editor,
+    EditorGuidance,
+    EditorSteps,
     FixedPoint,
     Guidance,
     MaskFile,
@@ -64,6 +67,9 @@ class DiffusionAtlasParams(Params):
     segmenter: SegmenterName = "grabcut"
     atlas: AtlasFile | None = None
     layer: str = Field(default="", description="The layer that is edited; empty is the front one.")
+    editor: Editor | None = None
+    editor_steps: EditorSteps | None = None
+    editor_guidance: EditorGuidance | None = None
     model: Model = "tiny:sd"
     adapter: Adapter = "tiny:ip"
     steps: Steps = 20

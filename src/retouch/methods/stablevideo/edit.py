@@ -2,8 +2,8 @@
 
 The paper in five lines, and where to find them:
     a clip is a few textures and where each pixel lies in them             `atlas_for`
-    what is decided so far is rendered into the next key frame             `rendered_patches`
-    that key frame is noised in part and denoised under text and edges     `edited_keyframe`
+    what is decided so far is rendered into the next key frame             `render_patches`
+    that key frame is noised in part and denoised under text and edges     `edit_keyframe`
     all key frames are aggregated into one texture                         `patches_from_frames`
     each frame is the source with the texture in place of the old one      `render_edit`
 
@@ -11,14 +11,16 @@ The paper hands on what the one key frame before decided; here all of them do, a
 drawn anew. The paper aggregates by a median and a small network; here a texel is the least-squares answer to
 the key frames, weighted by how well each sees it. The paper shows both layers off the atlas; here the edit
 takes the place of one layer's colours in the source, so what it does not touch stays as it was, bit for bit.
-The background is edited in key frames as well, where the paper redraws its texture. `released` has what the
-authors' code does.
+The background is edited in key frames as well, where the paper redraws its texture. In place of text and
+edges any editor of pictures may draw the key frames (`WordsAlone`). `released` has what the authors' code
+does.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import cv2
 import numpy as np
@@ -30,8 +32,10 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, TexturePatch, patches_from_frames, render_edit
+from retouch.atlas.keyframes import editor_answer
 from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from
 from retouch.diffusion.image_edit import control_of, descent, edit_picture, goal_of
+from retouch.diffusion.picture_editor import check_editor, denoises, editor_named
 from retouch.diffusion.resize import resized
 from retouch.diffusion.words import read_prompt
 from retouch.errors import EmptyMask, ParamsError
@@ -53,13 +57,26 @@ from retouch.methods.stablevideo.layer import (
 from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.models.annotate import canny
 from retouch.models.image import Control, StableDiffusion
+from retouch.models.picture_edit import PictureEditor
 from retouch.run import Edited, Run
+from retouch.tracking.register import register_answer
 from retouch.video import Video, decibels
 
 
 @torch.no_grad()
 def edit(video: Video, params: StableVideoParams, run: Run) -> Edited:
     """Show `params.prompt` on the object, or on the background, in every frame where its place is seen."""
+    if params.editor is not None:
+        editor = editor_named(
+            params.editor,
+            run,
+            prompt=params.prompt,
+            steps=params.editor_steps,
+            guidance=params.editor_guidance,
+            control=params.control if denoises(params.editor) else "",
+            edges=params.edges,
+        )
+        return edit_with_editor(editor, video, params, run)
     sd = run.load(params.model, StableDiffusion)
     return edit_with(sd, control_of(params.control, params.edges, sd, run), video, params, run)
 
@@ -71,13 +88,58 @@ def edit_with(
     """As `edit`, with models that are there already; `params.model` and `params.control` are not read."""
     for prompt in (params.prompt, params.negative_prompt, params.background_prompt):
         read_prompt(sd.tokenizer, prompt)
+    return edit_layers(video, params, WordsAndEdges(sd, control, params, run), run)
+
+
+@torch.no_grad()
+def edit_with_editor(editor: PictureEditor, video: Video, params: StableVideoParams, run: Run) -> Edited:
+    """As `edit`, with key frames that an editor of pictures draws; `params.editor` is not read."""
+    return edit_layers(video, params, WordsAlone(editor, run), run)
+
+
+@runtime_checkable
+class KeyframeEditor(Protocol):
+    """Who edits a key frame, or a part of one."""
+
+    @property
+    def least(self) -> int:
+        """Pixels that each side of the part should have at least."""
+        ...
+
+    def edit(
+        self,
+        source: UInt8[np.ndarray, "1 3 h w"],
+        seen: UInt8[np.ndarray, "1 3 h w"],
+        own: Bool[np.ndarray, "1 1 h w"],
+        known: Bool[np.ndarray, "1 1 h w"],
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> UInt8[np.ndarray, "1 3 h w"]:
+        """Return what is `seen` of a key frame edited where it is a layer's `own` and not `known`.
+
+        Args:
+            source: The key frame as it was.
+            seen: The same, with what earlier key frames decided.
+            own: Where it shows the layer.
+            known: Where it shows what is decided, which stays.
+            prompt: What to show, or to do.
+            noise: The name of the noise that it begins with.
+            first: Whether nothing is decided yet.
+        """
+        ...
+
+
+def edit_layers(video: Video, params: StableVideoParams, editor: KeyframeEditor, run: Run) -> Edited:
+    """Edit layer after layer of a clip in key frames, and show in every frame what they say together."""
     masks = [params.mask] if params.mask else []
     marks = marks_from(box=params.box, stroke=params.stroke) + drawn_marks(params.drawn, video)
     atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks)
 
     patches, agreements, extras = list[TexturePatch](), list[float](), dict[str, np.ndarray]()
     for layer in layers_to_edit(atlas, params):
-        keys, agreed = edit_keyframes(atlas, layer, video, sd, control, params, run)
+        keys, agreed = edit_keyframes(atlas, layer, video, editor, params, run)
         agreements += agreed
         patches += [
             brush_out(atlas, extend_patch(atlas, patch), layer, video, params)
@@ -104,8 +166,7 @@ def edit_keyframes(
     atlas: Atlas,
     layer: int,
     video: Video,
-    sd: StableDiffusion,
-    control: Control | None,
+    editor: KeyframeEditor,
     params: StableVideoParams,
     run: Run,
 ) -> tuple[list[PaintedFrame], list[float]]:
@@ -127,26 +188,18 @@ def edit_keyframes(
             if params.at:
                 run.notice(f"{video.named_frames([t])} shows nothing of the {atlas.names[layer]} that is new")
             continue
-        place = box_to_show(own, params.view, sd.multiple)
+        place = box_to_show(own, params.view, editor.least)
         seen = torch.where(own & ~new, colours, source)
-        height, width = sd.working_size(*own[place].shape[2:])
-        noise = "keyframe" if params.carry == "noise" else f"keyframe {layer} {t}"
-        made = edit_keyframe(
+        made = editor.edit(
             np.array(frame.frames[place]),
             np.array(frame.like(seen * 2 - 1).frames[place]),
+            own[place].numpy(),
             known[place].numpy(),
             prompt=prompt,
-            negative_prompt=params.negative_prompt,
-            sd=sd,
-            control=control,
-            edges=params.edges,
-            steps=params.steps,
-            guidance=params.guidance,
-            strength=params.strength if keys else params.first_strength,
-            noise=run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
-            run=run,
+            noise="keyframe" if params.carry == "noise" else f"keyframe {layer} {t}",
+            first=not keys,
         )
-        seen[place] = torch.from_numpy(made.picture).float() / 255
+        seen[place] = torch.from_numpy(made).float() / 255
         agreements += agreement(atlas, layer, keys, t, own, seen)
         inner = inner_pixels(share, layer_margin(atlas, layer))
         keys.append(PaintedFrame(t, seen[0], inner[0].float()))
@@ -181,6 +234,96 @@ def agreement(
     before, apart = decided_colours(atlas, layer, keys, t, own)
     both = (own & ~apart).expand_as(made)
     return [decibels(float((before - made)[both].square().mean()), peak=1)] if both.any() else []
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WordsAndEdges:
+    """A text-to-image model, held to the edges of the source: the paper's way."""
+
+    sd: StableDiffusion
+    control: Control | None
+    params: StableVideoParams
+    run: Run
+
+    @property
+    def least(self) -> int:
+        """Four times what the model cannot divide."""
+        return 4 * self.sd.multiple
+
+    def edit(
+        self,
+        source: UInt8[np.ndarray, "1 3 h w"],
+        seen: UInt8[np.ndarray, "1 3 h w"],
+        own: Bool[np.ndarray, "1 1 h w"],
+        known: Bool[np.ndarray, "1 1 h w"],
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> UInt8[np.ndarray, "1 3 h w"]:
+        """Return the key frame noised in part and denoised; what is decided is put back after every step."""
+        del own
+        sd, params = self.sd, self.params
+        height, width = sd.working_size(*source.shape[2:])
+        return edit_keyframe(
+            source,
+            seen,
+            known,
+            prompt=prompt,
+            negative_prompt=params.negative_prompt,
+            sd=sd,
+            control=self.control,
+            edges=params.edges,
+            steps=params.steps,
+            guidance=params.guidance,
+            strength=params.first_strength if first else params.strength,
+            noise=self.run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
+            run=self.run,
+        ).picture
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WordsAlone:
+    """An editor of pictures, asked for what is not decided; its answer is laid over what it was shown."""
+
+    editor: PictureEditor
+    run: Run
+
+    @property
+    def least(self) -> int:
+        """Enough for the answer to be placed."""
+        return 64
+
+    def edit(
+        self,
+        source: UInt8[np.ndarray, "1 3 h w"],
+        seen: UInt8[np.ndarray, "1 3 h w"],
+        own: Bool[np.ndarray, "1 1 h w"],
+        known: Bool[np.ndarray, "1 1 h w"],
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> UInt8[np.ndarray, "1 3 h w"]:
+        """Return what was seen with the editor's answer on the layer, but where it is decided."""
+        del source, noise, first
+        shown = np.ascontiguousarray(seen[0].transpose(1, 2, 0))
+        # What an answer shows at its edge is a mixture; that must not lie on the layer.
+        side = 2 * math.ceil(min(shown.shape[:2]) / 80) + 1
+        reach = cv2.dilate(own[0, 0].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+        answer = editor_answer(
+            shown,
+            prompt,
+            editor=self.editor,
+            mask=reach & ~known[0, 0],
+            references=(),
+            seed=self.run.seed,
+            run=self.run,
+        )
+        made = register_answer(shown, answer.picture, mask=reach)
+        return np.where(known, seen, made.picture.transpose(2, 0, 1)[None])
 
 
 @final
@@ -229,14 +372,14 @@ def edit_keyframe(
     return EditedKeyframe(np.where(known, seen, picture))
 
 
-def box_to_show(own: Bool[Tensor, "1 1 h w"], view: str, multiple: int) -> tuple[slice, slice, slice, slice]:
+def box_to_show(own: Bool[Tensor, "1 1 h w"], view: str, least: int) -> tuple[slice, slice, slice, slice]:
     """Return the part of a frame that the model is shown: all of it, or the layer's box with a border."""
     sides = []
     for axis in (2, 3):
         size = own.shape[axis]
         there = own.any(5 - axis).flatten().nonzero() if view == "layer" else torch.tensor([[0], [size - 1]])
         low, high = int(there[0]), int(there[-1]) + 1
-        border = max((high - low) // 8, (4 * multiple - high + low + 1) // 2, 0)
+        border = max((high - low) // 8, (least - high + low + 1) // 2, 0)
         sides.append(slice(max(0, low - border), min(size, high + border)))
     return (slice(None), slice(None), sides[0], sides[1])
 
@@ -252,8 +395,12 @@ def preflight(clip: ClipFacts, params: StableVideoParams, tell: Listener) -> Non
 
     Raises:
         ParamsError: nothing says what the object is, or a key frame is not in the clip or named twice.
+        ModelNotFound: the editor is not on this machine.
+        ModelMismatch: it edits no pictures.
     """
     del tell
+    if params.editor is not None:
+        check_editor(params.editor)
     if not (params.atlas or params.mask or params.box or params.drawn):
         raise ParamsError(
             "nothing says what the object is", hint="give --mask, a --box with a stroke or two, or --atlas"

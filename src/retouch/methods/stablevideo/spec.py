@@ -11,6 +11,9 @@ from retouch.params import (
     DrawnMask,
     DrawnMasks,
     EdgeScale,
+    Editor,
+    EditorGuidance,
+    EditorSteps,
     FrameNumber,
     Guidance,
     MaskFile,
@@ -73,6 +76,9 @@ class StableVideoParams(Params):
         le=1,
         description="As strength, of the first key frame; 1 keeps nothing of it but its edges.",
     )
+    editor: Editor | None = None
+    editor_steps: EditorSteps | None = None
+    editor_guidance: EditorGuidance | None = None
 
 
 SPEC = MethodSpec(

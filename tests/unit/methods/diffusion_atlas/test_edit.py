@@ -7,14 +7,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.unit.methods.conftest import SwapsColours
 
 from retouch.atlas.file import save_atlas
 from retouch.compute import Compute
-from retouch.errors import ArtifactError, Cancelled, ParamsError
+from retouch.errors import ArtifactError, Cancelled, ModelMismatch, ParamsError
 from retouch.events import Advanced, Event, Kept, Notice, Reused, Started
 from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
-from retouch.methods.diffusion_atlas.edit import atlas_of, check_references, edit, preflight
+from retouch.methods.diffusion_atlas.edit import (
+    atlas_of,
+    check_references,
+    edit,
+    edit_with_editor,
+    preflight,
+)
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
 from retouch.models.image import StableDiffusion
 from retouch.run import Edited, Run
@@ -22,6 +29,8 @@ from retouch.video import Video
 from retouch.world import Clip, Scene, Variety
 
 CPU = Compute(device="cpu")
+CARRIED_DB = 24
+"""Decibels to the recoloured clip that a texture keeps which is read twice; the old colours have 7."""
 SOURCE, TARGET, SNOW = "a blue ball on bricks", "a red ball on bricks", "a blue ball on snow"
 STILL = Variety(pair=0.0, styles=("none",), patterns=("plain",), scale=(0.6, 0.7), place=0.1, turn=0.0)
 
@@ -106,6 +115,26 @@ def test_a_second_edit_with_other_words_costs_sampling_alone(
     assert not [event for event in second if isinstance(event, Kept)]
     reused = {event.kind for event in second if isinstance(event, Reused)}
     assert reused >= {"atlas", "tuned_picture", "picture_path"}
+
+
+@pytest.mark.slow
+def test_an_editor_of_pictures_edits_object_and_background_in_one_run(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path, swaps_colours: SwapsColours
+) -> None:
+    reference = write_picture(picture("a red ball on bricks"), tmp_path / "reference.png")
+    words = {"source_prompt": SOURCE, "prompt": "swap the colours", "background_prompt": "swap them here"}
+    params = SPEC.fill({**words, "mask": mask, "reference": reference})
+    assert isinstance(params, DiffusionAtlasParams)
+    run = Run.alone(tmp_path, compute=CPU, store=store)
+    result = edit_with_editor(swaps_colours, clip.video, params, run)
+    assert swaps_colours.prompts == ["swap them here", "swap the colours"]
+    assert [len(seen) for seen in swaps_colours.references] == [0, 1]
+    assert result.figures == {}
+    off = result.video.frames.astype(float) - clip.video.frames[:, ::-1]
+    for inside in (clip.shares[:, :1] > 250, clip.shares[:, :1] < 5):
+        eroded = np.stack([cv2.erode(part.astype(np.uint8), np.ones((5, 5))) > 0 for part in inside[:, 0]])
+        where = np.broadcast_to(eroded[:, None], off.shape)
+        assert 10 * np.log10(255**2 / np.square(off[where]).mean()) > CARRIED_DB
 
 
 @pytest.mark.slow
@@ -204,6 +233,25 @@ def test_what_cannot_be_edited_is_refused_before_the_clip_is_read(
     params = SPEC.fill({"source_prompt": SOURCE, "prompt": TARGET, **paths})
     assert isinstance(params, DiffusionAtlasParams)
     with pytest.raises(ParamsError, match=said):
+        preflight(facts, params, lambda _event: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [({"editor": "tiny:svd"}, ModelMismatch), ({"editor": "pix2pix"}, ParamsError)]
+)
+def test_an_editor_that_cannot_do_what_is_asked_is_refused_before_the_clip_is_read(
+    clip: Clip, tmp_path: Path, given: dict[str, str], error: type[Exception]
+) -> None:
+    (tmp_path / "pix2pix").mkdir()
+    index = '{"_class_name": "StableDiffusionInstructPix2PixPipeline"}'
+    (tmp_path / "pix2pix" / "model_index.json").write_text(index)
+    reference = write_picture(picture("a red ball on bricks"), tmp_path / "reference.png")
+    named = {k: str(tmp_path / v) if v == "pix2pix" else v for k, v in given.items()}
+    words = {"source_prompt": SOURCE, "prompt": TARGET, "box": ("0:1,1 9,9",), "reference": reference}
+    params = SPEC.fill({**words, **named})
+    assert isinstance(params, DiffusionAtlasParams)
+    facts = probe(write(clip.video, tmp_path / "clip.mp4"))
+    with pytest.raises(error, match=r"no editor|looks at no"):
         preflight(facts, params, lambda _event: None)
 
 

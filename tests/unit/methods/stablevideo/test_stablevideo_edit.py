@@ -8,14 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.unit.methods.conftest import SwapsColours
 
 from retouch.atlas.atlas import PackedMattes, pack_matte
 from retouch.atlas.prepare import atlas_for
-from retouch.errors import EmptyMask, ParamsError
+from retouch.errors import EmptyMask, MethodError, ModelMismatch, ModelNotFound, ParamsError
 from retouch.events import Event, Notice, Reused
 from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
-from retouch.methods.stablevideo.edit import box_to_show, edit, edit_keyframes, preflight
+from retouch.methods.stablevideo.edit import (
+    WordsAndEdges,
+    box_to_show,
+    edit,
+    edit_keyframes,
+    edit_with_editor,
+    preflight,
+)
 from retouch.methods.stablevideo.layer import choose_keyframes
 from retouch.methods.stablevideo.spec import SPEC, StableVideoParams
 from retouch.models.image import Control, StableDiffusion
@@ -25,6 +33,8 @@ from retouch.testing import Bouncing
 from retouch.video import Video
 from retouch.world import Clip, Scene
 
+CARRIED_DB = 24
+"""Decibels to the recoloured clip that paint keeps on a way of two readings; the old colours have 8."""
 KEPT_COLOUR = 30
 """Levels by which an object's blue must rise over its red; red rises over blue by 130 in the source."""
 EQUAL_DB = 45
@@ -159,10 +169,75 @@ def test_the_network_is_asked_twice_a_step_of_each_key_frame(
     assert (sum(n == 1 for n in asked), sum(n == 100 for n in asked)) == (2 * (3 + 2), 3 + 2)
 
 
+@pytest.mark.parametrize("shift", [0, 3])
+def test_any_editor_of_pictures_edits_the_key_frames_though_it_shifts_them(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run], swaps_colours: SwapsColours, shift: int
+) -> None:
+    swaps_colours.shift, swaps_colours.identity = shift, f"shifts by {shift}"
+    given = params(drawn, tmp_path, at=(0, 3), prompt="swap the colours")
+    made = edit_with_editor(swaps_colours, drawn.video, given, run_in(tmp_path))
+    assert swaps_colours.prompts == ["swap the colours"]  # the second shows nothing new
+    assert made.touched is not None
+    inside = drawn.masks[0] > 0
+    assert not made.touched[~grown(inside)].any()
+    sharp = np.broadcast_to(~grown(~inside), drawn.video.frames.shape)
+    off = made.video.frames.astype(float) - drawn.video.frames[:, ::-1]
+    assert 10 * np.log10(255**2 / np.square(off[sharp]).mean()) > CARRIED_DB
+
+
+@pytest.mark.slow
+def test_an_editor_is_asked_for_what_is_not_decided_and_that_stays(
+    tmp_path: Path, run_in: Callable[..., Run], swaps_colours: SwapsColours
+) -> None:
+    clip = Clip.of(Scene.of("a green car on grass", seed=5), 8, 64)
+    told = {"prompt": "swap the colours", "edits": "background", "at": (0, 7)}
+    made = edit_with_editor(swaps_colours, clip.video, params(clip, tmp_path, **told), run_in(tmp_path))
+    assert made.figures["agreement_db"] > EQUAL_DB
+    first, second = swaps_colours.masks
+    assert first is not None
+    assert second is not None
+    assert second.sum() < first.sum() / 2
+    # What it was shown beside that was decided by its first answer, not by the source.
+    inner = ~grown(second[None, None])[0, 0] & ~grown(clip.masks[0, 7:8] > 0)[0, 0]
+    wanted = clip.video.frames[7].transpose(1, 2, 0)[..., ::-1].astype(float)
+    assert np.abs(swaps_colours.shown[1].astype(float) - wanted)[inner].mean() < 12
+
+
+def test_an_editor_is_found_by_its_name(drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]) -> None:
+    events: list[Event] = []
+    given = params(drawn, tmp_path, editor="tiny:sd", editor_steps=4, at=(0,))
+    made = edit(drawn.video, given, run_in(tmp_path, listen=events.append))
+    assert any("edit picture" in str(event) for event in events)
+    inside = drawn.masks[0] > 0
+    reddest = drawn.video.frames[:, 0].astype(int) - drawn.video.frames[:, 2] > 100
+    was_red = inside[:, 0] & reddest
+    red, blue = (made.video.frames[:, channel][was_red].astype(int) for channel in (0, 2))
+    assert np.median(blue - red) > KEPT_COLOUR
+
+
+def test_an_answer_that_shows_another_picture_is_refused(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run], swaps_colours: SwapsColours
+) -> None:
+    swaps_colours.instead = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    swaps_colours.identity = "noise"
+    with pytest.raises(MethodError, match="shows another picture"):
+        edit_with_editor(swaps_colours, drawn.video, params(drawn, tmp_path, at=(0,)), run_in(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "error"), [("tiny:svd", ModelMismatch), ("nowhere", ModelNotFound)])
+def test_a_model_that_edits_no_pictures_is_refused_before_the_clip_is_read(
+    name: str, error: type[Exception], bouncing: Bouncing, tmp_path: Path
+) -> None:
+    filled = SPEC.fill({"prompt": "a ball", "box": ("0:1,1 9,9",), "editor": name})
+    assert isinstance(filled, StableVideoParams)
+    with pytest.raises(error):
+        preflight(probe(write(bouncing.video[:4], tmp_path / "clip.mkv")), filled, lambda _: None)
+
+
 def test_the_box_that_is_shown_holds_the_layer_and_stays_in_the_frame() -> None:
     own = torch.zeros(1, 1, 100, 80, dtype=torch.bool)
     own[..., 90:, 30:50] = True
-    whole, box = box_to_show(own, "frame", 8), box_to_show(own, "layer", 8)
+    whole, box = box_to_show(own, "frame", 32), box_to_show(own, "layer", 32)
     assert own[whole].shape == own.shape
     assert own[box].sum() == own.sum()
     assert own[box].shape[2:] == (21, 32)
@@ -181,7 +256,7 @@ def test_a_layer_that_no_key_frame_shows_is_an_error(
         choose_keyframes(hidden, 0, 3)
     sd = run.load("tiny:sd", StableDiffusion)
     with pytest.raises(EmptyMask, match="no key frame shows the object"):
-        edit_keyframes(hidden, 0, drawn.video, sd, None, given, run)
+        edit_keyframes(hidden, 0, drawn.video, WordsAndEdges(sd, None, given, run), given, run)
 
 
 def test_a_prompt_that_the_model_cannot_read_whole_is_refused_before_anything_is_made(
