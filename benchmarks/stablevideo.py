@@ -4,6 +4,7 @@ Run:  python benchmarks/stablevideo.py measure FOLDER [colour object ...] [--cli
       python benchmarks/stablevideo.py table FOLDER
       python benchmarks/stablevideo.py sheet FOLDER sheet.webp
       python benchmarks/stablevideo.py painted FOLDER [--clips 10]
+      python benchmarks/stablevideo.py cost FIXTURE
 
 `measure` edits drawn clips, which no embedded model has seen, by words: with key frames that know nothing of
 each other, that share their noise, that know the one before, and that know all before; beside them FateZero,
@@ -12,6 +13,8 @@ stopped. Three key frames are given, so that all ways edit the same.
 
 `painted` edits one key frame by words, as `retouch keyframe --edit` does, and paints with it; beside it the
 model's answer is painted by hand: taken exactly where the true edit is.
+
+`cost` says what aggregation costs beside the released way: see `aggregation.py`.
 
 Seconds are processor seconds of one thread; the first way of a clip also takes it apart into an atlas.
 """
@@ -222,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("measure", "table", "sheet", "painted"))
+    parser.add_argument("what", choices=("measure", "table", "sheet", "painted", "cost"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("more", nargs="*", help="kinds of change to measure, or the picture to draw")
     parser.add_argument("--clips", type=int, default=10)
@@ -232,6 +235,10 @@ def main() -> None:
         measure(given.folder, given.more or ["colour", "pattern", "object", "background"], given.clips)
     elif given.what == "painted":
         painted(given.folder, given.clips)
+    elif given.what == "cost":
+        from aggregation import cost
+
+        cost(given.folder)
     elif given.what == "sheet":
         sheet(given.folder, Path(given.more[0]))
     else:

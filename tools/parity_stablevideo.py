@@ -35,7 +35,7 @@ FIFTY = 50
 def check(folder: Path, report: Report, *, only: str = "") -> None:
     """Compares every tensor of every file that the fixture lists in `folder`, and its single numbers."""
     fixture = json.loads((folder / "fixture.json").read_text())
-    sd, control, texts = _networks(folder / "weights")
+    sd, control, texts = networks(folder / "weights")
     _compare_boxes(folder, fixture, report, only)
     for name, listed in fixture["files"].items():
         case, _, group = name.rpartition("/")
@@ -94,7 +94,7 @@ def _compare(
             report.fail(name, f"has a tolerance of an unknown kind, {kind}")
 
 
-def _networks(folder: Path) -> tuple[StableDiffusion, Control, tuple[Tensor, Tensor]]:
+def networks(folder: Path) -> tuple[StableDiffusion, Control, tuple[Tensor, Tensor]]:
     """The authors' networks, and the embeddings that guidance leads away from and to."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
