@@ -23,7 +23,15 @@ from retouch.errors import EmptyMask, ModelMismatch, ParamsError
 from retouch.events import Advanced, Ended, Listener, Started, ignore
 from retouch.models.loading import folder_identity, load_network, placed, weights_identity
 from retouch.models.refs import check_weights, read_config, resolve
-from retouch.tracking.segment import ObjectMark, ObjectMasks, Shelf, check_marks, in_memory, tracking_size
+from retouch.tracking.segment import (
+    ObjectMark,
+    ObjectMasks,
+    Shelf,
+    check_marks,
+    in_memory,
+    losses,
+    tracking_size,
+)
 from retouch.video import Video
 
 # The colours that the image encoder was trained on.
@@ -122,7 +130,8 @@ class Sam2Segmenter:
                     done += 1
                     listen(Advanced("masks", done, masks[:, :, 0, 0].size))
         listen(Ended("masks"))
-        return ObjectMasks(names, masks, video.height, video.width)
+        warnings = [said for name, own in zip(names, masks, strict=True) for said in losses(video, name, own)]
+        return ObjectMasks(names, masks, video.height, video.width, tuple(warnings))
 
     def _session(self, video: Video) -> Sam2VideoInferenceSession:
         session = Sam2VideoInferenceSession(

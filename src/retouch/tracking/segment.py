@@ -3,10 +3,11 @@
 Marks are boxes, strokes, polygons or whole drawn masks, on any frames, for any number of objects; the object
 named first is in front. The default needs no weights: each marked frame is cut by GrabCut (Rother et al.,
 2004), the mask follows the optical flow to the neighbours and is cut again there, and every frame goes with
-its nearest marked one.
+its nearest marked one that has not lost the object on the way.
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias, final, runtime_checkable
@@ -21,6 +22,8 @@ from retouch.tracking.flow import ClipFlow, DisFlow, Flow, consistent_flow, warp
 from retouch.video import Video, release_pages
 
 MarkKind = Literal["box", "stroke", "polygon", "mask", "not"]
+Found: TypeAlias = tuple[int, UInt8[np.ndarray, "h w"], list[str]]
+"""A frame, the soft mask of an object in it, and what is doubtful about that."""
 Shelf: TypeAlias = Callable[[str, tuple[int, ...], type[np.generic]], np.ndarray]
 """Gives an array of zeros of a name, shape and type: `Run.scratch` in a file, `in_memory` without a run."""
 DEFAULT_OBJECT: Final = "object"
@@ -29,6 +32,12 @@ WORKING_SIDE: Final = 240
 
 JUMP: Final = 0.20
 """Share by which an object's area may change between neighbours before a warning."""
+ALIKE: Final = 0.30
+"""Share of an object's colours that are its own in the neighbouring frame too, or it is not seen there."""
+REST: Final = 0.5
+"""Share of a marked object's area that was last seen of it, or it is not looked for again."""
+SEEN: Final = 128
+"""What the most certain pixel of a mask has, of 255, or the object is lost."""
 UNSURE: Final = 0.60
 """Share of an object's flow that must come back on itself, or there is a warning."""
 
@@ -185,10 +194,17 @@ class GrabCutSegmenter:
         listen(Started("masks", len(names) * len(video)))
         for index, name in enumerate(names):
             own = [mark for mark in marks if mark.name == name]
+            doubtful: dict[str, list[int]] = defaultdict(list)
             for done, (t, soft, doubts) in enumerate(self._follow(video, pictures, flow, own)):
                 masks[index, t] = soft
-                warnings += [f"{name}, {video.named_frames([t])}: {doubt}" for doubt in doubts]
+                for doubt in doubts:
+                    doubtful[doubt].append(t)
                 listen(Advanced("masks", index * len(video) + done + 1, masks[:, :, 0, 0].size))
+            for doubt, frames in doubtful.items():
+                warnings.append(
+                    f"{name}: {doubt} in {video.named_frames(frames)}; mark it there if it is wrong"
+                )
+            warnings += losses(video, name, masks[index])
         listen(Ended("masks"))
         return ObjectMasks(names, masks, video.height, video.width, tuple(warnings))
 
@@ -198,45 +214,87 @@ class GrabCutSegmenter:
         pictures: UInt8[np.ndarray, "f h w 3"],
         flow: ClipFlow,
         marks: Sequence[ObjectMark],
-    ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w"], list[str]]]:
-        """One object's soft masks: outwards from every marked frame to half way to the next one."""
-        anchors = sorted({mark.frame for mark in marks})
+    ) -> Iterator[Found]:
+        """One object's soft masks, from every marked frame outwards; two that are neighbours meet half way.
+
+        Where one of them loses the object before, the other goes on; frames that neither reaches stay empty.
+        """
+        cuts = {}
         height, width = pictures.shape[1:3]
-        limits = [-1, *((a + b) // 2 for a, b in itertools.pairwise(anchors)), len(video) - 1]
-        for anchor, low, high in zip(anchors, limits, limits[1:], strict=False):
+        for anchor in sorted({mark.frame for mark in marks}):
             here = [_scale_mark(mark, video, height, width) for mark in marks if mark.frame == anchor]
-            first = _cut_marks(pictures[anchor], here)
-            if not first.any():
+            cuts[anchor] = _cut_marks(pictures[anchor], here)
+            if not cuts[anchor].any():
                 raise EmptyMask(
                     f"nothing of {marks[0].name!r} was found on {video.named_frames([anchor])}",
                     hint="draw the box a little larger, or add a stroke over the object",
                 )
-            yield anchor, _soften_edge(first), []
-            for steps in (range(anchor + 1, high + 1), range(anchor - 1, low, -1)):
-                yield from _carry_masks(pictures, flow, first, anchor, steps)
+            yield anchor, _soften_edge(cuts[anchor]), []
+        for left, right in itertools.pairwise([-1, *cuts, len(video)]):
+            missing = set(range(left + 1, right))
+            ways = [
+                _carry_mask(pictures, flow, cuts[steps[0]], steps)
+                for steps in (range(left, right), range(right, left, -1))
+                if steps[0] in cuts
+            ]
+            while ways:
+                for way in tuple(ways):
+                    found = next(way, None)
+                    if found and found[0] in missing:
+                        missing.remove(found[0])
+                        yield found
+                    else:  # at its end, or where the other one was
+                        ways.remove(way)
+            for t in sorted(missing):
+                yield t, np.zeros((height, width), np.uint8), []
 
 
-def _carry_masks(
+def _carry_mask(
     pictures: UInt8[np.ndarray, "f h w 3"],
     flow: ClipFlow,
     mask: Bool[np.ndarray, "h w"],
-    known: int,
     steps: Sequence[int],
-) -> Iterator[tuple[int, UInt8[np.ndarray, "h w"], list[str]]]:
-    for t in steps:
-        back, there = flow.between(t, known), flow.between(known, t)
-        moved = warp_picture(mask.astype(np.float32), back)
-        cut = _cut_near(pictures[t], moved)
+) -> Iterator[Found]:
+    """Yield the masks of the frames after the first one, whose mask is given.
+
+    What has other colours than before is not the object: something has passed before it. It is looked for
+    where it was last, unless hardly anything was left of it.
+    """
+    whole, colours, lost = mask.sum(), _colours_of(pictures[steps[0]], mask), False
+    for known, t in itertools.pairwise(steps):
+        back, before = flow.between(t, known), mask.astype(np.float32)
+        cut = _cut_near(pictures[t], before if lost else warp_picture(before, back))
+        now = _colours_of(pictures[t], cut)
+        if np.minimum(colours, now).sum() < ALIKE:
+            if mask.sum() < REST * whole:
+                return
+            lost = True
+            continue
         doubts = []
-        before, after = float(mask.sum()), float(cut.sum())
-        if before and abs(after - before) > JUMP * before:
-            doubts.append(
-                f"the area jumps by {100 * (after / before - 1):+.0f} %; mark this frame if it is wrong"
-            )
-        if before and consistent_flow(there, back)[mask].mean() < UNSURE:
-            doubts.append("most of its flow is unreliable; mark this frame if it is wrong")
+        if abs(cut.sum() / mask.sum() - 1) > JUMP:
+            doubts.append(f"its area jumps by more than {JUMP:.0%}")
+        if not lost and consistent_flow(flow.between(known, t), back)[mask].mean() < UNSURE:
+            doubts.append("most of its flow is unreliable")
         yield t, _soften_edge(cut), doubts
-        mask, known = cut, t
+        mask, colours, lost = cut, now, False
+
+
+def _colours_of(
+    picture: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]
+) -> Float32[np.ndarray, "10 10 10"]:
+    """Return how often each colour is seen in a mask; neighbours among the colours share what they have."""
+    counts = np.pad(cv2.calcHist([picture], [0, 1, 2], mask.astype(np.uint8), [8] * 3, [0, 256] * 3), 1)
+    for axis in range(3):
+        counts = (np.roll(counts, 1, axis) + 2 * counts + np.roll(counts, -1, axis)) / 4
+    return counts / max(1, int(mask.sum()))
+
+
+def losses(video: Video, name: str, masks: UInt8[np.ndarray, "f h w"]) -> Iterator[str]:
+    """Yield a sentence that names the frames in which an object is lost, if there are any."""
+    lost = [t for t, mask in enumerate(masks) if mask.max() < SEEN]
+    if lost:
+        named = video.named_frames(lost)
+        yield f"{name} is lost in {named}: mark it again where it is seen, if it is seen there"
 
 
 def check_marks(video: Video, marks: Sequence[ObjectMark]) -> None:

@@ -104,12 +104,41 @@ def test_edges_are_soft() -> None:
     assert ((mask > 20) & (mask < 235)).sum() > 60
 
 
-def test_a_jump_of_the_area_is_warned_of() -> None:
+def test_frames_in_which_the_object_is_lost_are_named() -> None:
     video, _ = scene(4)
     frames = video.frames.copy()
     frames[2:] = video.frames[0][:, :1, :1]  # the object is gone, and all texture with it
     cutout = GrabCutSegmenter().segment(Video(frames, video.fps), [parse_mark("box", "0:16,20 64,68")])
-    assert any("frame 2" in warning for warning in cutout.warnings)
+    assert [said for said in cutout.warnings if "is lost in frames 2 to 3:" in said]
+    assert not cutout.masks[0, 2:].any()
+
+
+def test_what_is_doubtful_is_said_once_for_all_frames() -> None:
+    video, _ = scene(6)
+    frames = video.frames.copy()
+    frames[3:, :, 20:40] = frames[3:, :, 76:96]  # the upper part of the disc is hidden by cloth
+    cutout = GrabCutSegmenter().segment(Video(frames, video.fps), [parse_mark("box", "0:16,20 64,68")])
+    assert sum("its area jumps by more than 20%" in said for said in cutout.warnings) == 1
+    assert any("in frame 3" in said for said in cutout.warnings)
+
+
+def passing(gone: range, frames: int = 16) -> tuple[Video, np.ndarray]:
+    """A disc at rest, hidden by a wall in some frames; its true masks."""
+    video, truth = scene(1)
+    clip, masks = np.repeat(video.frames, frames, 0), np.repeat(truth[0], frames, 0)
+    clip[gone.start : gone.stop, :, :, :] = 200
+    masks[gone.start : gone.stop] = 0
+    return Video(clip, video.fps), masks
+
+
+def test_an_object_marked_again_after_it_was_hidden_is_seen_up_to_there_from_both_sides() -> None:
+    video, truth = passing(range(9, 12))  # past the middle between the marks
+    marks = [parse_mark("box", "0:16,20 64,68"), parse_mark("box", "15:16,20 64,68")]
+    cutout = GrabCutSegmenter().segment(video, marks)
+    for t in (*range(9), *range(12, 16)):
+        assert overlap(cutout.full(0, t, t + 1)[0, 0], truth[t]) > FOUND, t
+    assert not cutout.masks[0, 9:12].any()
+    assert any("is lost in frames 9 to 11:" in said for said in cutout.warnings)
 
 
 def test_the_same_marks_give_the_same_masks() -> None:
