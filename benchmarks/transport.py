@@ -7,7 +7,8 @@
 A row holds a painted frame's own pixels, carried to frames at some distance on both sides, against those
 frames, in dB: each layer without three pixels along its edge, and only pixels that every method reaches.
 `nothing` leaves the paint where it was; `planar` is one homography per layer from SIFT matches; `dis` chains
-dense inverse search from neighbour to neighbour; `atlas` is the textures.
+dense inverse search from neighbour to neighbour; `atlas` is the textures; `direct` goes straight from the
+painted frame, as `--transport direct` does.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from retouch.atlas.edit import position_patches, read_positions
 from retouch.atlas.file import load_atlas, save_atlas
 from retouch.atlas.prepare import objects_from_cutout
 from retouch.atlas.pyramid import AtlasSettings
+from retouch.atlas.transport import transport_positions
 from retouch.media.io import read
 from retouch.metrics.propagation import position_flicker, propagation_decibels, straightness
 from retouch.tracking.flow import DisFlow, inside_frame, pixel_grid, warp_picture
@@ -113,6 +115,12 @@ def dis_chain(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
             before = t
 
 
+def direct(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
+    """Go straight from the painted frame."""
+    for found in transport_positions(atlas, video, key, layer):
+        yield found.frame, found.positions, found.known
+
+
 def planar(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
     """Fit one homography per layer to matches of SIFT features."""
     sift, matcher = cv2.SIFT.create(4000), cv2.BFMatcher(crossCheck=False)
@@ -142,6 +150,7 @@ METHODS: dict[str, Callable[[Video, Atlas, int, int], Maps]] = {
     "planar": planar,
     "dis": dis_chain,
     "atlas": textures,
+    "direct": direct,
 }
 
 

@@ -49,6 +49,10 @@ def files(shell: Shell, bouncing: Bouncing) -> Path:
         ((*PAINT, "--keyframe", "3=none.png"), "none.png does not exist"),
         ((*PAINT, "--keyframe", "3=words.txt"), "words.txt cannot be read as a picture"),
         (PAINT, "nothing is painted"),
+        (
+            (*PAINT, "--keyframe", "3=key.png", "--transport", "direct", "--mode", "delta"),
+            "mode delta goes through the atlas",
+        ),
         ((*PAINT, "--keyframe", "3=key.png", "--frames", "6-9"), "frame 9 is not in the clip"),
         (
             (*PAINT, "--keyframe", "3=key.png", "--layer", "cat"),

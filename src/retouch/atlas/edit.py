@@ -7,7 +7,7 @@ one object hand edits on through a frame that both map.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as Pairs
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
@@ -381,16 +381,20 @@ def render_edit(
     patches: Sequence[TexturePatch],
     mode: Mode = "over",
     period: Period | None = None,
+    direct: Callable[[int, int], Float[Tensor, "f 4 h w"]] | None = None,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]]:
     """Yield the edited clip block by block: its first frame's number, frames, and where they may differ.
 
-    Where no patch reaches, frames are the source's, bit for bit.
+    Where no paint reaches, frames are the source's, bit for bit. `direct` gives paint for some frames that
+    does not come through the textures: colours times cover, and cover.
     """
     period = period or Period(0, len(video))
     for a, b in frame_blocks(0, len(video)):
         source = np.array(video.frames[a:b])
         release_pages(video.frames)
-        yield a, *render_frames(atlas, source, a, patches, mode, [period.strength(t) for t in range(a, b)])
+        strengths = [period.strength(t) for t in range(a, b)]
+        beside = direct(a, b) if direct and any(strengths) else None
+        yield a, *render_frames(atlas, source, a, patches, mode, strengths, beside)
 
 
 @torch.no_grad()
@@ -401,14 +405,17 @@ def render_frames(
     patches: Sequence[TexturePatch],
     mode: Mode = "over",
     strengths: Sequence[float] = (),
+    direct: Float[Tensor, "f 4 h w"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]:
     """Return the frames `source`, which begin with frame `first`, edited, and where they may differ."""
     strength = torch.tensor(strengths or [1.0] * len(source))
-    if not patches or not strength.any():
+    if (not patches and direct is None) or not strength.any():
         return source, np.zeros((len(source), 1, *source.shape[2:]), bool)
     below = torch.from_numpy(source).to(atlas.device).float() / 255
     strength = strength.to(below)[:, None, None, None]
     change, cover = _layer_changes(atlas, patches, mode, below, first, first + len(source))
+    if direct is not None:
+        change, cover = change + direct[:, :3] - direct[:, 3:] * below, cover + direct[:, 3:]
     touched = cover * strength > LEAST
     edited = ((below + strength * change).clamp(0, 1) * 255).round().to(torch.uint8)
     made = torch.where(touched, edited, torch.from_numpy(source).to(edited.device))
@@ -458,11 +465,16 @@ def _layer_colours(chart: Chart, window: PixelWindow, start: int, stop: int) -> 
 
 
 @torch.no_grad()
-def position_patches(atlas: Atlas, frame: int, layer: int) -> list[TexturePatch]:
-    """Return patches of a layer that hold, in place of paint, where each pixel of a frame lies in it."""
+def position_patches(
+    atlas: Atlas, frame: int, layer: int, wanted: Bool[np.ndarray, "h w"] | None = None
+) -> list[TexturePatch]:
+    """Return patches of a layer that hold, in place of paint, where each pixel of a frame lies in it.
+
+    If some places are wanted, only those are held.
+    """
     y, x = torch.meshgrid(torch.arange(atlas.height), torch.arange(atlas.width), indexing="ij")
     ramp = torch.stack([x / atlas.width, y / atlas.height, torch.zeros_like(x)])
-    return _patches_of_picture(atlas, ramp, frame, layer)
+    return _patches_of_picture(atlas, ramp, frame, layer, wanted)
 
 
 @torch.no_grad()
@@ -486,9 +498,16 @@ def propagate_frame(atlas: Atlas, video: Video, frame: int, layer: int) -> list[
 
 
 def _patches_of_picture(
-    atlas: Atlas, picture: Float[Tensor, "3 h w"], frame: int, layer: int
+    atlas: Atlas,
+    picture: Float[Tensor, "3 h w"],
+    frame: int,
+    layer: int,
+    wanted: Bool[np.ndarray, "h w"] | None = None,
 ) -> list[TexturePatch]:
-    """Return what a picture says about a layer where a frame shows mostly that layer."""
+    """Return what a picture says about a layer where a frame shows mostly that layer, and is wanted."""
     share = atlas.shares(frame, frame + 1)[layer][0]
-    key = PaintedFrame(frame, picture.to(share), (share > 0.5).float())
+    own = share > 0.5
+    if wanted is not None:
+        own = own & torch.from_numpy(wanted).to(own.device)
+    key = PaintedFrame(frame, picture.to(share), own.float())
     return patches_from_frames(atlas, [key], [layer])

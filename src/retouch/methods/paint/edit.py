@@ -5,6 +5,7 @@ The paper in four lines, and where to find them:
     paint on a frame is fetched into the textures                      `patches_from_frames`
     paint on a texture is taken as it is                               `patches_from_textures`
     each frame is the source with the paint laid over it               `render_edit`
+what the textures let slide is carried straight from the painted frame                   `transport_paint`
 and what the paper shows in its figures, told of each edit: where it will not hold   `tell_of`
 
 The paper learns textures and mappings as networks, in hours; ours are explicit and solved in seconds. Like
@@ -12,6 +13,7 @@ the paper's, our edit is laid over the original frames, so what it does not touc
 bit.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from retouch.atlas.edit import (
 from retouch.atlas.file import texture_index
 from retouch.atlas.paint_report import examine_paint, useless_keys
 from retouch.atlas.prepare import BACKGROUND, atlas_for, drawn_marks, marks_from, segmenter_named
+from retouch.atlas.transported_paint import TransportedPaint, transport_paint
 from retouch.errors import ParamsError
 from retouch.events import Listener
 from retouch.fields import pair
@@ -59,12 +62,16 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
     layers = [layer_named(params.layer, atlas.names)] if params.layer else None
     shots = painted_keys(video, keys, params)
     patches = patches_from_frames(atlas, shots, layers)
+    straight = carried_straight(atlas, video, shots, layers, period, params, run)
+    rendered = [p for p in patches if atlas.charts[p.chart].layer not in straight.layers]
     if pictures:
         read = {texture_index(atlas, name): read_picture(path) for name, path in pictures.items()}
-        patches += patches_from_textures(atlas, read, params.mode)
+        on_textures = patches_from_textures(atlas, read, params.mode)
+        patches, rendered = patches + on_textures, rendered + on_textures
     frames = run.scratch("painted", video.frames.shape)
     touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
-    blocks = render_edit(atlas, video, patches, params.mode, period)
+    direct = functools.partial(straight.at, atlas) if straight.layers else None
+    blocks = render_edit(atlas, video, rendered, params.mode, period, direct)
     for step in run.steps("paint", range(0, len(video), 8)):
         start, made, where = next(blocks)
         assert start == step.item
@@ -74,6 +81,26 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
     figures = {"touched": float(np.mean([where.mean() for where in touched]))}
     told = tell_of(atlas, video, patches, shots, layers, period, run)
     return Edited(video.like(frames), touched=touched, figures=figures, extras={"paint": told})
+
+
+def carried_straight(
+    atlas: Atlas,
+    video: Video,
+    shots: list[PaintedFrame],
+    layers: list[int] | None,
+    period: Period,
+    params: PaintParams,
+    run: Run,
+) -> TransportedPaint:
+    """Carry the paint of the layers that are not to go through the textures; say which these are."""
+    if params.transport == "atlas" or params.mode != "over":
+        return TransportedPaint({})
+    choose = params.transport == "auto"
+    found = transport_paint(atlas, video, shots, layers=layers, period=period, choose=choose, run=run)
+    if choose and found.layers:
+        names = " and ".join(atlas.names[layer] for layer in sorted(found.layers))
+        run.notice(f"the paint on {names} is carried straight from the painted frames: it sits better so")
+    return found
 
 
 def tell_of(
@@ -107,7 +134,13 @@ def preflight(clip: ClipFacts, params: PaintParams, tell: Listener) -> None:
     """
     del tell
     period_of(params.frames, params.fade, clip.video.frames)
-    keys, _ = paintings(params)
+    keys, pictures = paintings(params)
+    if params.transport == "direct" and (params.mode != "over" or pictures):
+        raise ParamsError(
+            f"transport direct lays paint over frames; {'a texture' if pictures else f'mode {params.mode}'} "
+            "goes through the atlas",
+            hint="leave --transport out, or paint on frames in mode over",
+        )
     for at, path in keys.items():
         found = read_header(path)
         check_painted_size(at, (found.height, found.width), (clip.video.height, clip.video.width))

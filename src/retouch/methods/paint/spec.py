@@ -46,6 +46,11 @@ class PaintParams(Params):
         description="over lays paint over the clip; delta adds the difference, which keeps shading; replace "
         "shows the edited texture itself.",
     )
+    transport: Literal["auto", "atlas", "direct"] = Field(
+        default="atlas",
+        description="How paint on a frame reaches the others: atlas through the textures, direct straight "
+        "from the painted frame, which follows what bends; auto chooses for each layer what fits better.",
+    )
     layer: str = Field(default="", description="The layer that may be edited; empty is all.")
     feather: Feather = 0.0
     tolerance: int = Field(

@@ -11,9 +11,11 @@ from retouch.atlas.file import save_atlas
 from retouch.atlas.prepare import atlas_for, marks_from
 from retouch.compute import Compute
 from retouch.errors import ArtifactError, ParamsError
-from retouch.events import Event, Kept, Notice, Reused
+from retouch.events import Event, Kept, Notice, Reused, ignore
+from retouch.media.io import write
 from retouch.media.pictures import write_picture
-from retouch.methods.paint.edit import edit, period_of
+from retouch.media.probe import probe
+from retouch.methods.paint.edit import edit, period_of, preflight
 from retouch.methods.paint.spec import SPEC, PaintParams
 from retouch.run import Run
 from retouch.video import Video
@@ -77,6 +79,36 @@ def test_the_object_may_be_an_outline_or_a_drawn_mask(clip: Video, run: Run, tmp
         assert np.abs(edited.video.frames[5, :, 36, 47].astype(int) - (20, 20, 250)).max() < 25
     with pytest.raises(ParamsError, match="no segmenter 'sam'"):
         edit(clip, PaintParams(keyframe=(shot,), polygon=(square,), segmenter="sam"), run)
+
+
+def test_paint_goes_straight_from_its_frame_and_changes_nothing_else(
+    clip: Video, run: Run, tmp_path: Path
+) -> None:
+    shot = painted(clip, tmp_path)
+    edited = edit(clip, PaintParams(keyframe=(shot,), box=BOX, transport="direct", frames="1-5"), run)
+    assert edited.touched is not None
+    same = (edited.video.frames == clip.frames).all(1, keepdims=True)
+    assert (same | edited.touched).all()
+    assert not edited.touched[0].any()
+    for t in range(1, 6):
+        centre = edited.video.frames[t, :, 36, 38 + 3 * (t - 2)].astype(int)
+        assert np.abs(centre - (20, 20, 250)).max() < 25
+
+
+def test_paint_that_cannot_go_straight_is_refused_before_anything_is_done(
+    clip: Video, tmp_path: Path
+) -> None:
+    shot = painted(clip, tmp_path)
+    facts = probe(write(clip, tmp_path / "clip.mkv"))
+    for params, why in (
+        (PaintParams(keyframe=(shot,), transport="direct", mode="delta", box=BOX), "mode delta goes through"),
+        (
+            PaintParams(keyframe=(shot,), transport="direct", texture=("object=k.png",), box=BOX),
+            "a texture goes through",
+        ),
+    ):
+        with pytest.raises(ParamsError, match=why):
+            preflight(facts, params, ignore)
 
 
 def test_a_second_edit_reuses_the_atlas(clip: Video, tmp_path: Path) -> None:
