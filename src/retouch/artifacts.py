@@ -28,13 +28,14 @@ from typing import Any, ParamSpec, TypeVar, cast, final, get_args, get_origin
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from retouch.errors import ArtifactError
 from retouch.events import Event, Kept, Notice, Reused
-from retouch.files import FULL, OCCUPIED, beside, remove, replace_whole, sync, system_error
+from retouch.files import FULL, OCCUPIED, beside, remove, replace_whole, sync, system_error, take_space
 from retouch.identity import file_digest, identity
 
 FORMAT = 1
@@ -182,7 +183,7 @@ class ArtifactStore:
         draft = beside(folder)
         try:
             draft.mkdir(parents=True)
-            _write_tensors(tensors, draft / _TENSORS)
+            write_tensors(tensors, draft / _TENSORS)
             manifest = {
                 "format": FORMAT,
                 "kind": kind,
@@ -368,20 +369,20 @@ class DraftFile:
         except OSError as error:
             raise system_error(error, self.path) from None
         with replace_whole(self.path, force=True) as draft:
-            _write_tensors(plain, draft, seal=identity(plain))
+            write_tensors(plain, draft, {"seal": identity(plain)})
 
-    def array(self, name: str, shape: tuple[int, ...]) -> np.memmap:
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.memmap:
         """Return numbers in a file beside the checkpoint, for what is too long to be saved whole each time.
 
         They are those of an earlier attempt, or zeros where there is none; a checkpoint without them goes.
         """
         path = self.path.with_suffix(f".{name}")
-        size = math.prod(shape) * np.dtype(np.float32).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.path.exists() and path.exists() and path.stat().st_size == size:
-            return np.memmap(path, np.float32, "r+", shape=shape)
+            return np.memmap(path, dtype, "r+", shape=shape)
         self.drop()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return np.memmap(path, np.float32, "w+", shape=shape)
+        take_space(path, size)
+        return np.memmap(path, dtype, "r+", shape=shape)
 
     def drop(self) -> None:
         """Remove the checkpoint and what lies beside it."""
@@ -513,10 +514,10 @@ def _read_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path, *, seal: str = "") -> None:
-    """Writes tensors; raises OSError where safetensors wraps it into an error of its own."""
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write tensors; raise OSError where safetensors wraps it into an error of its own."""
     try:
-        save_file(dict(tensors), path, metadata={"seal": seal} if seal else None)
+        save_file(dict(tensors), path, metadata=dict(about) if about else None)
     except SafetensorError as error:
         code = next((code for code in FULL if f"os error {code}" in str(error)), None)
         if code is None:

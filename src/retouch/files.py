@@ -164,6 +164,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def take_space(path: Path, size: int) -> None:
+    """Make a file of zeros, with room on the disk for it where the system can promise that.
+
+    Where files are written to as memory, a disk that fills up later would kill the process.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # whoever has the file of that name from before keeps its bytes
+    try:
+        with path.open("wb") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+            else:
+                os.truncate(stream.fileno(), size)
+    except OSError as error:
+        path.unlink()
+        raise system_error(error, path) from None
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, if it is there, so that nobody ever sees a part of it."""
     with contextlib.suppress(OSError):

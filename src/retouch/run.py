@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from retouch.artifacts import ArtifactStore, DraftFile
 from retouch.compute import Compute
 from retouch.errors import Cancelled, Diverged, ModelMismatch, RetouchError
 from retouch.events import Advanced, Ended, Event, Listener, Loaded, Notice, Started, ignore
-from retouch.files import system_error
+from retouch.files import take_space
 from retouch.video import FRAMES_AT_ONCE, Video
 
 T = TypeVar("T")
@@ -224,14 +223,7 @@ class Run:
             ResourceError: the disk is full.
         """
         path = self.folder / "scratch" / f"{name}.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # an array of that name from before keeps its own bytes
-        try:
-            with path.open("wb") as stream:  # taken now: a disk that fills up later would kill the process
-                _reserve_space(stream.fileno(), math.prod(shape) * np.dtype(dtype).itemsize)
-        except OSError as error:
-            path.unlink()
-            raise system_error(error, path) from None
+        take_space(path, math.prod(shape) * np.dtype(dtype).itemsize)
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
     def notice(self, text: str) -> None:
@@ -292,14 +284,6 @@ class Edited:
         else:
             sentence = f"{broken} pixels outside the edit changed"
         return {"share": share, "bit_exact": exact, "changed_outside": broken, "sentence": sentence}
-
-
-def _reserve_space(descriptor: int, size: int) -> None:
-    """Gives a new file its size, with room on the disk for it where the system can promise that."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.truncate(descriptor, size)
 
 
 @functools.lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from retouch.errors import ModelMismatch, RetouchError  # noqa: E402
-from retouch.models.face import FaceConfig, FaceDiffusion, FaceNetwork  # noqa: E402
+from retouch.models.face import FaceConfig, FaceDiffusion, FaceNetwork, published_unet  # noqa: E402
 
 AVERAGED = "ema_model."
 UNIT = {
@@ -166,26 +166,7 @@ def config_of(weights: Mapping[str, Tensor], side: int, identity: int) -> FaceCo
     widths = [len(weights[f"input_blocks.{k}.0.out_layers.6.weight"]) for k in firsts]
     attends = [f"input_blocks.{k}.1.qkv.weight" in weights for k in firsts]
     merge = weights["encoder.linear.weight"]
-    unet = {
-        "sample_size": side,
-        "in_channels": 3,
-        "out_channels": 3,
-        "block_out_channels": widths,
-        "layers_per_block": layers,
-        "down_block_types": ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends],
-        "up_block_types": ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)],
-        "downsample_type": "resnet",
-        "upsample_type": "resnet",
-        "resnet_time_scale_shift": "scale_shift",
-        "attention_head_dim": None,
-        "norm_num_groups": 32,
-        "attn_norm_num_groups": 32,
-        "norm_eps": 1e-5,
-        "freq_shift": 0,
-        "flip_sin_to_cos": True,
-        "class_embed_type": "identity",
-        "time_embedding_dim": len(merge),
-    }
+    unet = published_unet(side, widths, attends, layers=layers, code=len(merge))
     return FaceConfig(unet, identity, merge.shape[1] - identity)
 
 

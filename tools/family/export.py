@@ -17,7 +17,6 @@ import torch
 from face_attributes import fitted
 from face_network import finished_identity, folded, identities, new_network
 from faces import prepared
-from fit import load_average
 from latents import finished_autoencoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -34,6 +33,7 @@ from retouch.models.face import FaceDiffusion
 from retouch.models.face_model import save_part
 from retouch.models.face_parts import SmallReader
 from retouch.models.face_words import SmallWords
+from retouch.models.fit import load_average
 from retouch.world import LANDMARKS, PARTS
 
 SHIPPED: Final = Path(__file__).parents[2] / "src" / "retouch" / "models" / "_tiny"

@@ -6,12 +6,12 @@ from typing import Final
 import numpy as np
 import torch
 from faces import SCALE, Faces
-from fit import load_average
 from torch import Tensor, nn
 from train_face_identity import EncoderWithHeads
 
 from retouch.models.face import FaceConfig, FaceNetwork
 from retouch.models.face_parts import SmallIdentity
+from retouch.models.fit import load_average
 from retouch.world import LANDMARKS
 
 MOTION: Final = [number for number, name in enumerate(LANDMARKS) if name != "chin"]

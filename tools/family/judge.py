@@ -10,10 +10,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from fit import Fit, load_average, options
+from command import options, tell
 from pictures import FACTORS, Pictures, held_out, prepared
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
+
+from retouch.models.fit import Fit, load_average
 
 BATCH: Final = 64
 COUNTS: Final = {"easy": 25_000, "middle": 40_000, "styled": 30_000}
@@ -78,7 +80,7 @@ def train(
 ) -> Fit[Judge]:
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(seed)
-    fit = Fit(Judge(), work / "judge", rate=2e-3, keep=0.995, device=device, decay=0.05)
+    fit = Fit(Judge(), work / "judge", tell=tell, rate=2e-3, keep=0.995, device=device, decay=0.05)
     sets = [prepared(work, lesson, n, size) for lesson, n in (counts or COUNTS).items()]
     tested = held_out("middle", 300, size)
 

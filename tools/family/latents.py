@@ -9,10 +9,11 @@ import architecture
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from fit import load_average, working_precision
 from pictures import MASK_SIDE, Pictures, held_out, prepared
 from torch import nn
 from transformers import CLIPTokenizer
+
+from retouch.models.fit import load_average, working_precision
 
 ENCODED_AT_ONCE: Final = 64
 

@@ -7,12 +7,14 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
-from fit import Fit, options
+from command import options, tell
 from latents import tokens_of
 from pictures import Pictures, held_out, prepared
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import CLIPModel
+
+from retouch.models.fit import Fit
 
 BATCH: Final = 96
 COUNTS: Final = {"easy": 25_000, "middle": 40_000, "styled": 30_000, "full": 30_000}
@@ -87,7 +89,7 @@ def train(
     tokenizer = architecture.tokenizer(work / "tokenizer")
     model = architecture.clip(len(tokenizer))
     model.set_attn_implementation("eager")
-    fit = Fit(model, work / "clip", rate=1e-3, keep=0.995, device=device, decay=0.05)
+    fit = Fit(model, work / "clip", tell=tell, rate=1e-3, keep=0.995, device=device, decay=0.05)
     sets = {}
     for lesson, n in (counts or COUNTS).items():
         pictures = prepared(work, lesson, n, size)

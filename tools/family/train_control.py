@@ -7,9 +7,9 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
+from command import options, tell
 from diffusers import ControlNetModel
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, load_average, options
 from latents import prepared_latents
 from pictures import prepared
 from schedule import noised, velocity
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from train_unet import Pair, timesteps
 
 from retouch.models.annotate import canny
+from retouch.models.fit import Fit, load_average
 
 BATCH: Final = 32
 COUNTS: Final = {"middle": 40_000, "styled": 30_000}
@@ -60,7 +61,7 @@ def train(
     if device == "cpu":
         model.pair.unet.set_attn_processor(AttnProcessor())
         model.net.set_attn_processor(AttnProcessor())
-    fit = Fit(model, work / f"canny-{size}px", rate=8e-4, keep=0.998, device=device)
+    fit = Fit(model, work / f"canny-{size}px", tell=tell, rate=8e-4, keep=0.998, device=device)
     lessons = list((counts or COUNTS).items())
     pictures = [prepared(work, lesson, n, size) for lesson, n in lessons]
     latents = [prepared_latents(work, lesson, n, size, tokenizer, device) for lesson, n in lessons]

@@ -10,12 +10,14 @@ from typing import Final
 
 import numpy as np
 import torch
+from command import options, tell
 from diffusers import AutoencoderKL
-from fit import Fit, options
 from latents import Decoder, encoded, finished_autoencoder
 from pictures import held_out, prepared
 from torch import Tensor
 from train_vae import COUNTS, SQUARED_AT_LAST, batch, reconstruction_loss
+
+from retouch.models.fit import Fit
 
 NOISE: Final = 0.02
 """On the latents, so that the decoder forgives a sample's small errors."""
@@ -45,7 +47,7 @@ def train(
     torch.manual_seed(seed)
     vae = finished_autoencoder(work, size)
     folder = work / f"decoder-{size}px"
-    fit = Fit(Decoder(vae).requires_grad_(True), folder, rate=1e-3, keep=0.998, device=device)
+    fit = Fit(Decoder(vae).requires_grad_(True), folder, tell=tell, rate=1e-3, keep=0.998, device=device)
     vae.to(fit.device, fit.precision)
     sets = [prepared(work, lesson, count, size) for lesson, count in (counts or COUNTS).items()]
     plain, every = held_out("middle", 64, size).pixels, held_out("full", 64, size).pixels

@@ -9,12 +9,13 @@ from typing import Final
 
 import numpy as np
 import torch
+from command import options, tell
 from faces import FACTORS, SIZES, Faces, held_out, prepared
-from fit import Fit, options
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from retouch.models.face_parts import SmallIdentity
+from retouch.models.fit import Fit
 
 BATCH: Final = 32
 """Persons at a step, each at two moments."""
@@ -88,7 +89,7 @@ def train(
     torch.manual_seed(seed)
     network = EncoderWithHeads()
     fit = Fit(
-        network, work / name, rate=2e-3, keep=0.99, warmup=50, decay=0.05, device=device,
+        network, work / name, tell=tell, rate=2e-3, keep=0.99, warmup=50, decay=0.05, device=device,
         precision=torch.float32, orthogonal=True,
     )  # fmt: skip
     faces, judged = prepared(work, count), held_out(tested)

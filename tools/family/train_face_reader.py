@@ -9,12 +9,13 @@ from typing import Final
 
 import numpy as np
 import torch
+from command import options, tell
 from faces import MIRRORED, SIDE, Faces, held_out, prepared
-from fit import Fit, options
 from torch import Tensor
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, smooth_l1_loss
 
 from retouch.models.face_parts import SmallReader
+from retouch.models.fit import Fit
 from retouch.world import LANDMARKS, PARTS
 
 BATCH: Final = 32
@@ -90,6 +91,7 @@ def train(work: Path, *, images: int, count: int, device: str = "cpu", tested: i
     fit = Fit(
         SmallReader(len(LANDMARKS), PARTS),
         work / "face-reader",
+        tell=tell,
         rate=3e-3,
         keep=0.99,
         warmup=50,

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from command import options, tell
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from face_network import GAIN, identities, motion_of, new_network
 from faces import MIRRORED, Faces, held_out, prepared
-from fit import Fit, options
 from torch import Tensor
 
-from retouch.models.face import FaceNetwork, noised, shares_at
+from retouch.models.face import FaceDiffusion, FaceNetwork, noised, shares_at
+from retouch.models.face_losses import LEAST_NOISE
+from retouch.models.face_training import held_out_error
+from retouch.models.fit import Fit
 from retouch.world import PARTS
 
 BATCH: Final = 16
 CLEANEST: Final = 40
 """The lowest timestep; below it a drawn picture says nothing that the network could add."""
-LEAST_NOISE: Final = 0.3
-"""The error counts by the share of noise, down to this."""
 POINT_NOISE: Final = 0.006
 """How far points are off in training, as read ones will be; the square is 1."""
 NOT_FACE: Final = [PARTS.index(name) for name in ("background", "clothes", "neck")]
-PROBED: Final = (100, 300, 600, 900)
 
 
 def batch(
@@ -75,18 +75,7 @@ def swap_probe(network: FaceNetwork, faces: Faces, vectors: Tensor) -> Mapping[s
     pixels = torch.from_numpy(faces.pixels[:, 0]).float() / 127.5 - 1
     mask = face_of(torch.from_numpy(faces.parts[:, 0]))
     motion = motion_of(torch.from_numpy(faces.points[:, 0]))
-    own = vectors[:, 0, 0]
-    figures = {}
-    for number in PROBED:
-        t = torch.full((len(pixels),), number)
-        noisy = noised(pixels, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(5)), t)
-        for name, who in (("own", own), ("swap", own.roll(1, 0))) if number > PROBED[0] else (("own", own),):
-            with torch.no_grad():
-                error = (network(noisy, t, network.code(GAIN * who, motion)) - pixels).square() * mask
-            figures[f"{name}_{number}"] = float(error.sum() / (3 * mask.sum()))
-        if f"swap_{number}" in figures:
-            figures[f"swap_{number}"] -= figures[f"own_{number}"]
-    return {name: round(value, 4) for name, value in figures.items()}
+    return held_out_error(FaceDiffusion.wrap(network), pixels, mask, GAIN * vectors[:, 0, 0], motion)
 
 
 def train(work: Path, *, images: int, count: int, device: str = "cpu", tested: int = 40) -> Fit[FaceNetwork]:
@@ -97,8 +86,8 @@ def train(work: Path, *, images: int, count: int, device: str = "cpu", tested: i
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())  # the fused backward pass takes twice as long on a CPU
     fit = Fit(
-        network, work / "face-unet", rate=2e-3, keep=0.995, warmup=60, device=device, precision=torch.float32,
-        orthogonal=True,
+        network, work / "face-unet", tell=tell, rate=2e-3, keep=0.995, warmup=60, device=device,
+        precision=torch.float32, orthogonal=True,
     )  # fmt: skip
     faces, judged = prepared(work, count), held_out(tested)
     vectors, known = identities(work, faces, "train"), identities(work, judged, "held-out")

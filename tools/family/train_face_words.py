@@ -9,13 +9,14 @@ from typing import Final
 
 import numpy as np
 import torch
+from command import options, tell
 from face_network import identities
 from faces import FACTORS, Faces, held_out, prepared
-from fit import Fit, options
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from retouch.models.face_words import SmallWords, words_in
+from retouch.models.fit import Fit
 from retouch.world.faces import HATS
 
 BATCH: Final = 64
@@ -146,7 +147,7 @@ def train(work: Path, *, images: int, count: int, device: str = "cpu", tested: i
     """Train until `images` have been seen, counting those of earlier calls."""
     torch.manual_seed(0)
     fit = Fit(
-        SmallWords(vocabulary()), work / "face-words", rate=3e-3, keep=0.99, warmup=50, decay=0.05,
+        SmallWords(vocabulary()), work / "face-words", tell=tell, rate=3e-3, keep=0.99, warmup=50, decay=0.05,
         device=device, precision=torch.float32,
     )  # fmt: skip
     faces, judged = prepared(work, count), held_out(tested)

@@ -15,8 +15,8 @@ from typing import Final, final
 import architecture
 import numpy as np
 import torch
+from command import options, tell
 from diffusers import UNet2DConditionModel
-from fit import Fit, load_average, options
 from latents import prepared_latents, tokens_of
 from pictures import FACTORS, prepared
 from safetensors.torch import save_file
@@ -26,6 +26,7 @@ from train_clip import normalised
 from train_unet import Pair, timesteps
 from transformers import CLIPModel
 
+from retouch.models.fit import Fit, load_average
 from retouch.world.scene import COLOURS
 
 BATCH: Final = 32
@@ -143,7 +144,7 @@ def train(
     tokenizer = architecture.tokenizer(work / "tokenizer")
     pair = load_average(Pair(len(tokenizer)), work / f"unet-{size}px")
     clip = load_average(architecture.clip(len(tokenizer)), work / "clip").to(device)
-    fit = Fit(Prompted(pair), work / f"ip-{size}px", rate=1e-3, keep=0.998, device=device)
+    fit = Fit(Prompted(pair), work / f"ip-{size}px", tell=tell, rate=1e-3, keep=0.998, device=device)
     lessons = list((counts or COUNTS).items())
     pictures = [prepared(work, lesson, n, size) for lesson, n in lessons]
     latents = [prepared_latents(work, lesson, n, size, tokenizer, device) for lesson, n in lessons]

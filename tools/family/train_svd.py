@@ -13,15 +13,16 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
+from command import options, tell
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, first_alone, join_processes, load_average, options, processes
 from latents import encoded, finished_autoencoder
 from pictures import HELD_OUT, LESSONS
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 from train_clip import normalised
 
+from retouch.models.fit import Fit, first_alone, join_processes, load_average, processes
 from retouch.world.render import planes
 from retouch.world.scene import Scene
 
@@ -99,7 +100,7 @@ def train_unet(
     unet = architecture.video_unet()
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())
-    fit = Fit(unet, work / f"svd-{size}px", rate=2e-3, keep=0.998, device=device, orthogonal=True)
+    fit = Fit(unet, work / f"svd-{size}px", tell=tell, rate=2e-3, keep=0.998, device=device, orthogonal=True)
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
         fit.settle(images)
@@ -131,7 +132,7 @@ def train_autoencoder(
     with first_alone():
         pixels, latents = prepared_clips(work, clips, size)
     vae = architecture.temporal_autoencoder(size)
-    fit = Fit(vae, work / f"svd-vae-{size}px", rate=1.5e-3, keep=0.997, device=device)
+    fit = Fit(vae, work / f"svd-vae-{size}px", tell=tell, rate=1.5e-3, keep=0.997, device=device)
 
     def look(generator: torch.Generator) -> tuple[Tensor, int]:
         fit.settle(images)

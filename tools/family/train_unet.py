@@ -13,13 +13,15 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
+from command import options, tell
 from diffusers.models.attention_processor import AttnProcessor
-from fit import Fit, load_average, options
 from latents import Latents, latents_of, prepared_latents
 from pictures import held_out
 from probe import word_swap
 from schedule import noised, velocity
 from torch import Tensor, nn
+
+from retouch.models.fit import Fit, load_average
 
 BATCH: Final = 32
 WORDLESS: Final = 0.1
@@ -134,7 +136,7 @@ def train(
         pair.unet.set_attn_processor(
             AttnProcessor()
         )  # its backward pass is twice as fast on a CPU in bfloat16
-    fit = Fit(pair, work / f"unet-{size}px", rate=1e-3, keep=0.999, device=device)
+    fit = Fit(pair, work / f"unet-{size}px", tell=tell, rate=1e-3, keep=0.999, device=device)
     sets = Lessons(counts or COUNTS, lambda name, n: prepared_latents(work, name, n, size, tokenizer, device))
     probed = latents_of(work, held_out("middle", 96, size), size, tokenizer)
     wordless = torch.tensor(

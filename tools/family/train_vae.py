@@ -13,11 +13,13 @@ from typing import Final
 import architecture
 import numpy as np
 import torch
+from command import options, tell
 from diffusers import AutoencoderKL
-from fit import Fit, N, load_average, options
 from pictures import Pictures, held_out, prepared
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+
+from retouch.models.fit import Fit, N, load_average
 
 BATCH: Final = 16
 KL_WEIGHT: Final = 2e-5
@@ -133,7 +135,7 @@ def train(
     """
     torch.manual_seed(seed)
     folder = work / f"vae-{size}px"
-    fit = Fit(architecture.autoencoder(size), folder, rate=COARSE_RATE, keep=0.997, device=device)
+    fit = Fit(architecture.autoencoder(size), folder, tell=tell, rate=COARSE_RATE, keep=0.997, device=device)
     anchor = holder(folder, size, fit.device, fit.precision) if hold else None
     wanted = counts or COUNTS
     sets = [prepared(work, lesson, count, size) for lesson, count in wanted.items()]

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Self, cast, final
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float, Float64, Int
 from safetensors.torch import load_file, save_file
@@ -68,6 +69,25 @@ class FaceDiffusion:
         device, dtype = placed(compute)
         network = network.to(device, dtype).eval().requires_grad_(False)
         return cls(network, identity=folder_identity(folder))
+
+    @classmethod
+    def untrained(cls, ref: str, compute: Compute | None = None, **features: int) -> Self:
+        """Return a network of random weights, built as the one in the folder of `ref`, or as published.
+
+        `features` are those of the encoders: `identity` and `motion`.
+
+        Raises:
+            ModelMismatch: its config.json is none of a face network.
+        """
+        path = resolve(ref) / "config.json"
+        config = dict(read_config(path, ref)) if path.is_file() else {"_class_name": KIND, "unet": PUBLISHED}
+        if config.pop("_class_name", None) != KIND:
+            raise ModelMismatch(f"{ref} is no face model", hint="leave its config.json out")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = FaceNetwork(FaceConfig(**{**cast("dict[str, Any]", config), **features}))
+            begin_still(network)
+        return cls(network.to(placed(compute)[0]).eval().requires_grad_(False))
 
     @classmethod
     def wrap(cls, network: "FaceNetwork") -> Self:
@@ -214,6 +234,54 @@ class FaceConfig:
 def alphas_cumprod() -> Float64[np.ndarray, " t"]:
     """Return the share of signal power at each training timestep: betas rise linearly from 1e-4 to 0.02."""
     return np.cumprod(1 - np.linspace(1e-4, 0.02, TRAIN_STEPS))
+
+
+def published_unet(
+    side: int, widths: Sequence[int], attends: Sequence[bool], *, layers: int = 2, code: int = 512
+) -> dict[str, object]:
+    """Return what the published UNet is built with: the width of each level, and which of them attend."""
+    return {
+        "sample_size": side,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": list(widths),
+        "layers_per_block": layers,
+        "down_block_types": ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)],
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": None,
+        "norm_num_groups": 32,
+        "attn_norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "freq_shift": 0,
+        "flip_sin_to_cos": True,
+        "class_embed_type": "identity",
+        "time_embedding_dim": code,
+    }
+
+
+PUBLISHED: Final = published_unet(
+    256, (128, 128, 256, 256, 512, 512), (False, False, False, False, True, False)
+)
+"""At 256 pixels; faces attend at 16 x 16, and in the middle."""
+
+
+def begin_still(network: "FaceNetwork") -> None:
+    """Let a new network's units, attention and answer begin at nothing, as published.
+
+    Identities are unit vectors and points lie about one half: the code of a face begins as large as noise.
+    """
+    last = [m.conv2 for m in network.modules() if isinstance(m, FaceUnit)]
+    last += [m.to_out[0] for m in network.modules() if isinstance(m, Attention)]
+    last += [network.detail.conv_out] if network.detail else []
+    for layer in (*last, network.unet.conv_out):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.normal_(network.merge.weight, std=0.8)
+    with torch.no_grad():
+        network.merge.bias.copy_(-0.5 * network.merge.weight[:, network.config.identity :].sum(1))
 
 
 @final

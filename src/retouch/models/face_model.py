@@ -23,6 +23,7 @@ from retouch.models.clip import TextImage
 from retouch.models.face import FaceDiffusion
 from retouch.models.face_attributes import Attributes
 from retouch.models.face_parts import (
+    SIDE,
     ArcFace,
     IdentityEncoder,
     OnnxNetwork,
@@ -40,6 +41,11 @@ from retouch.models.refs import check_weights, read_config, resolve
 
 WORDS: Final = "words"
 """The folder of what compares faces with sentences."""
+BESIDE_NETWORK: Final = (
+    "identity", "identity.onnx", "identity.safetensors", "reader", "points.onnx", "parser.onnx", "attributes",
+    WORDS,
+)  # fmt: skip
+"""What lies beside the network's own files in the folder of a model."""
 WHO_IT_IS: Final = ("chin",)
 """Points that are left out of the motion: where they lie says who it is."""
 ANCHORS: Final = ("left eye", "right eye", "mouth left", "mouth right")
@@ -185,8 +191,37 @@ class FaceModel:
             ModelNotFound: it is not here.
             ModelMismatch: the folder holds another kind of model, or one that is damaged.
         """
-        diffusion, folder = FaceDiffusion.from_pretrained(ref, compute), resolve(ref)
+        folder, diffusion = resolve(ref), FaceDiffusion.from_pretrained(ref, compute)
         encoder, reader = load_encoder(folder, ref, compute), load_reader(folder, ref, compute)
+        return cls.assembled(ref, diffusion, encoder, reader, compute)
+
+    @classmethod
+    def untrained(cls, ref: str, compute: Compute | None = None) -> Self:
+        """Load what reads faces for a model, with a new network for it.
+
+        Raises:
+            ModelNotFound: it is not here.
+            ModelMismatch: the folder holds another kind of model, or one that is damaged.
+        """
+        folder = resolve(ref)
+        encoder, reader = load_encoder(folder, ref, compute), load_reader(folder, ref, compute)
+        crops = torch.zeros(1, 3, SIDE, SIDE, device=placed(compute)[0])
+        identity = encoder.vectors(crops).shape[1]
+        motion = reader.motion(reader.read(crops).points).shape[1]
+        diffusion = FaceDiffusion.untrained(ref, compute, identity=identity, motion=motion)
+        return cls.assembled(ref, diffusion, encoder, reader, compute)
+
+    @classmethod
+    def assembled(
+        cls,
+        ref: str,
+        diffusion: FaceDiffusion,
+        encoder: IdentityEncoder,
+        reader: "FaceReader",
+        compute: Compute | None,
+    ) -> Self:
+        """Return a model of its parts, with the attributes and words that lie in the folder of `ref`."""
+        folder = resolve(ref)
         named = folder / "attributes"
         attributes = Attributes.from_folder(named, ref) if named.is_dir() else None
         words = load_words(folder, ref, encoder, compute) if (folder / WORDS).is_dir() else None
@@ -195,7 +230,7 @@ class FaceModel:
         return model
 
     def check(self, ref: str) -> None:
-        """Raise ModelMismatch where the parts do not go together."""
+        """Raise ModelMismatch where the parts do not go together, or are damaged."""
         side = self.side
         with torch.no_grad():
             crops = torch.zeros(1, 3, side, side, device=self.device)
@@ -207,6 +242,10 @@ class FaceModel:
             raise ModelMismatch(
                 f"the encoders of {ref} give {found[0]} and {found[1]} numbers; its network takes {wanted}",
                 hint="each network belongs to the encoders that it was trained with",
+            )
+        if not bool(torch.isfinite(who).all() and torch.isfinite(motion).all()):
+            raise ModelMismatch(
+                f"the encoders of {ref} give values that are not numbers", hint="get the model again"
             )
 
     @property

@@ -164,7 +164,7 @@ class SmallIdentity(nn.Module):
     @torch.no_grad()
     def vectors(self, crops: Float[Tensor, "f 3 side side"]) -> Float[Tensor, "f d"]:
         """As `IdentityEncoder` says."""
-        return torch.as_tensor(self(crops.to(self.head.weight)))
+        return torch.as_tensor(self(resized(crops, SmallReader.SIDE).to(self.head.weight)))
 
 
 @final

@@ -33,6 +33,18 @@ def test_a_part_that_lacks_a_tensor_is_refused_by_name(part: str, copied: Path) 
         FaceModel.from_pretrained(str(copied))
 
 
+@pytest.mark.parametrize("part", ["identity", "reader"])
+def test_a_part_that_is_cut_short_or_holds_no_numbers_is_refused(part: str, copied: Path) -> None:
+    file = copied / part / "model.safetensors"
+    spoiled = {name: value * float("nan") for name, value in load_file(file).items()}
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ModelMismatch):
+        FaceModel.from_pretrained(str(copied))
+    save_file(spoiled, file)
+    with pytest.raises(ModelMismatch, match="not numbers"):
+        FaceModel.from_pretrained(str(copied))
+
+
 def test_a_reader_of_other_points_is_refused(copied: Path) -> None:
     file = copied / "reader" / "config.json"
     file.write_text(file.read_text("utf-8").replace('"left eye"', '"left horn"'), "utf-8")

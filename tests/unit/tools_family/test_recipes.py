@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import retouch
+
 RECIPES = Path(__file__).parents[3] / "tools" / "family"
 FEW = {"easy": 24}
 
@@ -103,7 +105,7 @@ import sys
 from pathlib import Path
 
 import torch
-from fit import Fit, join_processes
+from retouch.models.fit import Fit, join_processes
 
 join_processes()
 torch.manual_seed(0)
@@ -124,7 +126,11 @@ fit.until(int(sys.argv[2]), look, every=100)
 def run_line_fit(folder: Path, images: int, batch: int, *launcher: str) -> dict[str, torch.Tensor]:
     script = folder.parent / "line.py"
     script.write_text(LINE_FIT, "utf-8")
-    paths = {"PYTHONPATH": str(RECIPES), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    paths = {
+        "PYTHONPATH": str(Path(retouch.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = [sys.executable, *launcher, str(script), str(folder), str(images), str(batch)]
     subprocess.run(command, check=True, env=os.environ | paths, timeout=240)
     return load_file(folder / "checkpoint.safetensors")

@@ -20,7 +20,7 @@ from retouch.models.face_model import ANCHORS, FaceModel, SmallFaceReader
 from retouch.models.face_parts import OUTSIDE_VIDEO, FaceFinder, FoundFace, SmallReader
 from retouch.run import Run
 from retouch.tracking.face_squares import FaceSquares
-from retouch.video import Video
+from retouch.video import Video, chunks
 
 Crops: TypeAlias = Float[torch.Tensor, "f 3 side side"]
 
@@ -80,13 +80,28 @@ class FaceTrack:
         return FaceSquares.around((left, right), (corner, other), scale).smoothed()
 
 
+def cut_faces(
+    video: Video, model: FaceModel, finder: FaceFinder | None, *, run: Run
+) -> Float[torch.Tensor, "f 3 side side"]:
+    """Return the only face of a clip, cut out of the frames in which it was found.
+
+    Raises:
+        NoFace: no frame shows one.
+        ParamsError: there are several.
+    """
+    track = follow_face(video, model, finder, None, run=run)
+    squares = track.squares(model.diffusion.config.scale)
+    crops = [squares[part].crop(video[part].pixels(), model.side) for part in chunks(len(video))]
+    return torch.cat(crops)[torch.from_numpy(track.score > 0)]
+
+
 def gaps(shown: Bool[np.ndarray, " f"]) -> list[range]:
     """Return the runs of frames that are not shown."""
     edges = np.flatnonzero(np.diff(np.concatenate([[1], shown.astype(int), [1]])))
     return [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-@artifact("face_track", version=1)
+@artifact("face_track", version=2)
 def follow_face(
     video: Video, model: FaceModel, finder: FaceFinder | None, face: int | None, *, run: Run
 ) -> FaceTrack:
@@ -200,7 +215,7 @@ class ReaderFinder:
         if not sure:
             return []
         full = [FoundFace((face.points + 0.5) * factor - 0.5, face.score) for face in sure]
-        return surest_apart(self.laid_anew(frame, full, rounds=1), SURE, 0.7)
+        return no_parts_of_others(surest_apart(self.laid_anew(frame, full, rounds=1), SURE, 0.7))
 
     def promising_squares(self, frame: UInt8[np.ndarray, "3 y x"]) -> Iterator[FaceSquares]:
         """Yield upright squares whose middle is likely that of a face, those of a size together."""
@@ -269,6 +284,17 @@ def surest_apart(faces: Sequence[FoundFace], least: float, share: float) -> list
         if face.score >= least and apart:
             kept.append(face)
     return kept
+
+
+def no_parts_of_others(faces: Sequence[FoundFace]) -> list[FoundFace]:
+    """Return faces without those that are a part of a much larger one, such as an eye behind its glasses."""
+
+    def within(face: FoundFace, other: FoundFace) -> bool:
+        small, large = (float(np.ptp(each.points, axis=0).max()) for each in (face, other))
+        away = np.linalg.norm(face.points.mean(0) - other.points.mean(0))
+        return bool(large > 2 * small and away < large and other.score > 0.9 * face.score)
+
+    return [face for face in faces if not any(within(face, other) for other in faces)]
 
 
 def lay_over(

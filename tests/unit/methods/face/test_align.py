@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from retouch.methods.face.align import MOST_FILLED, FaceTrack, ReaderFinder, filled, gaps, surest_apart
+from retouch.methods.face.align import (
+    MOST_FILLED,
+    FaceTrack,
+    ReaderFinder,
+    filled,
+    gaps,
+    no_parts_of_others,
+    surest_apart,
+)
 from retouch.models.face_model import ANCHORS, FaceModel
 from retouch.models.face_parts import FoundFace
 from retouch.world import LANDMARKS, FaceClip, Portrait
@@ -37,6 +45,14 @@ def test_points_between_frames_that_show_the_face_lie_on_a_straight_line() -> No
 def test_of_faces_on_one_place_the_surest_is_kept() -> None:
     kept = surest_apart([face_at(0, 0.5), face_at(2, 0.9), face_at(60, 0.3), face_at(120, 0.1)], 0.2, 0.7)
     assert [face.score for face in kept] == [0.9, 0.3]
+
+
+def test_a_part_of_a_larger_face_is_no_face_and_a_smaller_one_beside_it_is() -> None:
+    points = np.array([[-1.0, -1.0], [1.0, -1.0], [-0.8, 1.0], [0.8, 1.0]])
+    face, eye = FoundFace(20 * points + 60, 0.97), FoundFace(4 * points + [70, 48], 0.99)
+    beside = FoundFace(8 * points + [140, 60], 0.9)
+    assert no_parts_of_others([eye, face, beside]) == [face, beside]
+    assert no_parts_of_others([eye, FoundFace(face.points, 0.5)])[0] is eye
 
 
 @pytest.mark.parametrize(("place", "size"), [((0, 0), 80), ((100, 40), 60), ((20, 90), 100)])

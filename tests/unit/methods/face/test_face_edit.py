@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from retouch.errors import InputError, NoFace, ParamsError
 from retouch.events import Event, Notice
@@ -14,6 +15,7 @@ from retouch.media.pictures import write_picture
 from retouch.methods.face.align import ReaderFinder, follow_face, gaps
 from retouch.methods.face.edit import edit_with
 from retouch.methods.face.spec import SPEC, FaceParams
+from retouch.models.face import FaceDiffusion, FaceNetwork
 from retouch.models.face_attributes import save_direction
 from retouch.models.face_model import ANCHORS, FaceModel
 from retouch.models.face_parts import FoundFace
@@ -243,3 +245,59 @@ def test_a_model_without_words_is_told_from_one_with(
 ) -> None:
     with pytest.raises(ParamsError, match="knows no words"):
         edited(clip.video, replace(model, words=None), tmp_path, attribute=(), prompt="a face with a hat")
+
+
+def placed_on_grey(
+    frames: np.ndarray, size: tuple[int, int], shape: tuple[int, int] = (64, 96)
+) -> np.ndarray:
+    """Frames shrunk or squeezed to a size of rows and columns, in the middle of grey ones."""
+    small = interpolate(torch.tensor(frames).float(), size, mode="area").byte().numpy()
+    grey = np.full((len(frames), 3, *shape), 110, np.uint8)
+    y, x = ((whole - part) // 2 for whole, part in zip(shape, size, strict=True))
+    grey[:, :, y : y + size[0], x : x + size[1]] = small
+    return grey
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((20, 20), (120, 200)), ((64, 14), (64, 96))], ids=["small", "turned"]
+)
+def test_a_face_of_twenty_pixels_or_from_the_side_is_refused_with_its_frames(
+    size: tuple[int, int], shape: tuple[int, int], model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    frames = placed_on_grey(clip.video.frames[:2], size, shape)
+    with pytest.raises(NoFace, match="no face was found in frames 0 to 1") as caught:
+        edited(Video(frames, clip.video.fps), model, tmp_path)
+    assert "upright and not too small" in caught.value.hint
+
+
+def test_frames_in_which_a_face_turns_away_are_named_and_left(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    front = placed_on_grey(clip.video.frames[:2], (64, 64))
+    away = np.repeat(placed_on_grey(clip.video.frames[:1], (64, 14)), 3, axis=0)
+    told: list[Event] = []
+    made = edited(Video(np.concatenate([front, away]), clip.video.fps), model, tmp_path, told)
+    said = [event.text for event in told if isinstance(event, Notice)]
+    assert any("frames 2 to 4" in text and "stay as they are" in text for text in said)
+    assert np.array_equal(made.video.frames[2:], away)
+    assert (made.video.frames[:2] != front).any()
+
+
+@pytest.mark.parametrize("patches", [8, 32])
+def test_a_model_for_another_size_is_used_at_its_own(
+    patches: int, model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    config = model.diffusion.config
+    other = FaceNetwork(replace(config, unet={**config.unet, "sample_size": patches}))
+    other.load_state_dict(model.diffusion.network.state_dict())
+    sized = replace(
+        model, diffusion=FaceDiffusion.wrap(other.eval().requires_grad_(False)), digest=str(patches)
+    )
+    sized.check("sized")
+    made = edited(clip.video[:1], sized, tmp_path, steps=2)
+    assert made.touched is not None
+    assert (made.video.frames != clip.video.frames[:1]).any()
+    assert np.array_equal(
+        made.video.frames[~np.broadcast_to(made.touched, made.video.frames.shape)],
+        clip.video.frames[:1][~np.broadcast_to(made.touched, made.video.frames.shape)],
+    )

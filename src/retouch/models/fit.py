@@ -1,4 +1,4 @@
-"""What every training of the family shares: the loop, its checkpoints, and its command line.
+"""What trainings share: the loop and its checkpoints.
 
 A working copy in the precision that the machine is quick in, float32 masters, a running average.
 
@@ -6,7 +6,6 @@ Checkpoints are written every few minutes to a draft and renamed, so a kill at a
 Batches are drawn by the step's number, so a resumed training sees the same pictures as an unbroken one.
 """
 
-import argparse
 import json
 import math
 import time
@@ -14,22 +13,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, Generic, Self, TypeVar, final
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, final
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Conv3d, Module
 
+from retouch.artifacts import write_tensors
+from retouch.errors import Diverged
+from retouch.files import replace_whole
+
 N = TypeVar("N", bound=Module)
-Figures = Callable[[], Mapping[str, float]]
+Figures: TypeAlias = Callable[[], Mapping[str, float]]
+Tell: TypeAlias = Callable[[Mapping[str, object]], object]
+CHECKPOINT: Final = "checkpoint.safetensors"
 
 CHECKPOINT_SECONDS: Final = 150.0
 STATES: Final = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 """What the optimizers remember of a variable."""
 MEANINGFUL_LOSSES: Final = 200
 """Over how many last steps the reported loss is averaged."""
+LOWER: Final = "lower the rate"
 REFUSALS: Final = 10
 """So many steps in a row may have a gradient that is not a number."""
 
@@ -52,6 +57,7 @@ class Fit(Generic[N]):
         precision: of the working copy; None is `working_precision(device)`.
         betas: how long AdamW remembers gradients, and their squares.
         orthogonal: matrices take steps of one length in all directions (Muon), and only vectors go by AdamW.
+        tell: is given each row of figures.
     """
 
     def __init__(
@@ -67,8 +73,11 @@ class Fit(Generic[N]):
         precision: torch.dtype | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         orthogonal: bool = False,
+        tell: Tell = lambda _: None,
     ) -> None:
+        """Take a network, and go on from the checkpoint in the folder if there is one."""
         self.folder = folder
+        self.tell = tell
         self.rate = rate
         self.warmup = warmup
         self.keep = keep
@@ -81,8 +90,7 @@ class Fit(Generic[N]):
         self.precision = precision or working_precision(device)
         self.network = network.to(self.precision)
         if self.device.type == "cpu" and self.precision != torch.float32:
-            said = ", ".join(convolve_in_full(self.network))
-            print(json.dumps({"computed in float32": said or "nothing"}), flush=True)
+            tell({"computed in float32": ", ".join(convolve_in_full(self.network)) or "nothing"})
         self.share = 1.0
         self.step = 0
         self.refused = 0
@@ -139,10 +147,10 @@ class Fit(Generic[N]):
         A gradient that is not finite never reaches the weights: that step is left out.
 
         Raises:
-            FloatingPointError: the loss is not a number, or the gradients of many steps in a row are not.
+            Diverged: the loss is not a number, or the gradients of many steps in a row are not.
         """
         if not math.isfinite(now := float(loss.detach())):
-            raise FloatingPointError(f"the loss is {now} at step {self.step + 1}")
+            raise Diverged(f"the loss is {now} at step {self.step + 1}", hint=LOWER)
         torch.autograd.backward(loss)
         live = dict(self.network.named_parameters())
         for name, variable in self.variables.items():
@@ -153,8 +161,8 @@ class Fit(Generic[N]):
         norm = torch.nn.utils.clip_grad_norm_(list(self.variables.values()), 1.0)
         self.refused = 0 if math.isfinite(norm) else self.refused + 1
         if self.refused > REFUSALS:
-            raise FloatingPointError(
-                f"{self.refused} gradients in a row are not finite, to step {self.step + 1}"
+            raise Diverged(
+                f"{self.refused} gradients in a row are not finite, to step {self.step + 1}", hint=LOWER
             )
         for optimizer in () if self.refused else self.optimizers:
             for group in optimizer.param_groups:
@@ -190,7 +198,7 @@ class Fit(Generic[N]):
         }
         self.history.append(row)
         if rank() == 0:
-            print(json.dumps(row), flush=True)
+            self.tell(row)
 
     def save_if_due(self) -> None:
         """Save if the last checkpoint is some minutes old."""
@@ -198,7 +206,11 @@ class Fit(Generic[N]):
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint, whole or not at all.
+
+        Raises:
+            ResourceError: the disk is full; the last checkpoint is still there.
+        """
         if rank() > 0:
             return
         tensors = {f"master/{name}": value for name, value in self.masters.items()}
@@ -214,9 +226,8 @@ class Fit(Generic[N]):
             "history": self.history,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        draft = self.folder / "checkpoint.draft"
-        save_file(tensors, draft, metadata={"about": json.dumps(about)})
-        draft.replace(self.folder / "checkpoint.safetensors")
+        with replace_whole(self.folder / CHECKPOINT, force=True) as draft:
+            write_tensors(tensors, draft, {"about": json.dumps(about)})
         self._saved = time.monotonic()
 
     def averaged(self) -> Mapping[str, Tensor]:
@@ -224,7 +235,7 @@ class Fit(Generic[N]):
         return self.average
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.safetensors"
+        path = self.folder / CHECKPOINT
         if not path.exists():
             return
         with safe_open(path, "pt") as file:
@@ -241,7 +252,7 @@ class Fit(Generic[N]):
                 if name in self.masters:
                     live.copy_(self.masters[name])
 
-    def _resume_optimizer(self, optimizer: torch.optim.Optimizer, file: safe_open) -> None:
+    def _resume_optimizer(self, optimizer: torch.optim.Optimizer, file: Any) -> None:
         known = set(file.keys())
         mine = {id(v) for group in optimizer.param_groups for v in group["params"]}
         for name, variable in self.variables.items():
@@ -269,7 +280,7 @@ def convolve_in_full(network: Module) -> list[str]:
     """
     found = {name: layer for name, layer in network.named_modules() if isinstance(layer, Conv3d)}
     for layer in found.values():
-        layer._conv_forward = partial(_in_full, layer._conv_forward)
+        layer._conv_forward = partial(_in_full, layer._conv_forward)  # type: ignore[method-assign]
     return list(found)
 
 
@@ -315,27 +326,15 @@ def average_over_processes(gradients: Sequence[Tensor]) -> None:
     flat = torch.cat([g.flatten() for g in gradients])
     torch.distributed.all_reduce(flat)
     flat /= processes()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
-
-
-def options(description: str | None, images: int) -> argparse.ArgumentParser:
-    """The command line that every training has."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, default=Path(".family"))
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    parser.add_argument("--images", type=int, default=images, help="stop when so many have been seen")
-    parser.add_argument("--device", default="cpu")
-    return parser
 
 
 def load_average(network: N, folder: Path) -> N:
     """`network` with the averaged weights of the training in `folder`, float32, frozen."""
     network.float()
     live = dict(network.named_parameters())
-    with safe_open(folder / "checkpoint.safetensors", "pt") as file, torch.no_grad():
+    with safe_open(folder / CHECKPOINT, "pt") as file, torch.no_grad():
         for name in file.keys():  # noqa: SIM118 - not a dict
             if name.startswith("average/"):
                 live[name.removeprefix("average/")].copy_(file.get_tensor(name))

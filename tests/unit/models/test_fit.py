@@ -1,38 +1,28 @@
 """The trainings' loop: what is computed in float32, and which steps never reach the weights."""
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Conv3d, Linear, Sequential
 
-RECIPES = Path(__file__).parents[3] / "tools" / "family"
-
-
-@pytest.fixture
-def fit() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(RECIPES))
-    yield importlib.import_module("fit")
-    sys.path.remove(str(RECIPES))
+from retouch.errors import Diverged
+from retouch.models.fit import REFUSALS, Fit
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
 
 
-def test_three_dimensional_convolutions_are_computed_in_full_on_a_processor(
-    fit: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_three_dimensional_convolutions_are_computed_in_full_on_a_processor(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0))
     network = Sequential(layer, Linear(5, 2))
-    fitted = fit.Fit(network, tmp_path, rate=1e-3, precision=torch.bfloat16)
-    assert capsys.readouterr().out == '{"computed in float32": "0"}\n'
+    told: list[Mapping[str, object]] = []
+    fitted = Fit(network, tmp_path, rate=1e-3, precision=torch.bfloat16, tell=told.append)
+    assert told == [{"computed in float32": "0"}]
     x = random(1, 4, 6, 5, 5)
     full = Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0)).requires_grad_()
     full.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
@@ -49,8 +39,8 @@ def spoiled(grad: Tensor) -> Tensor:
     return grad * float("nan")
 
 
-def test_a_gradient_that_is_no_number_never_reaches_the_weights(fit: ModuleType, tmp_path: Path) -> None:
-    fitted = fit.Fit(Linear(3, 2), tmp_path, rate=1e-2, precision=torch.bfloat16)
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path: Path) -> None:
+    fitted = Fit(Linear(3, 2), tmp_path, rate=1e-2, precision=torch.bfloat16)
     before = {name: value.clone() for name, value in fitted.masters.items()}
 
     def step(*, whole: bool) -> None:
@@ -65,18 +55,16 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(fit: ModuleType,
     step(whole=True)
     assert not torch.equal(fitted.masters["weight"], before["weight"])
     learned = fitted.masters["weight"].clone()
-    for _ in range(fit.REFUSALS):
+    for _ in range(REFUSALS):
         step(whole=False)
-    with pytest.raises(FloatingPointError, match=f"{fit.REFUSALS + 1} gradients in a row are not finite"):
+    with pytest.raises(Diverged, match=f"{REFUSALS + 1} gradients in a row are not finite"):
         step(whole=False)
     assert torch.equal(fitted.masters["weight"], learned)
 
 
-def test_a_loss_that_is_no_number_ends_the_training_before_the_weights(
-    fit: ModuleType, tmp_path: Path
-) -> None:
-    fitted = fit.Fit(Linear(3, 2), tmp_path, rate=1e-2, precision=torch.bfloat16)
+def test_a_loss_that_is_no_number_ends_the_training_before_the_weights(tmp_path: Path) -> None:
+    fitted = Fit(Linear(3, 2), tmp_path, rate=1e-2, precision=torch.bfloat16)
     before = fitted.masters["weight"].clone()
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+    with pytest.raises(Diverged, match="the loss is nan at step 1"):
         fitted.descend(fitted.network(random(4, 3)).float().sum() * float("nan"), 4)
     assert torch.equal(fitted.masters["weight"], before)
