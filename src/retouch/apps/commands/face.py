@@ -155,7 +155,7 @@ def train(
     from retouch.models.face_parts import YuNetFinder
     from retouch.models.face_training import check_training_room, gather_faces, keep_model, train_network
     from retouch.places import usable_home
-    from retouch.run import Run
+    from retouch.run import Run, loading
 
     check_free(out, force=force, folder=True)
     files = files_in(folder)
@@ -163,7 +163,8 @@ def train(
         raise InputError(f"{folder} holds one clip", hint="give at least two: one is held out to judge by")
     lengths = [min(frames, frames_in(path)) for path in files]
     compute, seeker = Compute(device=device), YuNetFinder(finder) if finder else None
-    model = (FaceModel.untrained if fresh else FaceModel.from_pretrained)(ref, compute)
+    with loading(ref):
+        model = (FaceModel.untrained if fresh else FaceModel.from_pretrained)(ref, compute)
     work = out.absolute().with_name(f"{out.name}.training")
     settings = {"from": ref, "fresh": fresh, "batch": batch, "rate": rate, "every": every, "frames": frames}
     listed = {path.name: path.stat().st_size for path in files}

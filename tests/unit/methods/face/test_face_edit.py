@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 import pytest
@@ -17,10 +17,10 @@ from retouch.methods.face.edit import edit_with
 from retouch.methods.face.spec import SPEC, FaceParams
 from retouch.models.face import FaceDiffusion, FaceNetwork
 from retouch.models.face_attributes import save_direction
-from retouch.models.face_model import ANCHORS, FaceModel
+from retouch.models.face_model import ANCHORS, FaceModel, SmallFaceReader
 from retouch.models.face_parts import FoundFace
 from retouch.run import Edited, Run
-from retouch.video import Video
+from retouch.video import FRAMES_AT_ONCE, Video
 from retouch.world import LANDMARKS, FaceClip, Portrait, face_picture
 
 STEPS = 4
@@ -49,12 +49,12 @@ def edited(
 
 
 @contextmanager
-def calls_of(model: FaceModel) -> Iterator[list[int]]:
-    """Count the frames that the network is asked about."""
+def calls_of(model: FaceModel, part: Literal["network", "reader"] = "network") -> Iterator[list[int]]:
+    """Count the frames that the network, or what reads faces, is asked about."""
     seen: list[int] = []
-    hook = model.diffusion.network.unet.register_forward_pre_hook(
-        lambda _net, given: seen.append(len(given[0]))
-    )
+    assert isinstance(model.reader, SmallFaceReader)
+    asked = model.diffusion.network.unet if part == "network" else model.reader.network
+    hook = asked.register_forward_pre_hook(lambda _net, given: seen.append(len(given[0])))
     yield seen
     hook.remove()
 
@@ -165,7 +165,6 @@ def test_a_face_in_the_middle_of_a_clip_is_followed_both_ways(
 
 def test_encoders_of_another_network_are_refused(model: FaceModel) -> None:
     from retouch.errors import ModelMismatch
-    from retouch.models.face_model import SmallFaceReader
 
     reader = model.reader
     assert isinstance(reader, SmallFaceReader)
@@ -301,3 +300,16 @@ def test_a_model_for_another_size_is_used_at_its_own(
         made.video.frames[~np.broadcast_to(made.touched, made.video.frames.shape)],
         clip.video.frames[:1][~np.broadcast_to(made.touched, made.video.frames.shape)],
     )
+
+
+def test_a_longer_clip_needs_no_more_at_once(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
+    most = []
+    for count in (6, 18):
+        frames = np.concatenate([clip.video.frames] * 5)[:count]
+        with calls_of(model) as seen, calls_of(model, "reader") as read:
+            made = edited(Video(frames, clip.video.fps), model, tmp_path / str(count), steps=2, window=3)
+        most.append((max(seen), max(read)))
+        assert isinstance(made.video.frames, np.memmap)
+        assert isinstance(made.touched, np.memmap)
+    assert most[0][0] == most[1][0] == 3
+    assert most[1][1] <= max(most[0][1], FRAMES_AT_ONCE)
