@@ -48,6 +48,7 @@ def killed_once_there(shell: Shell, path: Path, *command: object) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_training_ends_with_the_same_model(shell: Shell, faces: Path) -> None:
     ended = shell(*TRAIN, "-o", "whole")
     assert ended.code == 0, ended.err

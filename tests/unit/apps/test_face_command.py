@@ -60,6 +60,7 @@ def test_a_file_of_something_else_is_no_direction(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_model_is_trained_on_a_folder_of_clips_and_edits_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def trained(folder: Path, images: int) -> FaceDiffusion:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_training_lowers_the_held_out_error_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     device = torch.device("cpu")
     faces = take_faces(blobs(64), np.arange(8), torch.zeros(8, dtype=torch.long), small().config, device)
