@@ -86,15 +86,16 @@ def turned(picture: UInt8[np.ndarray, "h w 3"], degrees: float) -> Float[np.ndar
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB) * 255, np.float32)
 
 
-def atlas_of_clip(name: str, video: Video, frames: range, folder: Path, run: Run) -> Atlas:
-    """Return the clip's atlas by its marks, made once; of one picture an object, for `diffusion_atlas`."""
-    path = folder / f"{name}.atlas"
+def atlas_path(name: str, method: str, video: Video, frames: range, folder: Path, run: Run) -> Path:
+    """Return where a clip's atlas lies, made once by its marks; one picture a layer for `diffusion_atlas`."""
+    path = folder / f"{name}-{method}.atlas"
     if not path.exists():
         marks = [replace(mark, frame=mark.frame - frames.start) for mark in MARKS[name]]
+        settings = AtlasSettings(charts=1) if method == "diffusion_atlas" else AtlasSettings()
         began = time.process_time()
-        save_atlas(atlas_for(video, run, marks=marks, settings=AtlasSettings(charts=1)), path)
+        save_atlas(atlas_for(video, run, marks=marks, settings=settings), path)
         print(f"{name}: taken apart in {time.process_time() - began:.0f} CPU seconds", flush=True)
-    return load_atlas(path, video)
+    return path
 
 
 def wanted(atlas: Atlas, video: Video, t: int) -> Float[np.ndarray, "h w 3"]:
@@ -170,12 +171,12 @@ def main() -> None:
         part = range(start, min(len(video), start + given.frames))
         video = video[part.start : part.stop]
         run = Run.alone(given.folder / "run", compute=Compute(device="cpu", threads=1))
-        atlas = atlas_of_clip(name, video, part, given.folder, run)
         clips = []
         for method in given.methods:
-            began = time.process_time()
+            path = atlas_path(name, method, video, part, given.folder, run)
+            atlas, began = load_atlas(path, video), time.process_time()
             with torch.no_grad():
-                found = edited(method, video, given.folder / f"{name}.atlas", run)
+                found = edited(method, video, path, run)
             seconds = time.process_time() - began
             clips.append(np.array(found.video.frames))
             np.save(given.folder / f"{name} {method}.npy", clips[-1])

@@ -42,6 +42,8 @@ SHOWN: Final = 0.05
 """Share of the frames that must show a texel of the background for it to be known."""
 NEAR: Final = 1
 """Texels beside a hole that are drawn anew with it: the object's edge is in them."""
+SOME: Final = 0.25
+"""Mean matte from which a texel is the object's, where each frame's own matte cuts it out in the end."""
 FINE: Final = 4
 """Times larger that the new outline is looked for."""
 REACH: Final = 4

@@ -40,6 +40,7 @@ from retouch.events import Listener
 from retouch.media.pictures import read_rgb
 from retouch.media.probe import ClipFacts
 from retouch.methods.diffusion_atlas.compose import (
+    SOME,
     Crop,
     Look,
     View,
@@ -130,11 +131,13 @@ def edited_object(
     matte = chart_matte(atlas, index)
     crop = Crop.around(index, matte, editor.native if isinstance(editor, StableDiffusion) else None)
     old, behind = crop.cut(matte), ground_around(atlas, crop)
-    before = old * crop.cut(atlas.charts[index].texture) + (1 - old) * behind
+    new = params.outline == "new"
+    # What few frames show, or what lies a little beside in some, is as much the object.
+    solid = old if new else (old / SOME).clamp(max=1)
+    before = solid * crop.cut(atlas.charts[index].texture) + (1 - solid) * behind
     if not (params.prompt or params.reference):
         return Look(crop, before, torch.zeros_like(old), old)
-    new = params.outline == "new"
-    free = grown(old, max(1, round(crop.height / (16 if new else 32))), hull=new)
+    free = grown(solid, max(1, round(crop.height / (16 if new else 32))), hull=new)
     asked = Asked("object", params.prompt, params.reference)
     after, trip = edit_texture(before, free, old, asked, editor, params, run)
     after = after * free + before * (1 - free)

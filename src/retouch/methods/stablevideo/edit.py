@@ -34,6 +34,7 @@ from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, TexturePatch, patches_from_frames, render_edit
 from retouch.atlas.keyframes import editor_answer
 from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from
+from retouch.atlas.pyramid import AtlasSettings
 from retouch.diffusion.image_edit import control_of, descent, edit_picture, goal_of
 from retouch.diffusion.picture_editor import check_editor, denoises, editor_named
 from retouch.diffusion.resize import resized
@@ -41,6 +42,7 @@ from retouch.diffusion.words import read_prompt
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Listener
 from retouch.media.probe import ClipFacts
+from retouch.methods.stablevideo import released
 from retouch.methods.stablevideo.layer import (
     DECIDED,
     LAYER_PIXEL,
@@ -48,8 +50,7 @@ from retouch.methods.stablevideo.layer import (
     brush_out,
     choose_keyframes,
     extend_patch,
-    inner_pixels,
-    layer_margin,
+    key_cover,
     render_patches,
     rim_width,
     without_light,
@@ -88,6 +89,10 @@ def edit_with(
     """As `edit`, with models that are there already; `params.model` and `params.control` are not read."""
     for prompt in (params.prompt, params.negative_prompt, params.background_prompt):
         read_prompt(sd.tokenizer, prompt)
+    if params.faithful:
+        if control is None:
+            raise ParamsError("faithful holds edits to edges", hint="give the pipeline a controlnet")
+        return released.edit(sd, control, atlas_of(video, params, run), video, params, run)
     return edit_layers(video, params, WordsAndEdges(sd, control, params, run), run)
 
 
@@ -133,10 +138,7 @@ class KeyframeEditor(Protocol):
 
 def edit_layers(video: Video, params: StableVideoParams, editor: KeyframeEditor, run: Run) -> Edited:
     """Edit layer after layer of a clip in key frames, and show in every frame what they say together."""
-    masks = [params.mask] if params.mask else []
-    marks = marks_from(box=params.box, stroke=params.stroke) + drawn_marks(params.drawn, video)
-    atlas = atlas_for(video, run, file=params.atlas, masks=masks, marks=marks)
-
+    atlas = atlas_of(video, params, run)
     patches, agreements, extras = list[TexturePatch](), list[float](), dict[str, np.ndarray]()
     for layer in layers_to_edit(atlas, params):
         keys, agreed = edit_keyframes(atlas, layer, video, editor, params, run)
@@ -160,6 +162,18 @@ def edit_layers(video: Video, params: StableVideoParams, editor: KeyframeEditor,
     if agreements:
         figures["agreement_db"] = float(np.mean(agreements))
     return Edited(video.like(frames), touched=touched, figures=figures, extras=extras)
+
+
+def atlas_of(video: Video, params: StableVideoParams, run: Run) -> Atlas:
+    """Return the clip's atlas; of one picture a layer, as the released code knows it, where that is asked."""
+    return atlas_for(
+        video,
+        run,
+        file=params.atlas,
+        masks=[params.mask] if params.mask else [],
+        marks=marks_from(box=params.box, stroke=params.stroke) + drawn_marks(params.drawn, video),
+        settings=AtlasSettings(charts=1) if params.faithful else None,
+    )
 
 
 def edit_keyframes(
@@ -201,8 +215,7 @@ def edit_keyframes(
         )
         seen[place] = torch.from_numpy(made).float() / 255
         agreements += agreement(atlas, layer, keys, t, own, seen)
-        inner = inner_pixels(share, layer_margin(atlas, layer))
-        keys.append(PaintedFrame(t, seen[0], inner[0].float()))
+        keys.append(PaintedFrame(t, seen[0], key_cover(atlas, layer, share)[0]))
     if not keys:
         raise EmptyMask(f"no key frame shows the {atlas.names[layer]}", hint="name others with --at, or none")
     return keys, agreements
@@ -405,7 +418,12 @@ def preflight(clip: ClipFacts, params: StableVideoParams, tell: Listener) -> Non
         raise ParamsError(
             "nothing says what the object is", hint="give --mask, a --box with a stroke or two, or --atlas"
         )
-    frames = clip.video.frames
+    frames, size = clip.video.frames, (clip.video.width, clip.video.height)
+    if params.faithful and min(size) < released.LEAST_SIDE:
+        raise ParamsError(
+            f"the clip is {size[0]}x{size[1]}; the released code takes boxes of {released.LEAST_SIDE} pixels",
+            hint="give a larger clip, or leave --faithful out",
+        )
     for t in params.at:
         if not 0 <= t < frames:
             raise ParamsError(f"key frame {t} is not in the clip", hint=f"frames are 0 to {frames - 1}")

@@ -37,6 +37,8 @@ RIMS_BESIDE: Final = 4
 """Rims around an object in which a network draws on the background what belongs to the object."""
 LEAST_LIGHT: Final = 0.2
 """Gain below which no colour is brought to the atlas's light: it would be noise."""
+BESIDE: Final = 0.02
+"""Cover of such background in a key frame: it counts where no key frame shows the place away from objects."""
 DECIDED: Final = 0.5
 """Cover from which an earlier key frame's answer stands."""
 
@@ -117,13 +119,19 @@ def inner_pixels(share: Float[Tensor, "1 1 h w"], margin: int) -> Bool[Tensor, "
     return solid if 4 * solid.sum() > own.sum() else own
 
 
+def key_cover(atlas: Atlas, layer: int, share: Float[Tensor, "1 1 h w"]) -> Float[Tensor, "1 1 h w"]:
+    """Return how far each pixel of a key frame speaks for its layer; a little, right beside an object."""
+    sure = inner_pixels(share, layer_margin(atlas, layer)).float()
+    return sure.maximum(BESIDE * inner_pixels(share, rim_width(atlas)).float())
+
+
 def extend_patch(atlas: Atlas, patch: TexturePatch) -> TexturePatch:
     """Let a patch go on beyond its edge for a few pixels, so that no rim of the old colours stays."""
     chart = atlas.charts[patch.chart]
     reach = math.ceil(2 * (layer_margin(atlas, chart.layer) + 1) * chart.scale * patch.fineness)
     picture = F.pad(patch.picture, (reach,) * 4)
-    known = (picture[3:] > DECIDED).float()
-    colours = fill_unseen(picture[:3] / picture[3:].clamp(min=DECIDED) * known, known)
+    known = (picture[3:] > BESIDE / 2).float()
+    colours = fill_unseen(picture[:3] / picture[3:].clamp(min=BESIDE / 2) * known, known)
     kernel = 2 * reach + 1
     near = F.max_pool2d(known[None], (kernel, 1), 1, (reach, 0))
     near = F.max_pool2d(near, (1, kernel), 1, (0, reach))[0]

@@ -10,7 +10,8 @@ frame is moved inside it; the released code cuts another place there.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, final
 
 import cv2
 import numpy as np
@@ -20,9 +21,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from retouch.artifacts import artifact
+from retouch.atlas.atlas import Atlas, Chart
+from retouch.atlas.mapping import PixelWindow
 from retouch.errors import ParamsError
+from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.noise_path import Level, guided, step
+from retouch.run import Edited, Run
+from retouch.video import Video
 
 BORDER: Final = 30
 """Pixels around the object that its box takes in."""
@@ -34,6 +41,138 @@ STRIDE: Final = 64
 """Sides of pictures that the model is shown are multiples of this."""
 TINY: Final = 1e-9
 """A texel this little outside a triangle lies on its edge."""
+LEAST_CROP: Final = 0.95
+"""Share of a box's side that a random crop has at least."""
+
+
+@torch.no_grad()
+def edit(
+    sd: StableDiffusion, control: Control, atlas: Atlas, video: Video, params: StableVideoParams, run: Run
+) -> Edited:
+    """Edit the object as the released code does, and show both layers off the atlas.
+
+    Raises:
+        ParamsError: a frame does not show the object, or a layer has several pictures.
+    """
+    check_released(atlas)
+    front, ground = atlas.charts
+    shares = atlas.shares(0, len(video))[0].cpu()
+    boxes = object_boxes(shares)
+    boxes[:, :2] = boxes[:, :2].clamp(min=0)
+    chosen = params.at or tuple(dict.fromkeys((0, len(video) // 2, len(video) - 1)))
+    crops = random_crops(boxes[list(chosen)], run.seed)
+    size, partials, extras = max(front.texture.shape[1:]), list[Tensor](), dict[str, np.ndarray]()
+    for t, (y, x, height, width) in zip(chosen, crops.tolist(), strict=True):
+        rows, columns = slice(y, y + height), slice(x, x + width)
+        share, texels = shares[t, :, rows, columns], texels_of(front, t)[rows, columns]
+        source = torch.from_numpy(np.array(video.frames[t, :, rows, columns])).float() / 255
+        drawn = drawn_keyframe(
+            shown_to_model(bytes_of(source * share), sd.native),
+            bytes_of(read_at(partials[-1], (2 * texels / size - 1)[None])[0]) if partials else None,
+            prompt=params.prompt,
+            negative_prompt=params.negative_prompt,
+            sd=sd,
+            control=control,
+            steps=params.steps,
+            guidance=params.guidance,
+            strength=params.strength,
+            frame=t,
+            seed=run.seed,
+            run=run,
+        )
+        extras[f"{atlas.names[0]}-k{t}"] = drawn.picture
+        edited = share * numbers_of(bicubic(drawn.picture, height, width))
+        partials.append(pushed(edited, texels, size))
+    texture = median_of(torch.stack(partials))[:, : front.texture.shape[1], : front.texture.shape[2]]
+    frames = run.scratch("edited", video.frames.shape)
+    for reached in run.steps("render", range(len(video))):
+        t = reached.item
+        over = read_at(texture, _between_edges(texels_of(front, t), texture))[0]
+        under = read_at(ground.texture.cpu(), _between_edges(texels_of(ground, t), ground.texture))[0]
+        frames[t] = bytes_of(shares[t] * over + (1 - shares[t]) * under).transpose(2, 0, 1)
+    return Edited(video.like(frames), figures={"keyframes": float(len(chosen))}, extras=extras)
+
+
+def check_released(atlas: Atlas) -> None:
+    """Refuse an atlas that the released code does not know.
+
+    Raises:
+        ParamsError: it has several objects, or several pictures of one.
+    """
+    if len(atlas.charts) != len(atlas.names) or len(atlas.names) != 2:
+        raise ParamsError(
+            f"this atlas has {len(atlas.charts)} pictures of {len(atlas.names)} layers",
+            hint="the released code knows one picture of one object and one of its background: "
+            "make such an atlas with retouch atlas fit --set charts=1, or leave --faithful out",
+        )
+
+
+def random_crops(boxes: Int[Tensor, "k 4"], seed: int) -> Int[Tensor, "k 4"]:
+    """Return a random part of each box, y, x, height and width, of at least 95 % of its sides."""
+    dice, made = np.random.default_rng(seed), []
+    for y, x, height, width in boxes.tolist():
+        sides = [int(dice.integers(int(LEAST_CROP * side), side + 1)) for side in (height, width)]
+        down, right = (int(dice.integers(0, n - m + 1)) for n, m in zip((height, width), sides, strict=True))
+        made.append([y + down, x + right, *sides])
+    return torch.tensor(made)
+
+
+def texels_of(chart: Chart, t: int) -> Float[Tensor, "h w 2"]:
+    """Return where each pixel of a frame lies in a chart's texture."""
+    part = chart.part(t, t + 1)
+    whole = PixelWindow(torch.zeros(1, 2, dtype=torch.int64), part.height, part.width)
+    return part.uv(whole)[0].movedim(0, 2).cpu()
+
+
+def _between_edges(
+    texels: Float[Tensor, "h w 2"], texture: Float[Tensor, "3 v u"]
+) -> Float[Tensor, "1 h w 2"]:
+    return (2 * texels / texels.new_tensor([texture.shape[2], texture.shape[1]]) - 1)[None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DrawnKeyframe:
+    """A crop of a key frame as the model drew it, at the size that it is shown."""
+
+    picture: UInt8[np.ndarray, "h w 3"]
+
+
+@artifact("released_keyframe", version=1)
+def drawn_keyframe(
+    image: UInt8[np.ndarray, "h w 3"],
+    appearance: UInt8[np.ndarray, "y x 3"] | None,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    sd: StableDiffusion,
+    control: Control,
+    steps: int,
+    guidance: float,
+    strength: float,
+    frame: int,
+    seed: int,
+    run: Run,
+) -> DrawnKeyframe:
+    """Draw a crop from noise, or from what the key frame before decided of it; it is kept."""
+    del seed
+    height, width = image.shape[:2]
+    levels, texts = levels_of(sd, steps), (sd.embed(negative_prompt), sd.embed(prompt))
+    like = torch.empty(1, 4, height // sd.factor, width // sd.factor)
+    z, down = run.noise(f"released {frame}", like), levels[::-1]
+    if appearance is not None:
+        above = int(steps * strength)
+        _, z = noised(
+            sd,
+            bicubic(appearance, height, width),
+            posterior_noise=run.noise(f"posterior {frame}", like),
+            noise=z,
+            level=levels[above],
+        )
+        down = levels[:above][::-1]
+    run.check()
+    walk = denoised(sd, control, z, as_hint(edges_of(image)), texts, down, guidance=guidance)
+    return DrawnKeyframe(decoded(sd, walk[-1]))
 
 
 def bytes_of(picture: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w c"]:

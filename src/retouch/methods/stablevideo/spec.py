@@ -1,8 +1,8 @@
 """What `stablevideo` is and what it can be told."""
 
-from typing import Annotated, Literal, final
+from typing import Annotated, Literal, Self, final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retouch.params import (
     AtlasFile,
@@ -14,6 +14,7 @@ from retouch.params import (
     Editor,
     EditorGuidance,
     EditorSteps,
+    Faithful,
     FrameNumber,
     Guidance,
     MaskFile,
@@ -76,9 +77,28 @@ class StableVideoParams(Params):
         le=1,
         description="As strength, of the first key frame; 1 keeps nothing of it but its edges.",
     )
+    faithful: Faithful = False
     editor: Editor | None = None
     editor_steps: EditorSteps | None = None
     editor_guidance: EditorGuidance | None = None
+
+    @model_validator(mode="after")
+    def _released_knows_less(self) -> Self:
+        if self.faithful:
+            for name, other in {
+                "edits": self.edits != "object",
+                "editor": self.editor,
+                "brush": self.brush,
+            }.items():
+                if other:
+                    raise ValueError(
+                        f"{name} cannot be used with faithful: it edits the object, by words and edges"
+                    )
+            if not self.edges:
+                raise ValueError("edges is 0: with faithful they always hold the edit, at 1")
+            if self.strength == 1:
+                raise ValueError("strength is 1: with faithful there is no such level; give 0.9, or less")
+        return self
 
 
 SPEC = MethodSpec(
@@ -101,6 +121,14 @@ SPEC = MethodSpec(
             "control": "sd15-canny",
         },
         "laptop": {"steps": 10},
+        "faithful": {
+            "steps": 20,
+            "guidance": 9.0,
+            "strength": 0.8,
+            "model": "sd15",
+            "control": "sd15-canny",
+            "faithful": True,
+        },
     },
     paper=Paper(
         title="StableVideo: Text-driven Consistency-aware Diffusion Video Editing",

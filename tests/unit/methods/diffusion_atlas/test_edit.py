@@ -7,8 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from tests.unit.methods.conftest import SwapsColours
 
+from retouch.atlas.atlas import PackedMattes, pack_matte
 from retouch.atlas.file import save_atlas
 from retouch.compute import Compute
 from retouch.errors import ArtifactError, Cancelled, ModelMismatch, ParamsError
@@ -20,6 +22,7 @@ from retouch.methods.diffusion_atlas.edit import (
     check_references,
     edit,
     edit_with_editor,
+    edited_object,
     preflight,
 )
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
@@ -115,6 +118,31 @@ def test_a_second_edit_with_other_words_costs_sampling_alone(
     assert not [event for event in second if isinstance(event, Kept)]
     reused = {event.kind for event in second if isinstance(event, Reused)}
     assert reused >= {"atlas", "tuned_picture", "picture_path"}
+
+
+@pytest.mark.slow
+def test_a_part_that_few_frames_show_is_edited_as_the_rest_is(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path, swaps_colours: SwapsColours
+) -> None:
+    params = SPEC.fill({"source_prompt": SOURCE, "prompt": "swap the colours", "mask": mask})
+    assert isinstance(params, DiffusionAtlasParams)
+    run = Run.alone(tmp_path, compute=CPU, store=store)
+    atlas = atlas_of(clip.video, params, run)
+    mattes = [atlas.mattes[0].frame(t).copy() for t in range(3)]
+    middle = int(np.nonzero(mattes[0])[1].mean())
+    for hidden in mattes[1:]:
+        hidden[:, middle:] = 0
+    packed = PackedMattes.pack([pack_matte(matte) for matte in mattes], 64, 64)
+    part = edited_object(replace(atlas, mattes=(packed,)), 0, swaps_colours, params, run)
+    whole = edited_object(atlas, 0, swaps_colours, params, run)
+    assert whole.crop == part.crop
+    inner = torch.from_numpy(
+        cv2.erode((whole.old_matte[0, 0].numpy() > 0.9).astype(np.uint8), np.ones((5, 5)))
+    )
+    seen_once = (inner > 0) & (part.old_matte[0, 0] < 0.45)
+    assert seen_once.sum() > 100
+    assert (part.cover - whole.cover)[0, 0][seen_once].abs().mean() < 0.05
+    assert (part.picture - whole.picture)[0, :, seen_once].abs().mean() < 0.04
 
 
 @pytest.mark.slow

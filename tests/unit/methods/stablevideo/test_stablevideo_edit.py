@@ -35,6 +35,8 @@ from retouch.world import Clip, Scene
 
 CARRIED_DB = 24
 """Decibels to the recoloured clip that paint keeps on a way of two readings; the old colours have 8."""
+DRAWN = 14
+"""Levels, in the mean, within which bricks beside an edge are carried; a smooth fill is off by 30."""
 KEPT_COLOUR = 30
 """Levels by which an object's blue must rise over its red; red rises over blue by 130 in the source."""
 EQUAL_DB = 45
@@ -201,6 +203,19 @@ def test_an_editor_is_asked_for_what_is_not_decided_and_that_stays(
     inner = ~grown(second[None, None])[0, 0] & ~grown(clip.masks[0, 7:8] > 0)[0, 0]
     wanted = clip.video.frames[7].transpose(1, 2, 0)[..., ::-1].astype(float)
     assert np.abs(swaps_colours.shown[1].astype(float) - wanted)[inner].mean() < 12
+
+
+def test_ground_that_is_seen_beside_the_object_alone_is_taken_as_it_was_drawn(
+    tmp_path: Path, swaps_colours: SwapsColours
+) -> None:
+    clip = Clip.of(Scene.of("a red ball on bricks", seed=1), 2, 64)
+    given = params(clip, tmp_path, prompt="swap the colours", edits="background", at=(0,))
+    made = edit_with_editor(swaps_colours, clip.video, given, Run.alone(tmp_path / "run"))
+    inside = clip.masks[0, :1] > 0
+    near = grown(inside) & ~np.roll(inside, 1, 2) & ~np.roll(inside, -1, 2) & ~np.roll(inside, 1, 3)
+    near &= ~np.roll(inside, -1, 3) & ~inside
+    off = np.abs(made.video.frames[:1].astype(float) - clip.video.frames[:1, ::-1])
+    assert off[np.broadcast_to(near, off.shape)].mean() < DRAWN
 
 
 def test_an_editor_is_found_by_its_name(drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]) -> None:
