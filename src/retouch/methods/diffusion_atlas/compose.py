@@ -42,8 +42,8 @@ SHOWN: Final = 0.05
 """Share of the frames that must show a texel of the background for it to be known."""
 NEAR: Final = 1
 """Texels beside a hole that are drawn anew with it: the object's edge is in them."""
-SOME: Final = 0.25
-"""Mean matte from which a texel is the object's, where each frame's own matte cuts it out in the end."""
+SOME: Final = (0.25, 0.95)
+"""Mean matte between which a texel is the object's in some frames only, where that is no thin edge."""
 FINE: Final = 4
 """Times larger that the new outline is looked for."""
 REACH: Final = 4
@@ -157,6 +157,13 @@ def chart_matte(atlas: Atlas, index: int) -> Float[Tensor, "1 v u"]:
         alpha = window.cut(_matte(atlas, chart.layer, a, b))
         sums += splat_values(torch.cat([alpha, torch.ones_like(alpha)], 1), part.uv(window), height, width)
     return fill_unseen(sums[:1], sums[1:])
+
+
+def solid_matte(matte: Float[Tensor, "1 1 y x"]) -> Float[Tensor, "1 1 y x"]:
+    """Return a mean matte with what few frames show as solid as the rest; each frame's own cuts it out."""
+    some = ((matte > SOME[0]) & (matte < SOME[1])).float()
+    wide = F.max_pool2d(-F.max_pool2d(-some, 3, 1, 1), 3, 1, 1)
+    return matte.maximum(wide)
 
 
 def complete_ground(atlas: Atlas, run: Run) -> Atlas:

@@ -40,7 +40,6 @@ from retouch.events import Listener
 from retouch.media.pictures import read_rgb
 from retouch.media.probe import ClipFacts
 from retouch.methods.diffusion_atlas.compose import (
-    SOME,
     Crop,
     Look,
     View,
@@ -51,6 +50,7 @@ from retouch.methods.diffusion_atlas.compose import (
     ground_around,
     grown,
     outline,
+    solid_matte,
 )
 from retouch.methods.diffusion_atlas.refine import CanonicalWarp, Refinement, refine
 from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
@@ -132,8 +132,7 @@ def edited_object(
     crop = Crop.around(index, matte, editor.native if isinstance(editor, StableDiffusion) else None)
     old, behind = crop.cut(matte), ground_around(atlas, crop)
     new = params.outline == "new"
-    # What few frames show, or what lies a little beside in some, is as much the object.
-    solid = old if new else (old / SOME).clamp(max=1)
+    solid = old if new else solid_matte(old)
     before = solid * crop.cut(atlas.charts[index].texture) + (1 - solid) * behind
     if not (params.prompt or params.reference):
         return Look(crop, before, torch.zeros_like(old), old)

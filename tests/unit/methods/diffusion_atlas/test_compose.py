@@ -25,6 +25,7 @@ from retouch.methods.diffusion_atlas.compose import (
     complete_ground,
     grown,
     outline,
+    solid_matte,
 )
 from retouch.run import Run
 from retouch.video import Video
@@ -237,3 +238,15 @@ def test_ground_that_no_frame_shows_is_drawn_once_and_kept(tmp_path: Path) -> No
     assert float((first - atlas.charts[1].texture).abs().max()) < BYTE
     assert torch.equal(first, again)
     assert [type(event).__name__ for event in events] == ["Kept", "Reused"]
+
+
+def test_what_few_frames_show_counts_as_the_object_and_a_soft_edge_stays_soft() -> None:
+    matte = torch.zeros(1, 1, 12, 12)
+    matte[..., 2:10, 2:7] = 1
+    matte[..., 2:10, 7] = 0.5  # an edge
+    matte[..., 2:6, 8:12] = 0.34  # one frame of three
+    matte[..., 10:, 2:7] = 0.1  # hardly any
+    made = solid_matte(matte)
+    assert (made[..., 2:6, 8:12] == 1).all()
+    assert torch.equal(made[..., 7:, :], matte[..., 7:, :])
+    assert torch.equal(made[..., :7], matte[..., :7])
