@@ -69,6 +69,8 @@ def followed_share(
     shown = np.zeros((len(choose_references), frames), np.float32)
     for index, reference in enumerate(choose_references):
         y, x = np.nonzero(masks[reference] > 127)
+        if not len(x):
+            continue  # it shows nothing of the object
         kept = (x % (CELL // 2) == 0) & (y % (CELL // 2) == 0)
         start = np.stack([x, y], 1)[kept].astype(np.float32)
         shown[index, reference] = 1
@@ -76,8 +78,8 @@ def followed_share(
             points, t = np.concatenate([start, start], 1), reference
             while 0 <= t + turn < frames and len(points):
                 there, back = flow.between(t, t + turn), flow.between(t + turn, t)
-                points = _follow_points(points, there, back, masks[t + turn])
                 t += turn
+                points = _follow_points(points, there, back, None if flow.is_hidden(t) else masks[t])
                 hit = np.zeros(cells[::-1], bool)
                 hit[tuple((points[:, 1::-1] / CELL).astype(int).T)] = True
                 share = (hit & filled[t]).sum() / max(1, filled[t].sum())
@@ -89,10 +91,13 @@ def _follow_points(
     points: Float32[np.ndarray, "n 4"],
     there: Float32[np.ndarray, "2 h w"],
     back: Float32[np.ndarray, "2 h w"],
-    mask: UInt8[np.ndarray, "h w"],
+    mask: UInt8[np.ndarray, "h w"] | None,
 ) -> Float32[np.ndarray, "m 4"]:
-    """Return points (where they are now, where they began) one frame on, without those that get lost."""
-    height, width = mask.shape
+    """Return points (where they are now, where they began) one frame on, without those that get lost.
+
+    Without a mask none is lost for being out of sight.
+    """
+    height, width = there.shape[1:]
     now, began = points[:, :2], points[:, 2:]
     x, y = now.round().astype(int).T
     step = there[:, y, x].T
@@ -101,9 +106,11 @@ def _follow_points(
     x, y = now.round().astype(int).T
     kept = np.hypot(*(step + back[:, y, x].T).T) < LOST
     now, began = now[kept], began[kept]
-    x, y = now.round().astype(int).T
-    on = mask[y, x] > 127
-    return np.concatenate([now[on], began[on]], 1)
+    if mask is not None:
+        x, y = now.round().astype(int).T
+        on = mask[y, x] > 127
+        now, began = now[on], began[on]
+    return np.concatenate([now, began], 1)
 
 
 def _affine_misfit(points: Float32[np.ndarray, "n 4"]) -> float:

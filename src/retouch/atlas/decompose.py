@@ -26,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.artifacts import artifact, pack_value, unpack_value
 from retouch.atlas.atlas import Atlas, Chart, PackedMattes, pack_matte
+from retouch.atlas.joins import joined_flow
 from retouch.atlas.mapping import ChartMapping, PixelWindow
 from retouch.atlas.motion import follow_layer, pair_matrices, plan_charts
 from retouch.atlas.pyramid import AtlasSettings, ClipPyramid, frame_blocks, overlapping_spans
@@ -79,7 +80,7 @@ class OutOfTime(Exception):
         self.atlas = atlas
 
 
-@artifact("atlas", version=4)
+@artifact("atlas", version=5)
 def kept_atlas(
     video: Video,
     mattes: tuple[PackedMattes, ...],
@@ -226,9 +227,12 @@ def from_flow(
     pairs = pair_matrices(pyramid, clip_flow, size)
     charts = []
     for layer in range(len(names)):
-        for span in plan_charts(pyramid, clip_flow, pairs[layer], layer, size, settings.charts, run):
+        way, matrices = clip_flow, pairs[layer]
+        if layer < len(names) - 1:
+            way, matrices = joined_flow(pyramid, clip_flow, matrices, layer, size)
+        for span in plan_charts(pyramid, way, matrices, layer, size, settings.charts, run):
             run.check()
-            mapping = follow_layer(pyramid, clip_flow, pairs[layer], layer, span, size, settings)
+            mapping = follow_layer(pyramid, way, matrices, layer, span, size, settings)
             charts.append(_untextured_chart(layer, span.reference, span.start, mapping, span.blend, pyramid))
             set_progress(span.stop)
     atlas = Atlas(

@@ -140,7 +140,7 @@ def check_in_picture(mark: ObjectMark, video: Video, run: Run) -> None:
         run.notice(f"the {name} reaches out of the picture {where}; it ends at the edge")
 
 
-@artifact("mattes", version=1)
+@artifact("mattes", version=2)
 def kept_objects(
     video: Video, marks: tuple[ObjectMark, ...], *, segmenter: ObjectSegmenter | None = None, run: Run
 ) -> ClipObjects:

@@ -6,8 +6,8 @@ vectors from guesses, and the flow of a clip's neighbours, computed once and kep
 A flow has two channels, x then y, in pixels: what picture `a` shows at `p`, `b` shows at `p + flow(p)`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, final, runtime_checkable
 
 import cv2
@@ -143,11 +143,23 @@ class ClipFlow:
     frame: Callable[[int], UInt8[np.ndarray, "h w 3"]]
     flow: Flow
     shelf: np.ndarray
+    bridges: Mapping[tuple[int, int], Float32[np.ndarray, "2 h w"]] = field(default_factory=dict)
+    """What is taken between some frames instead: an object's way while it is out of sight."""
     _known: set[tuple[int, int]] = field(default_factory=set)
+
+    def with_bridges(self, bridges: Mapping[tuple[int, int], Float32[np.ndarray, "2 h w"]]) -> "ClipFlow":
+        """Return the same flow, which shares what it keeps, but between some frames."""
+        return replace(self, bridges=bridges)
+
+    def is_hidden(self, t: int) -> bool:
+        """Whether bridges lead over a frame: to it and on."""
+        return (t - 1, t) in self.bridges and (t, t + 1) in self.bridges
 
     def between(self, a: int, b: int) -> Float32[np.ndarray, "2 h w"]:
         """Return the flow from frame `a` to its neighbour `b`."""
         assert abs(a - b) == 1, "only neighbours are kept"
+        if (a, b) in self.bridges:
+            return self.bridges[a, b]
         early, direction = min(a, b), int(a > b)
         if (early, direction) not in self._known:
             self.shelf[early, direction] = self.flow.pair(self.frame(a), self.frame(b))

@@ -34,6 +34,8 @@ JUMP: Final = 0.20
 """Share by which an object's area may change between neighbours before a warning."""
 ALIKE: Final = 0.30
 """Share of an object's colours that are its own in the neighbouring frame too, or it is not seen there."""
+AGAIN: Final = 0.7
+"""The same of an object that was lost, or it is not found again."""
 REST: Final = 0.5
 """Share of a marked object's area that was last seen of it, or it is not looked for again."""
 SEEN: Final = 128
@@ -237,14 +239,19 @@ class GrabCutSegmenter:
                 for steps in (range(left, right), range(right, left, -1))
                 if steps[0] in cuts
             ]
-            while ways:
+            lost: list[Iterator[Found | None]] = []
+            while ways or lost:
+                if not ways:  # what was found again counts least
+                    ways, lost = lost, []
                 for way in tuple(ways):
-                    found = next(way, None)
+                    found = next(way, ())
                     if found and found[0] in missing:
                         missing.remove(found[0])
                         yield found
-                    else:  # at its end, or where the other one was
-                        ways.remove(way)
+                        continue
+                    ways.remove(way)  # it is at its end, or where the other one was, or has lost the object
+                    if found is None:
+                        lost.append(way)
             for t in sorted(missing):
                 yield t, np.zeros((height, width), np.uint8), []
 
@@ -254,8 +261,8 @@ def _carry_mask(
     flow: ClipFlow,
     mask: Bool[np.ndarray, "h w"],
     steps: Sequence[int],
-) -> Iterator[Found]:
-    """Yield the masks of the frames after the first one, whose mask is given.
+) -> Iterator[Found | None]:
+    """Yield the masks of the frames after the first one, whose mask is given; None where the object is lost.
 
     What has other colours than before is not the object: something has passed before it. It is looked for
     where it was last, unless hardly anything was left of it.
@@ -265,9 +272,11 @@ def _carry_mask(
         back, before = flow.between(t, known), mask.astype(np.float32)
         cut = _cut_near(pictures[t], before if lost else warp_picture(before, back))
         now = _colours_of(pictures[t], cut)
-        if np.minimum(colours, now).sum() < ALIKE:
+        if np.minimum(colours, now).sum() < (AGAIN if lost else ALIKE):
             if mask.sum() < REST * whole:
                 return
+            if not lost:
+                yield None
             lost = True
             continue
         doubts = []

@@ -141,6 +141,17 @@ def test_an_object_marked_again_after_it_was_hidden_is_seen_up_to_there_from_bot
     assert any("is lost in frames 9 to 11:" in said for said in cutout.warnings)
 
 
+def test_an_object_that_moved_on_while_it_was_hidden_is_seen_from_where_it_is_marked_again() -> None:
+    video, truth = scene(12)
+    frames = video.frames.copy()
+    frames[5:8] = 200
+    marks = [parse_mark("box", "0:16,20 64,68"), parse_mark("box", "11:60,20 108,68")]
+    cutout = GrabCutSegmenter().segment(Video(frames, video.fps), marks)
+    for t in (*range(5), *range(8, 12)):
+        assert overlap(cutout.full(0, t, t + 1)[0, 0], truth[0, t]) > FOUND, t
+    assert not cutout.masks[0, 5:8].any()
+
+
 def test_the_same_marks_give_the_same_masks() -> None:
     video, _ = scene(3)
     marks = [parse_mark("box", "0:16,20 64,68")]
