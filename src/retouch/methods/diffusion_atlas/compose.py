@@ -42,7 +42,7 @@ SHOWN: Final = 0.05
 """Share of the frames that must show a texel of the background for it to be known."""
 NEAR: Final = 1
 """Texels beside a hole that are drawn anew with it: the object's edge is in them."""
-SOME: Final = (0.25, 0.95)
+SOME: Final = (0.1, 0.95)
 """Mean matte between which a texel is the object's in some frames only, where that is no thin edge."""
 FINE: Final = 4
 """Times larger that the new outline is looked for."""

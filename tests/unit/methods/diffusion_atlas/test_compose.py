@@ -245,7 +245,7 @@ def test_what_few_frames_show_counts_as_the_object_and_a_soft_edge_stays_soft() 
     matte[..., 2:10, 2:7] = 1
     matte[..., 2:10, 7] = 0.5  # an edge
     matte[..., 2:6, 8:12] = 0.34  # one frame of three
-    matte[..., 10:, 2:7] = 0.1  # hardly any
+    matte[..., 10:, 2:7] = 0.05  # hardly any
     made = solid_matte(matte)
     assert (made[..., 2:6, 8:12] == 1).all()
     assert torch.equal(made[..., 7:, :], matte[..., 7:, :])
