@@ -23,7 +23,7 @@ STEP = 4
 def cloth(seed: int, colour: tuple[float, float, float]) -> np.ndarray:
     """A picture of one colour with soft spots."""
     spots = cv2.GaussianBlur(np.random.default_rng(seed).random((96, 128, 3)).astype(np.float32), (0, 0), 2)
-    return (spots - spots.min()) / np.ptp(spots) * 160 * np.array(colour) + 30
+    return np.asarray((spots - spots.min()) / np.ptp(spots) * 160 * np.array(colour) + 30)
 
 
 def passing(*, changed: bool = False) -> tuple[Video, np.ndarray]:
