@@ -90,7 +90,7 @@ HIDDEN: Final = 0.4
 """The share of a face's side that is hidden, somewhere, in each frame's reading."""
 SCALES: Final = (0.0448, 0.2856, 0.3001)
 """Weights of the three finest scales of MS-SSIM (Wang et al. 2003); a face of 64 pixels has no more."""
-LENGTHS: Final = (48, 250, 1000)
+LENGTHS: Final = (48, 1000)
 Row = dict[str, float | str]
 
 
@@ -393,7 +393,7 @@ def sheet(path: Path) -> None:
         three = (clip.video, clip.edited(change).video, result)
         pictures = [video.frames[n].transpose(1, 2, 0) for n in (1, 6) for video in three]
         rows.append(np.concatenate(pictures, axis=1))
-    Image.fromarray(np.concatenate(rows)).save(path, quality=80)
+    Image.fromarray(np.concatenate(rows)).save(path, quality=80, method=6)
 
 
 def main() -> None:

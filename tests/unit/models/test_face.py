@@ -11,6 +11,7 @@ from retouch.compute import Compute
 from retouch.errors import ModelMismatch, ModelNotFound, ParamsError
 from retouch.models.face import (
     CLEAN,
+    PUBLISHED,
     FaceConfig,
     FaceDiffusion,
     FaceNetwork,
@@ -145,3 +146,10 @@ def test_published_timesteps_are_multiples_and_others_are_refused_with_the_neare
     with pytest.raises(ParamsError, match="300") as caught:
         published_timesteps(300)
     assert caught.value.hint == "near it: [250, 334]"
+
+
+def test_the_published_network_has_the_published_number_of_weights() -> None:
+    with torch.device("meta"):
+        network = FaceNetwork(FaceConfig(PUBLISHED))
+    counted = [sum(p.numel() for p in part.parameters()) for part in (network.unet, network.merge)]
+    assert counted == [190_576_643, 314_880]
