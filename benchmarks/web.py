@@ -4,12 +4,14 @@
     python benchmarks/web.py tasks CLIP --pictures FOLDER   also pictures of each, dark and light
     python benchmarks/web.py strokes                        on 1920x1080 and on 3840x2160
     python benchmarks/web.py carry                          paint shown in another frame, and a cut-out
+    python benchmarks/web.py docs --pictures docs/images    the pictures of the page in the docs
     python benchmarks/web.py memory                         of server and page: 3,000 frames, 100 strokes
 
 CLIP has 61 frames or more; a box over its middle is the object. Needs what the tests of the page need.
 """
 
 import argparse
+import io
 import statistics
 import sys
 import tempfile
@@ -33,10 +35,15 @@ from page_tasks import ByKeyboard, ByMouse, Hand, Job, Stage, do_tasks  # noqa: 
 from retouch.media.io import read, write  # noqa: E402
 from retouch.testing import bouncing  # noqa: E402
 from retouch.video import Video  # noqa: E402
+from retouch.world import Clip, Scene  # noqa: E402
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SIZES = ((1280, 800), (1920, 1080))
 MOVES = 200
+CARRIED = (640, 1920, 3840)
+"""Widths of the clips through which paint is carried."""
+SHOWN = (1440, 810)
+"""The largest size of a picture in the docs."""
 PATIENCE = 1_800_000
 
 
@@ -144,7 +151,7 @@ def carry(browser: Browser, folder: Path) -> None:
     """Time how long carried paint and a cut-out take to come, once the clip's atlas is there."""
     print("| clip | paint carried into a frame, ms: median, longest | cut-out, ms: median, longest |")
     print("|---|---|---|")
-    for side in (640, 1920):
+    for side in CARRIED:
         clip = write(resized(bouncing().video, side, side * 9 // 16), folder / f"carry-{side}.mp4")
         rows, columns = np.nonzero(cv2.resize(bouncing().mask[3, 0].astype(np.uint8), (side, side * 9 // 16)))
         first, last = (columns.min() - 9, rows.min() - 9), (columns.max() + 9, rows.max() + 9)
@@ -164,6 +171,53 @@ def carry(browser: Browser, folder: Path) -> None:
             cut = [asked(server, f"{path}/cutout", {"frame": 3, "marks": marks}) for _ in range(9)]
             cells = [f"{statistics.median(each):.0f}, {max(each):.0f}" for each in (carried[1:], cut)]
             print(f"| {side}x{side * 9 // 16} | {' | '.join(cells)} |")
+
+
+def docs(browser: Browser, folder: Path, pictures: Path) -> None:
+    """Take the pictures of the page for the docs: a star painted on a car, then run, compared and carried."""
+    car = Clip.of(Scene.of("a red car on bricks", 3), 24, (216, 384), Fraction(12))
+    clip = write(car.video, folder / "car.mp4")
+    which = next(k for k, layer in enumerate(car.layers) if "car" in layer.name)
+    rows, columns = np.nonzero(car.masks[which, 12, 0])
+    first, last = (columns.min() - 6.0, rows.min() - 6.0), (columns.max() + 6.0, rows.max() + 6.0)
+    with opened(browser, folder, clip) as (page, _):
+        hand = ByMouse(page)
+        hand.go(12)
+        expect(page.locator("#exact")).to_have_text("exact")
+        page.locator("#brush input[type=color]").fill("#fff4d6")
+        page.locator("#brush input[type=range]").first.fill("4")
+        middle, turns = (np.mean(columns), np.mean(rows) + 6), np.arange(6) * 0.8 * np.pi - 0.5 * np.pi
+        Stage(page).drag(*[(middle[0] + 13 * np.cos(at), middle[1] + 13 * np.sin(at)) for at in turns])
+        hand.box(first, last)
+        page.wait_for_function("async () => (await import('/static/stage.js')).isCut()")
+        page.locator("#by-words summary").first.click()
+        page.locator("#words textarea").fill("a blue car on bricks")
+        page.locator("#edits").focus()
+        keep_picture(page, pictures / "page-dark.webp", "dark", SIZES[0])
+        page.locator("#by-words summary").first.click()
+        page.locator("#run").click()
+        run = page.locator("#runs li").first
+        expect(run).to_have_class("done")
+        run.get_by_role("button", name="Compare").click()
+        page.wait_for_function("async () => (await import('/static/stage.js')).isCompared()")
+        keep_picture(page, pictures / "page-compare.webp", "dark", SIZES[0])
+        page.locator("#comparing").get_by_role("button", name="Close").click()
+        page.locator("#carry").check()
+        page.set_viewport_size({"width": SIZES[1][0], "height": SIZES[1][1]})
+        hand.go(23)
+        page.wait_for_function("async () => (await import('/static/stage.js')).isCarried()")
+        keep_picture(page, pictures / "page-light.webp", "light", SIZES[1])
+
+
+def keep_picture(page: Page, place: Path, theme: str, size: tuple[int, int]) -> None:
+    """Keep how the page looks, small enough for the docs."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(600)
+    shown = Image.open(io.BytesIO(page.screenshot()))
+    shown.thumbnail(SHOWN, Image.Resampling.LANCZOS)
+    shown.convert("RGB").save(place, quality=80, method=6)
 
 
 def asked(server: PageServer, path: str, body: dict[str, object]) -> float:
@@ -232,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("tasks", "strokes", "carry", "memory"))
+    parser.add_argument("what", choices=("tasks", "strokes", "carry", "memory", "docs"))
     parser.add_argument("clip", nargs="?", type=Path)
     parser.add_argument("--pictures", type=Path)
     given = parser.parse_args()
@@ -241,6 +295,8 @@ def main() -> None:
         folder = Path(name)
         if given.what == "tasks":
             tasks(browser, folder, given.clip, given.pictures)
+        elif given.what == "docs":
+            docs(browser, folder, given.pictures)
         else:
             {"strokes": strokes, "carry": carry, "memory": memory}[given.what](browser, folder)
         browser.close()

@@ -21,12 +21,13 @@ from page_server import PageServer, page_server
 
 for needed in ("starlette", "uvicorn", "playwright"):
     pytest.importorskip(needed, reason="the extra `web` or playwright is not installed")
-from page_tasks import ByKeyboard, ByMouse, Job, Stage, do_tasks
+from page_tasks import ByKeyboard, ByMouse, Job, Stage, choose, do_tasks
 from PIL import Image
 from playwright.sync_api import Browser, Dialog, Locator, Page, Route, expect, sync_playwright
 
-from retouch.media.io import read, write
+from retouch.media.io import read, read_frame, read_picture, write
 from retouch.testing import Bouncing
+from retouch.world import Change, Clip, Scene, edited_clip
 
 AXE = Path(__file__).parents[2] / ".venv/node/node_modules/axe-core/axe.min.js"
 CHROMIUM = shutil.which("chromium")
@@ -343,6 +344,72 @@ def test_a_picture_that_is_dropped_on_the_timeline_lies_on_the_frame_there(page:
     assert edges(page) == [0, 0, 64, 64]
 
 
+@pytest.mark.timeout(900)
+def test_a_frame_that_is_edited_by_words_gets_a_layer(page: Page, server: PageServer, tmp_path: Path) -> None:
+    clip = Clip.of(Scene.sample(2 * 10**9 + 3), 4, 64)
+    edited = edited_clip(clip, Change.parse("colour=green"))
+    rows, columns = np.nonzero((clip.video.frames[1] != edited.video.frames[1]).any(0))
+    left, top, right, bottom = columns.min() - 6, rows.min() - 6, columns.max() + 6, rows.max() + 6
+    hand = ByKeyboard(page)
+    choose(page, hand, page.locator("#open"), write(clip.video, tmp_path / "bird.mp4"))
+    expect(page.locator("#clip option:checked")).to_have_text("bird.mp4")
+    expect(page.locator("#exact")).to_have_text("exact")
+    hand.go(1)
+    hand.box((left, top), (right, bottom))
+    page.locator("#stage").focus()
+    page.keyboard.press("w")
+    expect(page.locator("#words textarea")).to_be_focused()
+    page.keyboard.type(edited.caption)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type("in the box")
+    page.get_by_text("Seed, strength, steps").press("Enter")
+    page.locator("#words").get_by_label("Steps").fill("4")
+    page.locator("#words").get_by_label("Steps").press("Control+Enter")
+    expect(page.locator("#edits li")).to_have_count(1)
+    hand.go(0)  # it comes to its own frame wherever the playhead is
+    expect(page.locator("#live")).to_have_text("frame 1 is edited; it has a new layer")
+    expect(page.locator("#edits li")).to_have_count(0)
+    expect(page.locator("#layers li")).to_have_count(0)
+    expect(page.locator(".keys button")).to_have_text(["◆1"])
+    hand.go(1)
+    expect(page.locator("#layers li")).to_contain_text(edited.caption)
+    shown = edges(page)
+    assert left <= shown[0] < shown[2] <= right
+    assert top <= shown[1] < shown[3] <= bottom
+    [told] = (each for each in server.ask("/api/clips").told if each["name"] == "bird.mp4")
+    changed = (read_picture(told["painted"]["1"]) != read_frame(tmp_path / "bird.mp4", 1)).any(2)
+    assert changed.any()
+    changed[top:bottom, left:right] = False
+    assert not changed.any()
+    made = bitmap(page)
+    page.locator("#undo").click()
+    expect(page.locator("#layers li")).to_have_count(0)
+    page.locator("#redo").click()
+    expect(page.locator("#layers li")).to_have_count(1)
+    assert bitmap(page) == made
+
+
+def test_what_words_cannot_do_is_said_below_them(page: Page) -> None:
+    page.locator("#by-words summary").first.click()
+    words, steps = page.locator("#words textarea"), page.locator("#words").get_by_label("Steps")
+    words.fill("a cat")
+    words.press("Enter")
+    expect(page.locator("#words-fault")).to_contain_text("does not know the word 'cat'")
+    words.fill("a red car on bricks")
+    page.get_by_text("Seed, strength, steps").click()
+    steps.fill("0")
+    words.press("Enter")
+    expect(page.locator("#words-fault")).to_contain_text("steps is 0")
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    steps.fill("")
+    page.locator("#words").get_by_label("Where").select_option("box")
+    words.press("Enter")
+    expect(page.locator("#words-fault")).to_contain_text("no box lies on this frame")
+    expect(steps).to_have_attribute("aria-invalid", "false")
+    expect(page.locator("#edits li")).to_have_count(0)
+
+
 def test_a_null_edit_asks_for_what_is_there_already(page: Page, server: PageServer) -> None:
     sent: list[Any] = []
 
@@ -368,6 +435,60 @@ def test_a_null_edit_asks_for_what_is_there_already(page: Page, server: PageServ
     page.wait_for_function(is_saved, arg=f"/api/clips/{clip_of(server)['id']}/draft")
     told = [(each["params"]["source_prompt"], each["params"]["prompt"]) for each in sent]
     assert told == [("a red car", "a red car"), ("a red car", "a blue car")]
+
+
+REDNESS = """async () => {
+  const { view } = await import('/static/stage.js');
+  const { clip } = (await import('/static/store.js')).state;
+  const pen = document.getElementById('stage').getContext('2d');
+  const { scale, x, y } = view();
+  const mean = (u) => {
+    const place = [x + u * clip.width * scale, y + 0.45 * clip.height * scale, 0.3 * clip.width * scale,
+      0.1 * clip.height * scale].map(Math.round);
+    const { data } = pen.getImageData(...place);
+    return [0, 1].map((channel) => data.filter((_, i) => i % 4 === channel))
+      .map((values) => values.reduce((sum, value) => sum + value, 0) / values.length);
+  };
+  return [mean(0.1), mean(0.6)].flat();
+}"""
+"""Mean red and green on the left, and on the right, of the frame that the stage shows."""
+
+
+def test_any_two_of_source_and_results_are_compared_in_four_ways(page: Page, server: PageServer) -> None:
+    video = clip_of(server)["path"]
+    more, less = (
+        server.ask("/api/runs", "POST", {"video": video, "method": "tint", "params": params}).told["run"]
+        for params in ({"steps": 1, "rows": 1, "red": 1}, {"steps": 1, "rows": 1, "red": -1})
+    )
+    page.evaluate("() => { document.dispatchEvent(new Event('runs')); }")
+    for run in (more, less):
+        expect(page.locator(f"#runs li[data-run='{run}']")).to_have_class("done")
+
+    def shows(told: str) -> None:
+        """Wait until what is seen is so; r and g are the left side's colours, R and G the right side's."""
+        page.wait_for_function(f"async () => {{ const [r, g, R, G] = await ({REDNESS})(); return {told}; }}")
+
+    page.locator(f"#runs li[data-run='{more}']").get_by_role("button", name="Compare").click()
+    shows("R > r + 40")  # the source on the left
+    page.locator("#over").select_option(value=less)
+    shows("r < 20 && R > 200")
+    modes = page.locator("#comparing")
+    modes.get_by_role("button", name="side").click()
+    shows("r < 20 && R > 200")
+    modes.get_by_role("button", name="difference").click()
+    page.locator("#gain").fill("1")
+    page.locator("#gain").press("Enter")
+    shows("Math.min(r, R) > 200 && Math.max(g, G) < 20")
+    modes.get_by_role("button", name="flicker").click()
+    shows("Math.abs(r - R) < 20")
+    before = page.evaluate(REDNESS)[0]
+    modes.get_by_role("button", name="Other").click()
+    shows(f"Math.abs(r - {before}) > 150 && Math.abs(r - R) < 20")
+    page.locator("#over").select_option(value="")
+    modes.get_by_role("button", name="divider").click()
+    shows("r > 20 && R > r + 40")
+    modes.get_by_role("button", name="Close").click()
+    expect(modes).to_be_hidden()
 
 
 def test_a_run_goes_on_from_the_page_whatever_ended_it(page: Page, server: PageServer) -> None:
@@ -609,7 +730,7 @@ def test_axe_finds_no_serious_fault(page: Page, server: PageServer, theme: str) 
     page.locator("#f-feather").fill("-1")
     page.locator("#f-feather").press("Tab")
     expect(page.locator("[data-option=feather] .fault")).to_contain_text("feather is -1")
-    for summary in page.locator("#form summary").all():
+    for summary in page.locator("#form summary, #by-words summary").all():
         summary.click()
     page.evaluate(AXE.read_text())
     assert serious(page) == []

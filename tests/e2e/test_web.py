@@ -27,6 +27,7 @@ from retouch.fields import describe
 from retouch.media.io import read, read_frame, write
 from retouch.testing import Bouncing
 from retouch.video import Video
+from retouch.world import Change, Clip, Scene, edited_clip
 
 pytestmark = pytest.mark.slow  # the first look at a clip waits for torch to be imported
 
@@ -179,6 +180,110 @@ def test_a_clip_that_is_forgotten_stays_where_it_lies(server: PageServer, roots:
 def test_the_server_itself_loads_no_model(server: PageServer, clip: dict[str, Any]) -> None:
     assert server.ask(f"/api/clips/{clip['id']}/frames/0.png").status == 200
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+
+
+# --- frames edited by words
+
+
+@pytest.fixture(scope="module")
+def drawn(server: PageServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, np.ndarray]:
+    """The route to the edits of a world clip, words for another colour, and where that shows in frame 1."""
+    clip = Clip.of(Scene.sample(2 * 10**9 + 3), 4, 64)
+    edited = edited_clip(clip, Change.parse("colour=green"))
+    path = write(clip.video, tmp_path_factory.mktemp("drawn") / "drawn.mp4")
+    opened = server.ask("/api/clips", "POST", path.read_bytes()).told
+    differs = (clip.video.frames[1] != edited.video.frames[1]).any(0)
+    return f"/api/clips/{opened['id']}/edits", edited.caption, differs
+
+
+def test_a_frame_that_is_edited_by_words_is_a_layer_that_shows_only_what_changed(
+    server: PageServer, drawn: tuple[str, str, np.ndarray]
+) -> None:
+    assert {"name": "tiny:sd", "reads": "scene"} in server.ask("/api/editors").told
+    edits, words, differs = drawn
+    rows, columns = np.nonzero(differs)
+    (left, right), (top, bottom) = ((side.min(), side.max() + 1) for side in (columns, rows))
+    box = f"1:{left},{top} {right},{bottom}"
+    wanted = {"frame": 1, "prompt": words, "where": "box", "box": [box], "steps": 4}
+    begun = server.ask(edits, "POST", {**wanted, "compute": {"threads": 1}})
+    assert begun.status == 202, begun.body
+    until(lambda: server.ask(edits).told[0]["state"] in ("done", "failed"))
+    assert server.ask(edits).told[0]["state"] == "done", server.ask(edits).told
+    answer = server.ask(f"{edits}/1.png")
+    layer = np.asarray(Image.open(io.BytesIO(answer.body)))
+    assert layer.shape == (64, 64, 4)
+    assert set(np.unique(layer[..., 3])) == {0, 255}
+    shows = layer[..., 3] > 0
+    inside = np.zeros_like(shows)
+    inside[top:bottom, left:right] = True
+    assert not (shows & ~inside).any()
+    assert not layer[~shows].any()
+    frame = f"{edits.removesuffix('edits')}frames/1.png"
+    source = np.asarray(Image.open(io.BytesIO(server.ask(frame).body)))
+    assert (layer[shows][:, :3] != source[shows]).any()
+    assert server.ask(f"{edits}/1", "DELETE").status == 204
+    assert server.ask(f"{edits}/1.png").status == 404
+    assert server.ask(edits).told == []
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "frame is missing"),
+        ({"prompt": ""}, "prompt is ''"),
+        ({"prompt": ["a"]}, "prompt is"),
+        ({"frame": -1}, "frame is -1"),
+        ({"frame": 1e300}, "frame is"),
+        ({"frame": 99}, "there is no frame 99"),
+        ({"prompt": "a cat"}, "does not know the word 'cat'"),
+        ({"model": "/etc"}, "outside the folders"),
+        ({"model": "~root/model"}, "model is not allowed"),
+        ({"model": "src"}, "outside the folders"),
+        ({"model": "tiny:../../etc"}, "outside the folders"),
+        ({"model": "hf:../../etc"}, "outside the folders"),
+        ({"model": "tiny:svd"}, "no editor of pictures"),
+        ({"control": "/etc/passwd"}, "control is not allowed"),
+        ({"where": "everywhere"}, "where is"),
+        ({"where": "box"}, "no box lies on this frame"),
+        ({"where": "box", "box": ["0:1,1 9,9"]}, "no box lies on this frame"),
+        ({"where": "box", "box": ["1:-9e300,9 -8e300,9"]}, "no box lies on this frame"),
+        ({"where": "box", "box": ["1:nan,1 2,2"]}, "cannot be read"),
+        ({"where": "cutout", "box": "1:1,1 9,9"}, "box is"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 10**9}, "steps is"),
+        ({"strength": "Infinity"}, "strength is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"out": "/etc/passwd"}, "no parameter 'out'"),
+        ({"compute": {"device": "tpu"}}, "device is"),
+    ],
+)
+def test_an_edit_that_cannot_be_is_refused_at_once_and_leaves_nothing(
+    server: PageServer, drawn: tuple[str, str, np.ndarray], given: dict[str, object], says: str
+) -> None:
+    edits, words, _ = drawn
+    refused = server.ask(edits, "POST", {"frame": 1, "prompt": words, **given} if given else {})
+    assert 400 <= refused.status < 500, refused.body
+    assert says in refused.told["error"]
+    assert {"error", "hint"} <= set(refused.told) <= {"error", "hint", "field"}
+    assert server.ask(edits).told == []
+    assert not list((server.home / "web/clips" / edits.split("/")[3]).glob("edits/*"))
+
+
+def test_an_edit_waits_for_its_device_and_is_stopped_there(
+    server: PageServer, clip: dict[str, Any], drawn: tuple[str, str, np.ndarray]
+) -> None:
+    edits, words, _ = drawn
+    run = server.ask("/api/runs", "POST", tint(clip, steps=600, pause=0.1)).told["run"]
+    until(lambda: server.ask(f"/api/runs/{run}").told["state"] == "running")
+    wanted = {"frame": 2, "prompt": words, "compute": {"device": "cpu"}}
+    assert server.ask(edits, "POST", wanted).told["state"] == "waiting"
+    assert "frame 2 is being edited already" in server.ask(edits, "POST", wanted).told["error"]
+    assert [each["state"] for each in server.ask(edits).told] == ["waiting"]
+    assert server.ask(f"{edits}/2.png").status == 404
+    assert server.ask(f"{edits}/2", "DELETE").status == 204
+    assert server.ask(edits).told == []
+    server.ask(f"/api/runs/{run}/stop", "POST")
+    assert ended(server, run)["state"] == "stopped"
 
 
 # --- methods, plans, runs

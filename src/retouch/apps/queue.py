@@ -9,8 +9,8 @@ import fcntl
 import os
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import final
 
@@ -26,7 +26,8 @@ from retouch.apps.run_folder import (
     state_of,
 )
 from retouch.apps.worker import Worker
-from retouch.errors import RequestError, RetouchError
+from retouch.errors import Cancelled, RequestError, RetouchError
+from retouch.events import Listener, Started
 from retouch.files import write_whole
 from retouch.places import usable_home
 from retouch.request import EditRequest
@@ -110,6 +111,7 @@ class Queue:
         self.device_of, self.every = device_of, every
         self.workers: defaultdict[str, Worker] = defaultdict(worker)
         self.busy: dict[str, Path] = {}
+        self.waiting: Counter[str] = Counter()
         self.stops: defaultdict[str, threading.Event] = defaultdict(threading.Event)
         self.news = threading.Condition()
         self.closing = False
@@ -149,6 +151,42 @@ class Queue:
         state = state_of(folder)
         return "running" if busy and state == "stopped" else state
 
+    def between_runs(
+        self,
+        word: str,
+        job: str,
+        given: Mapping[str, object],
+        *,
+        listen: Listener,
+        stopped: Callable[[], bool],
+    ) -> object:
+        """Have a device's worker do a short job before its next run, and return what the job gives back.
+
+        When its turn has come, that it starts is told, though the worker may still load what it needs.
+
+        Raises:
+            Cancelled: it was stopped, perhaps before its turn came.
+            RetouchError: what the job raised.
+        """
+
+        def is_over() -> bool:
+            return self.closing or stopped()
+
+        device = self.device_of(word)
+        with self.news:
+            self.waiting[device] += 1
+            while device in self.busy and not is_over():
+                self.news.wait(0.1)
+            self.waiting[device] -= 1
+            if is_over():
+                raise Cancelled("it was stopped before its turn came", hint="Start it again.")
+            self.busy[device] = Path(job)
+        try:
+            listen(Started("load", 1))
+            return self.workers[device].call(job, given, listen=listen, stopped=is_over)
+        finally:
+            self._free(device)
+
     def close(self, patience: float = 40.0) -> None:
         """Ask the runs at work to stop, wait for them, and end the workers."""
         with self.news:
@@ -179,7 +217,8 @@ class Queue:
             _give_up(folder, error)
             return
         with self.news:
-            if self.closing or device in self.busy or not (folder / QUEUED).exists():
+            taken = device in self.busy or self.waiting[device]
+            if self.closing or taken or not (folder / QUEUED).exists():
                 return
             self.busy[device] = folder
             self.stops[folder.name].clear()
@@ -194,9 +233,12 @@ class Queue:
             if not is_running(folder):
                 _give_up(folder, error)
         finally:
-            with self.news:
-                del self.busy[device]
-                self.news.notify_all()
+            self._free(device)
+
+    def _free(self, device: str) -> None:
+        with self.news:
+            del self.busy[device]
+            self.news.notify_all()
 
 
 def _give_up(folder: Path, error: RetouchError) -> None:

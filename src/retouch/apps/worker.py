@@ -37,10 +37,12 @@ from retouch.files import known_error
 
 PROTOCOL: Final = 1
 _PAGE: Final = "look device plan proxy small still compose cutout carry coverage report"
+_EDITS: Final = "editors check_frame_edit edit_frame"
 JOBS: Mapping[str, str] = {
     "edit": "retouch.apps.worker:edit",
     "row": "retouch.apps.batch_attempt:attempt",
     **{name: f"retouch.apps.web.jobs:{name}" for name in _PAGE.split()},
+    **{name: f"retouch.apps.web.edit_jobs:{name}" for name in _EDITS.split()},
 }
 """Each job with its function: it takes `listen`, `stopped` and what was given, and returns plain values."""
 NEVER: Final = float("inf")

@@ -26,6 +26,8 @@ from retouch.run import Run
 
 TEXT_TO_IMAGE: Final = "StableDiffusionPipeline"
 """The class of models that edit by noise and back; all others are called as pipelines."""
+EDGES_OF: Final = {"tiny:sd": "tiny:sd-canny"}
+"""What holds a model to the edges unless another is named, or none by an empty text."""
 
 
 @final

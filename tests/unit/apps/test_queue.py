@@ -10,9 +10,10 @@ import pytest
 
 from retouch.apps import queue
 from retouch.apps.queue import Queue, enqueue, enqueue_again, queued
-from retouch.apps.run_folder import QUEUED, error_of, state_of
+from retouch.apps.run_folder import QUEUED, error_of, new_folder, state_of
 from retouch.apps.worker import Worker
 from retouch.errors import Cancelled, RequestError, WorkerEnded
+from retouch.events import Event, Started, ignore
 from retouch.request import EditRequest
 
 
@@ -23,7 +24,7 @@ class Hand:
     def __init__(self, log: list[str], gate: threading.Event, fault: Exception | None = None) -> None:
         self.log, self.gate, self.fault = log, gate, fault
 
-    def call(self, job: str, given: Mapping[str, str], *, stopped: Callable[[], bool]) -> object:
+    def call(self, job: str, given: Mapping[str, str], *, stopped: Callable[[], bool], **_: object) -> object:
         folder = Path(given["folder"])
         self.log.append(f"{job} {folder.name}")
         (folder / QUEUED).unlink()
@@ -197,6 +198,48 @@ def test_a_worker_that_died_is_told_in_the_folder_and_the_queue_goes_on() -> Non
     enqueue_again(first)
     until(lambda: log.count(f"edit {first.name}") == 2)
     lanes.close()
+
+
+def test_a_short_job_goes_between_two_runs() -> None:
+    log, gate = list[str](), threading.Event()
+    first, second = enqueue(request()), enqueue(request())
+    lanes = queue_with(log, gate)
+    until(lambda: len(log) == 1)
+    heard, short = list[Event](), list[object]()
+
+    def ask() -> None:
+        given = {"folder": str(new_folder("paint"))}
+        (Path(given["folder"]) / QUEUED).touch()
+        short.append(lanes.between_runs("cpu", "short", given, listen=heard.append, stopped=bool))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    until(lambda: lanes.waiting["cpu"] == 1)
+    assert (heard, short) == ([], [])
+    gate.set()
+    asker.join()
+    until(lambda: f"done {second.name}" in log)
+    lanes.close()
+    assert [line.split()[0] for line in log] == ["edit", "done", "short", "done", "edit", "done"]
+    assert (log[1], log[4]) == (f"done {first.name}", f"edit {second.name}")
+    assert (heard, short) == ([Started("load", 1)], [{}])
+
+
+def test_a_short_job_that_is_stopped_or_whose_queue_ends_never_begins() -> None:
+    log, gate = list[str](), threading.Event()
+    enqueue(request())
+    lanes = queue_with(log, gate)
+    until(lambda: len(log) == 1)
+    given = {"device": "cpu"}
+    with pytest.raises(Cancelled, match="before its turn came"):
+        lanes.between_runs("cpu", "short", given, listen=ignore, stopped=lambda: True)
+    assert not lanes.waiting["cpu"]
+    closer = threading.Thread(target=lanes.close)
+    closer.start()
+    with pytest.raises(Cancelled, match="before its turn came"):
+        lanes.between_runs("cpu", "short", given, listen=ignore, stopped=lambda: False)
+    closer.join()
+    assert not any(line.startswith("short") for line in log)
 
 
 def test_a_request_that_cannot_be_read_leaves_the_queue_with_its_reason() -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from retouch.tracking.register import RegisteredEdit
 
 PATH = click.Path(path_type=Path)
-EDGES_OF: Final = {"tiny:sd": "tiny:sd-canny"}
-"""What holds a model to the edges unless another is named, or none by an empty text."""
 
 
 @click.command()
@@ -96,7 +94,7 @@ def keyframe(
     from retouch.apps.preflight import check_edit_words, check_keyframes
     from retouch.atlas.keyframes import edited_keyframes
     from retouch.atlas.prepare import atlas_for, marks_from
-    from retouch.diffusion.picture_editor import check_editor, editor_named
+    from retouch.diffusion.picture_editor import EDGES_OF, check_editor, editor_named
     from retouch.files import check_free
     from retouch.media.masks import read_masks
     from retouch.media.pictures import read_rgb

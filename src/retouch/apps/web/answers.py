@@ -70,10 +70,15 @@ def _refuse(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, RetouchError)
     status = next(code for kind, code in STATUS if isinstance(error, kind))
+    return JSONResponse(refusal_of(error), status)
+
+
+def refusal_of(error: RetouchError) -> dict[str, str]:
+    """Return what a page is told of an error, with the field that it is about, if it is about one."""
     told = {"error": str(error), "hint": error.hint}
     word = re.match(r"(?:there is no parameter ')?([a-z_.]+)", str(error))
     field = word[1].rpartition(".")[2] if word else ""
-    return JSONResponse({**told, "field": field} if field in _fields() else told, status)
+    return {**told, "field": field} if field in _fields() else told
 
 
 @functools.cache

@@ -33,6 +33,8 @@ PATIENCE: Final = 120.0
 """Seconds for one look at a clip."""
 STILLS: Final = 96
 """Exact frames of a clip that are kept."""
+SLOW: Final = ("carry", "coverage", "editors", "check_frame_edit")
+"""Jobs that may keep a worker busy for long."""
 SPARE: Final = 2 << 30
 """Bytes of the disk that an upload leaves free."""
 
@@ -63,8 +65,8 @@ class Clips:
             worker.close()
 
     async def ask(self, job: str, **given: object) -> Any:
-        """Have a worker do a job of `jobs.py`: what needs an atlas keeps nobody from seeing a frame."""
-        worker = self.copier if job in ("carry", "coverage") else self.eyes
+        """Have a worker do a job: what needs an atlas or a model keeps nobody from seeing a frame."""
+        worker = self.copier if job in SLOW else self.eyes
         return await to_thread.run_sync(partial(worker.call, job, given, patience=PATIENCE))
 
     async def made(self, job: str, suffix: str, **given: object) -> bytes:
@@ -198,7 +200,7 @@ class Clips:
         """
         folder = self.place(clip)
         about = self.about(clip)
-        _check_frame(frame, about)
+        check_frame(frame, about)
         path = folder / (f"small/{frame}-{side}.jpg" if side else f"stills/{frame}.png")
         if path.exists():
             path.touch()  # so that what was looked at last stays longest
@@ -229,7 +231,7 @@ class Clips:
             VideoError: it is no picture of the clip's size.
         """
         about, folder = self.about(clip), self.place(clip)
-        _check_frame(frame, about)
+        check_frame(frame, about)
         place = folder / (f"layers/{frame}-{int(layer)}.png" if layer else f"paint/{frame}.png")
         place.parent.mkdir(exist_ok=True)
         async with self.painting[clip]:
@@ -279,7 +281,8 @@ _ASK_THE_DRIVER: Final = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """Whether there is a GPU is asked without taking any of its memory, which is for the runs."""
 
 
-def _check_frame(frame: int, about: Mapping[str, Any]) -> None:
+def check_frame(frame: int, about: Mapping[str, Any]) -> None:
+    """Raise NotThere where a clip has no such frame."""
     if not 0 <= frame < about["frames"]:
         raise NotThere(f"there is no frame {frame}", hint=f"frames are 0 to {about['frames'] - 1}")
 

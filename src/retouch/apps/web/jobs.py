@@ -159,14 +159,14 @@ def _write_small(picture: UInt8[np.ndarray, "h w channels"], side: int, out: str
 
 def still(*, path: str, frame: int, index: str, out: str, side: int = 0, **_: object) -> None:
     """Write a frame as a picture, bit for bit as `retouch keyframe` does; or small, at most `side` wide."""
-    picture = _frame(Path(path), frame, Path(index))
+    picture = exact_frame(Path(path), frame, Path(index))
     if side:
         _write_small(picture, side, out)
     else:
         write_picture(picture, Path(out), force=True)
 
 
-def _frame(path: Path, frame: int, index: Path) -> UInt8[np.ndarray, "h w channels"]:
+def exact_frame(path: Path, frame: int, index: Path) -> UInt8[np.ndarray, "h w channels"]:
     """Return a frame: by a jump where the index knows its time and pixels, else from the start."""
     if pictures := pictures_at(path):
         if frame >= len(pictures):
@@ -202,17 +202,29 @@ def compose(*, still: str, layer: str, out: str, **_: object) -> None:
 
 def cutout(*, still: str, frame: int, marks: Mapping[str, Sequence[str]], out: str, **_: object) -> None:
     """Write what the marks on a frame select: a white picture whose alpha is the object."""
-    here = [replace(mark, frame=0) for mark in _marks(marks) if mark.frame == frame]
-    if not here:
-        raise RequestError(f"no mark lies on frame {frame}", hint="Draw a box around the object first.")
-    picture = read_picture(still)[..., :3]
-    video = Video(np.ascontiguousarray(np.moveaxis(picture, -1, 0))[None], Fraction(1))
-    found = GrabCutSegmenter().segment(video, here)
+    here = [mark for mark in _marks(marks) if mark.frame == frame]
+    alpha = selected(read_picture(still), here)
+    white = np.full((*alpha.shape, 3), 255, np.uint8)
+    write_picture(np.concatenate([white, alpha[..., None]], 2), Path(out), force=True)
+
+
+def selected(
+    picture: UInt8[np.ndarray, "h w channels"], marks: Sequence[ObjectMark]
+) -> UInt8[np.ndarray, "h w"]:
+    """Return what marks on a frame select of it.
+
+    Raises:
+        RequestError: there are none.
+        EmptyMask: they select nothing.
+    """
+    if not marks:
+        raise RequestError("no mark lies on this frame", hint="Draw a box around the object first.")
+    video = Video(np.ascontiguousarray(np.moveaxis(picture[..., :3], -1, 0))[None], Fraction(1))
+    found = GrabCutSegmenter().segment(video, [replace(mark, frame=0) for mark in marks])
     alpha = np.max([found.full(which, 0, 1)[0, 0] for which in range(len(found.names))], axis=0)
     if not alpha.any():
         raise EmptyMask("the marks select nothing", hint="Draw the box closer, or a stroke on the object.")
-    white = np.full((*alpha.shape, 3), 255, np.uint8)
-    write_picture(np.concatenate([white, alpha[..., None]], 2), Path(out), force=True)
+    return np.asarray(alpha)
 
 
 def carry(

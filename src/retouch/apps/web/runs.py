@@ -5,8 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -23,13 +22,15 @@ from retouch.apps.web.clips import Clips, NotThere
 from retouch.apps.web.guard import inside
 from retouch.errors import RequestError
 from retouch.files import remove
-from retouch.params import Role, given_as
+from retouch.params import MODEL_ROLES, Role, given_as
 from retouch.places import home
 from retouch.request import EditRequest
 
 RUN: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z_]+(-[0-9]+)?")
 STREAMS: Final = 16
 """Event streams that may be open at once."""
+STILL_HERE: Final = 14.5
+"""Seconds after which a stream says that it is there, so that nobody takes it for dead after 15."""
 
 
 @final
@@ -176,7 +177,7 @@ class Runs:
                     told, quiet = state, time.monotonic()
                 if state not in ("running", "queued"):
                     return
-                if time.monotonic() - quiet > 15:
+                if time.monotonic() - quiet > STILL_HERE:
                     yield ": still here\n\n"
                     quiet = time.monotonic()
                 await asyncio.sleep(0.25)
@@ -210,16 +211,12 @@ class Runs:
         wanted = EditRequest.from_json(json.dumps(given))
         params = wanted.filled()
         inside(wanted.video, readable(self.roots))
-        prompts = {id(text) for _, text in given_as(params, Role.PROMPT)}
+        prompts = {name for name, _ in given_as(params, Role.PROMPT)}
+        models = {name for role in MODEL_ROLES for name, _ in given_as(params, role)}
         for name in type(params).model_fields:
-            values = getattr(params, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if id(value) in prompts:
-                    continue
-                for path in _paths_in(value):
-                    _named(name, partial(inside, path, readable(self.roots)))
-        if wanted.out:
-            _named("out", partial(inside, wanted.out, self.roots))
+            if name not in prompts:
+                check_inside(name, getattr(params, name), readable(self.roots), model=name in models)
+        check_inside("out", wanted.out, self.roots)
         return wanted.model_copy(update={"params": params.model_dump(mode="json")})
 
 
@@ -228,21 +225,28 @@ def readable(roots: Iterable[Path]) -> list[Path]:
     return [home() / "web", home() / "runs", *roots]
 
 
-def _named(name: str, check: Callable[[], object]) -> None:
-    """Say in an error which parameter it is about."""
-    try:
-        check()
-    except RequestError as error:
-        raise RequestError(f"{name} is not allowed: {error}", hint=error.hint) from None
+def check_inside(name: str, value: object, roots: Iterable[Path], *, model: bool = False) -> None:
+    """Refuse a parameter that names anything on this machine outside some folders.
+
+    Raises:
+        RequestError: says which parameter it is.
+    """
+    for one in value if isinstance(value, tuple) else (value,):
+        for path in _paths_in(one, model=model):
+            try:
+                inside(path, roots)
+            except RequestError as error:
+                raise RequestError(f"{name} is not allowed: {error}", hint=error.hint) from None
 
 
-def _paths_in(value: object) -> Iterator[Path]:
+def _paths_in(value: object, *, model: bool) -> Iterator[Path]:
     """Yield what a parameter may name on this machine: a path, or a text with one in it, NAME=PICTURE."""
     if isinstance(value, Path):
         yield value
     elif isinstance(value, str):
         for text in (value, value.partition("=")[2], value.partition(":")[2]):
-            if text.startswith(("/", "~", ".")) or ("/" in text and os.path.lexists(text)):
+            named = "/" in text or (model and text == value)
+            if text.startswith(("/", "~", ".")) or (named and os.path.lexists(text)):
                 yield Path(text)
 
 

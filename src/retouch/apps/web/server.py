@@ -21,6 +21,7 @@ from retouch import registry
 from retouch.apps.queue import Queue
 from retouch.apps.web.answers import HANDLERS, TYPES, file_answer, json_of, number_in
 from retouch.apps.web.clips import Clips, NotThere
+from retouch.apps.web.frame_edits import FrameEdits
 from retouch.apps.web.guard import inside
 from retouch.apps.web.runs import Runs, readable
 from retouch.apps.worker import Worker
@@ -54,6 +55,7 @@ class Page:
         self.queue = Queue(device_of=self._device, worker=partial(Worker, environment=environment))
         self.devices: dict[str, str] = {"cpu": "cpu"}
         self.runs = Runs(self.clips, self.queue, self.roots)
+        self.edits = FrameEdits(self.clips, self.queue, self.roots)
 
     def app(self) -> Starlette:
         """Return the routes, unguarded."""
@@ -74,6 +76,7 @@ class Page:
             Route(f"{clip}/cutout", self.cutout, methods=["POST"]),
             Route(f"{clip}/carry", self.carry, methods=["POST"]),
             Route(f"{clip}/coverage", self.coverage, methods=["POST"]),
+            *self.edits.routes(),
             *self.runs.routes(),
         ]
         return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=self._lifespan)

@@ -35,7 +35,7 @@ export const clipPath = (/** @type {string} */ id, rest = '') => `/api/clips/${i
 export const runPath = (/** @type {string} */ run, rest = '') => `/api/runs/${run}${rest}`;
 
 /** A picture from the server, decoded. */
-export async function picture(/** @type {string} */ path, /** @type {any} */ options) {
+export async function picture(/** @type {string} */ path, /** @type {any} */ options = {}) {
   const answer = await ask(path, options);
   return createImageBitmap(await answer.blob(), { colorSpaceConversion: 'none', premultiplyAlpha: 'default' });
 }

@@ -10,6 +10,7 @@ import { compare, loadRuns } from './runs.js';
 import { loadProxy, play, zoomBy } from './stage.js';
 import { change, on, state } from './store.js';
 import { dropOn, el, go, goKey, thumbnails } from './timeline.js';
+import { openWords } from './words.js';
 
 const at = (/** @type {string} */ id) => /** @type {any} */ (document.getElementById(id));
 const tell = (/** @type {any} */ error) => change({ faults: { '': `${error.message}. ${error.hint ?? ''}` } });
@@ -77,6 +78,7 @@ const KEYS = {
   Home: ['first frame', () => go(0)],
   End: ['last frame', () => go(Infinity)],
   k: ['key frame here', () => addLayer()],
+  w: ['edit this frame by words', () => openWords()],
   ',': ['key frame before', () => goKey(-1)],
   '.': ['next key frame', () => goKey(1)],
   '[': ['smaller brush', () => change({ brush: { ...state.brush, size: Math.max(1, Math.round(state.brush.size / 1.25)) } })],

@@ -23,6 +23,10 @@ function fromPage(/** @type {string} */ name) {
   return MARKED.includes(name) ? marksByKind()[name] ?? [] : [];
 }
 
+/** What is chosen of some options that every request has. */
+const own = (/** @type {any[]} */ options) => Object.fromEntries(options.filter((option) => ![undefined, ''].includes(state.params[`@${option.name}`])).map((option) => [option.name, state.params[`@${option.name}`]]));
+export const computeNow = () => own(shared.compute);
+
 /** The request that the page would run now. */
 export function request(nullEdit = false) {
   const method = methodNow();
@@ -34,9 +38,8 @@ export function request(nullEdit = false) {
     if (more.length) params[option.name] = [...(params[option.name] ?? []), ...more];
   }
   if (nullEdit) params.prompt = params.source_prompt;
-  const own = (/** @type {any[]} */ options) => Object.fromEntries(options.filter((option) => ![undefined, ''].includes(state.params[`@${option.name}`])).map((option) => [option.name, state.params[`@${option.name}`]]));
   const { '@seed': seed = 0, '@range': range = '', '@out': out = '' } = state.params;
-  return { video: state.clip?.path, method: method.name, params, seed, range, compute: own(shared.compute), output: own(shared.output), out: out || null };
+  return { video: state.clip?.path, method: method.name, params, seed, range, compute: computeNow(), output: own(shared.output), out: out || null };
 }
 
 /** Ask what the request needs, and show what is wrong with it at its field. */

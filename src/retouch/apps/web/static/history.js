@@ -35,17 +35,17 @@ function turn(/** @type {Step[]} */ from, /** @type {Step[]} */ to) {
 }
 
 /** Note marks and layers before something changes them; the bitmaps themselves are not copied. */
-export function keepLists() { keep(listStep()); }
+export function keepLists(frame = state.frame) { keep(listStep(frame)); }
 
-function listStep() {
+function listStep(/** @type {number} */ frame) {
   const marks = state.marks;
   const keys = new Map([...state.keys].map(([frame, layers]) => [frame, layers.map((layer) => ({ ...layer }))]));
-  const [frame, layer] = [state.frame, state.layer];
+  const layer = state.layer;
   return {
     frame,
     size: 1000,
     undo() {
-      const back = listStep();
+      const back = listStep(frame);
       change({ marks, keys, layer });
       for (const layers of keys.values()) layers.forEach(drawPicture);
       return back;
@@ -122,14 +122,16 @@ export function layerToPaint() {
 }
 
 let next = 1;
-/** A new layer over those of this frame, at most eight. */
-export function addLayer(/** @type {HTMLCanvasElement | null} */ canvas = null, name = '', /** @type {import('./store.js').Picture | undefined} */ picture = undefined) {
-  const clip = state.clip;
-  if (!clip || !state.ready || layersHere().length >= 8) return;
-  keepLists();
+/** Add a layer over those of a frame, this one unless another is named, at most eight; return whether there was room. */
+export function addLayer(/** @type {HTMLCanvasElement | null} */ canvas = null, name = '', /** @type {import('./store.js').Picture | undefined} */ picture = undefined, frame = state.frame) {
+  const { clip, ready, keys } = state;
+  const below = keys.get(frame) ?? [];
+  if (!clip || !ready || below.length >= 8) return false;
+  keepLists(frame);
   const made = canvas ?? newCanvas(clip.width, clip.height);
-  const layers = [...layersHere(), { id: next++, name: name || `layer ${layersHere().length + 1}`, canvas: made, opacity: 1, visible: true, ...(picture && { picture }) }];
-  change({ keys: new Map(state.keys).set(state.frame, layers), layer: layers.length - 1, version: state.version + 1 });
+  const layers = [...below, { id: next++, name: name || `layer ${below.length + 1}`, canvas: made, opacity: 1, visible: true, ...(picture && { picture }) }];
+  change({ keys: new Map(keys).set(frame, layers), version: state.version + 1, ...(frame === state.frame && { layer: below.length }) });
+  return true;
 }
 
 export function newCanvas(/** @type {number} */ width, /** @type {number} */ height) {

@@ -93,7 +93,7 @@ at('paste').onclick = paste;
 on('keys frame layer version', () => refill(at('layers'), layersHere().map((layer, index) => {
   const row = el('li', { className: index === state.layer ? 'current' : '' },
     el('input', { type: 'checkbox', checked: layer.visible, aria: { 'aria-label': `Show ${layer.name}` }, onchange: (/** @type {any} */ event) => alter(index, { visible: event.target.checked }) }),
-    el('button', { type: 'button', className: 'link', textContent: layer.name, onclick: () => change({ layer: index }), aria: { 'aria-pressed': index === state.layer } }),
+    el('button', { type: 'button', className: 'link', textContent: layer.name, title: layer.name, onclick: () => change({ layer: index }), aria: { 'aria-pressed': index === state.layer } }),
     el('input', { type: 'number', min: 0, max: 100, value: Math.round(100 * layer.opacity), className: 'short', aria: { 'aria-label': `Opacity of ${layer.name}, per cent` }, onchange: (/** @type {any} */ event) => alter(index, { opacity: event.target.value / 100 }) }),
     el('button', { type: 'button', className: 'icon', textContent: 'copy', title: 'Copy, to paste it on another frame', onclick: () => change({ copied: layer }), aria: { 'aria-label': `Copy ${layer.name}` } }),
     el('button', { type: 'button', className: 'icon', textContent: '×', title: 'Remove', onclick: () => drop(index), aria: { 'aria-label': `Remove ${layer.name}` } }));
@@ -126,7 +126,7 @@ at('mark-by-numbers').onsubmit = (/** @type {Event} */ event) => {
   event.preventDefault();
   const mark = readMark(at('mark-kind').value, at('mark-text').value);
   at('mark-text').setAttribute('aria-invalid', String(!mark));
-  if (!mark) return;
+  if (!mark || !state.ready) return;
   addMark(mark);
   at('mark-text').value = '';
 };

@@ -212,6 +212,7 @@ canvas.addEventListener('pointercancel', finish);
 
 /** Take in a mark that is large enough to mean something, with the corners of a box in order. */
 export function addMark(/** @type {any} */ mark) {
+  if (!state.ready) return;
   let points = mark.points;
   if (mark.kind === 'box') {
     const [[a, b], [c, d]] = points;

@@ -30,6 +30,8 @@ export const state = {
   /** @type {Object<string, {stage: string, share: number}>} */ progress: {},
   /** @type {{run: string, below: string, mode: string, at: number, gain: number} | null} */ compare: null,
   /** @type {any} */ coverage: null,
+  /** @type {any[]} */ edits: [], // frames that are being edited by words
+  /** @type {{name: string, reads: string}[]} */ editors: [],
   carry: false,
   cutout: true,
   zoom: 0,
