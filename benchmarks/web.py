@@ -214,10 +214,13 @@ def keep_picture(page: Page, place: Path, theme: str, size: tuple[int, int]) -> 
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
     page.mouse.move(0, 0)
-    page.wait_for_timeout(600)
+    expect(page.locator("#copying")).to_be_empty()
+    expect(page.locator("#plan")).to_contain_text("Needs")
+    expect(page.locator("#exact")).to_have_text("exact")
+    page.wait_for_timeout(2500)  # for the thumbnails, and what comes once the playhead rests
     shown = Image.open(io.BytesIO(page.screenshot()))
     shown.thumbnail(SHOWN, Image.Resampling.LANCZOS)
-    shown.convert("RGB").save(place, quality=80, method=6)
+    shown.convert("RGB").save(place, quality=76, method=6)
 
 
 def asked(server: PageServer, path: str, body: dict[str, object]) -> float:
