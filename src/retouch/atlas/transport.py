@@ -35,7 +35,9 @@ SUPPLE, STIFF = (1.0, 1.0), (30.0, 9.0)
 FRAYED: Final = 1.0
 """Pixels by which lines may bend from node to node, in nineteen of twenty places of the nearest frames.
 
-Of the whole layer: a part that hides another bends at its edge, and says nothing."""
+The whole layer is asked: a part that hides another bends at its edge, and says nothing. Larger pictures than
+512 pixels may bend by more, as all in them moves by more.
+"""
 LEAN, PULL = 0.005, 1e-3
 """How much offsets resist changing from node to node, and being there at all."""
 TRUST: Final = 1.0
@@ -191,7 +193,8 @@ def find_bending(atlas: Atlas, video: Video, frame: int, layer: int) -> tuple[fl
     within = (max(0, frame - LOOKED_AT), min(len(video), frame + LOOKED_AT + 1))
     maps = transport_positions(atlas, video, frame, layer, within=within, bending=SUPPLE)
     bends = [bend for m in maps if m.frame != frame and np.isfinite(bend := m.bend())]
-    return STIFF if bends and float(np.median(bends)) > FRAYED else SUPPLE
+    frayed = FRAYED * max(1.0, max(video.height, video.width) / 512)
+    return STIFF if bends and float(np.median(bends)) > frayed else SUPPLE
 
 
 def carry_on(

@@ -11,11 +11,11 @@ from typing import Final, final
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
 from retouch.atlas.atlas import Atlas
-from retouch.atlas.edit import OWN, PaintedFrame, Period, without_scraps
+from retouch.atlas.edit import OWN, SCRAP, PaintedFrame, Period, without_scraps
 from retouch.atlas.transport import QUIET, STIFF, FrameMap, find_bending, transport_positions
 from retouch.run import Run
 from retouch.tracking.flow import remap
@@ -135,7 +135,7 @@ def transport_paint(
         shape = (len(video), 4, video.height, video.width)
         picture = run.scratch(f"transported-{stroke.frame}-{layer}", shape)
         stage = f"carry frame {stroke.frame}, {atlas.names[layer]}"
-        found = [_lay_on(picture, stroke, next(maps)) for _ in run.steps(stage, range(first, stop))]
+        found = [lay_on(picture, stroke, next(maps)) for _ in run.steps(stage, range(first, stop))]
         errors[layer] = errors.get(layer, np.zeros(3)) + np.sum(found, 0)
         pictures[stroke.frame, layer] = picture
     won = {layer for layer, sums in errors.items() if not choose or _wins(*sums)}
@@ -172,14 +172,35 @@ def _walked(frame: int, period: Period | None, frames: int) -> tuple[int, int]:
     return min(start, frame), max(stop, frame + 1)
 
 
-def _lay_on(
+def lay_on(
     picture: UInt8[np.ndarray, "f 4 h w"], stroke: PaintedFrame, found: FrameMap
 ) -> tuple[float, float, int]:
-    """Write what one frame shows of a stroke; return the map's errors."""
+    """Write what one frame shows of a painted frame, without splinters; return the map's errors."""
     cover = stroke.cover.cpu().numpy()
     paint = np.concatenate([stroke.colours.cpu().numpy() * cover, cover]).transpose(1, 2, 0)
     shown = remap(np.ascontiguousarray(paint, np.float32), found.positions)
     shown *= (found.shown * found.known)[..., None]
+    _, strokes = cv2.connectedComponents((cover[0] > 0).astype(np.uint8))
+    shown[_splinters(shown[..., 3] > 0, strokes, found.positions)] = 0
     picture[found.frame] = (shown.clip(0, 1) * 255).round().astype(np.uint8).transpose(2, 0, 1)
     release_pages(picture)
     return found.errors
+
+
+def _splinters(
+    painted: Bool[np.ndarray, "h w"],
+    strokes: Int[np.ndarray, "h w"],
+    positions: Float32[np.ndarray, "h w 2"],
+) -> Bool[np.ndarray, "h w"]:
+    """Mark tiny pieces that have come off a stroke which a frame shows a far larger piece of."""
+    made = np.zeros_like(painted)
+    if not painted.any():
+        return made
+    _, pieces = cv2.connectedComponents(painted.astype(np.uint8))
+    size = np.bincount(pieces[painted])[pieces[painted]]
+    last = np.array([painted.shape[1], painted.shape[0]]) - 1
+    x, y = positions[painted].round().astype(int).clip(0, last).T
+    largest = np.zeros(strokes.max() + 1, int)
+    np.maximum.at(largest, strokes[y, x], size)
+    made[painted] = size < np.minimum(largest[strokes[y, x]] / 8, SCRAP)
+    return made

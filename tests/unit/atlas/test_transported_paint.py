@@ -8,7 +8,8 @@ import torch
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, Period, painted_key, render_edit
-from retouch.atlas.transported_paint import FAR, TransportedPaint, key_weights, transport_paint
+from retouch.atlas.transport import FrameMap
+from retouch.atlas.transported_paint import FAR, TransportedPaint, key_weights, lay_on, transport_paint
 from retouch.run import Run
 from retouch.video import Video
 
@@ -89,6 +90,20 @@ def test_painted_frames_share_by_nearness_and_what_one_left_alone_is_painted(
     assert int(lone.sum()) > 10
     own = atlas.shares(8, 9)[0][0, 0]
     torch.testing.assert_close(colours[6, 3][lone], own[lone], atol=0.01, rtol=0)
+
+
+def test_a_piece_that_comes_off_is_left_out_and_a_speck_of_its_own_is_kept() -> None:
+    cover = torch.zeros(1, 40, 60)
+    cover[0, 10:20, 10:20] = 1  # a stroke
+    cover[0, 30:32, 10:12] = 1  # a speck
+    stroke = PaintedFrame(0, torch.ones(3, 40, 60), cover)
+    y, x = np.mgrid[:40, :60].astype(np.float32)
+    positions = np.stack([x, y], -1)
+    positions[5:7, 50:53] = (15, 15)  # six pixels far off are said to show the middle of the stroke
+    everywhere = np.ones((40, 60), bool)
+    picture = np.zeros((1, 4, 40, 60), np.uint8)
+    lay_on(picture, stroke, FrameMap(0, positions, everywhere, everywhere.astype(np.float32)))
+    np.testing.assert_array_equal(picture[0, 3], cover[0].numpy() * 255)
 
 
 @pytest.mark.parametrize(
