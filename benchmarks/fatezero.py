@@ -29,7 +29,7 @@ from torch import Tensor
 from retouch.diffusion.attention import Attend, Gather, Layer, Neighbours, Rule, controlled
 from retouch.diffusion.inversion import Trajectory, invert
 from retouch.diffusion.windows import overlapping
-from retouch.diffusion.words import CrossFusion, emphasis_table, refined, step_range, weight_table
+from retouch.diffusion.words import Alignment, CrossFusion, emphasis_table, step_range, weight_table
 from retouch.methods.fatezero.edit import sample
 from retouch.methods.fatezero.fusion import (
     MOST_TOKENS,
@@ -93,7 +93,7 @@ def word_fusion(steps: int) -> CrossFusion:
     """Five new words in front of a source prompt of ten, one of them emphasised."""
     mapper = [0, *[-1] * 5, *range(1, WORDS - 5)]
     table = weight_table(steps, WORDS, (0.0, FUSED), {})
-    return CrossFusion(refined(mapper), table, emphasis_table(WORDS, {(1,): 2.0}))
+    return CrossFusion(Alignment.refined(mapper), table, emphasis_table(WORDS, {(1,): 2.0}))
 
 
 # ------------------------------------------------------------------------------------------------ the
