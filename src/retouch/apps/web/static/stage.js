@@ -17,7 +17,7 @@ const say = (/** @type {string} */ id, /** @type {string} */ text) => { const at
 
 /** @type {{frame: number, image: CanvasImageSource} | null} */ let still = null;
 /** @type {{frame: number, image: ImageBitmap} | null} */ let carried = null;
-/** @type {ImageBitmap | null} */ let object = null;
+/** @type {{frame: number, image: ImageBitmap} | null} */ let object = null;
 /** @type {({frame: number, run: string, image: ImageBitmap} | null)[]} */ let previews = [null, null];
 /** @type {any} */ let drawing = null;
 /** @type {AbortController | null} */ let fetching = null;
@@ -51,7 +51,7 @@ export function draw(/** @type {number[] | null} */ part = null) {
   if (shown !== proxy || proxy.readyState >= 2) pen.drawImage(shown, 0, 0, clip.width, clip.height);
   if (state.compare) { if (above) compareOver(pen, shown, above, scale); } else {
     if (state.carry && carried?.frame === state.frame && !layersHere().length) pen.drawImage(carried.image, 0, 0, clip.width, clip.height);
-    if (object && state.cutout && !state.playing) { pen.globalAlpha = 0.32; pen.drawImage(object, 0, 0, clip.width, clip.height); pen.globalAlpha = 1; }
+    if (object?.frame === state.frame && state.cutout && !state.playing) { pen.globalAlpha = 0.32; pen.drawImage(object.image, 0, 0, clip.width, clip.height); pen.globalAlpha = 1; }
     for (const layer of layersHere()) if (layer.visible) { pen.globalAlpha = layer.opacity; pen.drawImage(layer.canvas, 0, 0); }
     pen.globalAlpha = 1;
     for (const mark of [...state.marks, ...(drawing?.mark ? [drawing.mark] : [])]) if (mark.frame === state.frame) outline(pen, mark, scale);
@@ -72,7 +72,7 @@ function shownOf(/** @type {string} */ run, /** @type {number} */ which) {
 /** Whether the frame under the playhead is shown with the paint that is carried into it. */
 export const isCarried = () => state.carry && carried?.frame === state.frame;
 /** Whether what the marks cut out, or the other frame of a comparison, is shown. */
-export const isCut = () => object !== null;
+export const isCut = () => object?.frame === state.frame;
 export const isCompared = () => Boolean(state.compare) && previews[1]?.frame === state.frame;
 
 /** Bring the exact frame, the cut-out, the carried paint and the compared frame, once the playhead rests. */
@@ -95,7 +95,7 @@ async function bring() {
   object = null;
   const marks = marksByKind();
   if (state.cutout && state.marks.some((mark) => mark.frame === frame))
-    await quiet(async () => { object = await tinted(await get(clipPath(clip.id, '/cutout'), { method: 'POST', body: { frame, marks } })); say('cutout-note', ''); });
+    await quiet(async () => { object = { frame, image: await tinted(await get(clipPath(clip.id, '/cutout'), { method: 'POST', body: { frame, marks } })) }; say('cutout-note', ''); });
   if (state.carry && !layersHere().length && state.keys.size)
     await quiet(async () => { carried = { frame, image: await get(clipPath(clip.id, '/carry'), { method: 'POST', body: { frame, ...marks } }) }; say('cutout-note', ''); });
   draw();
