@@ -44,12 +44,14 @@ from retouch.methods.diffusion_atlas.compose import (
     Crop,
     Look,
     View,
+    atlas_of,
     chart_matte,
     chart_to_edit,
     complete_ground,
     ground_around,
+    render,
 )
-from retouch.methods.diffusion_atlas.edit import atlas_of, edited_object, render
+from retouch.methods.diffusion_atlas.edit import edited_object
 from retouch.methods.diffusion_atlas.refine import CanonicalWarp, Refinement, refine
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
 from retouch.methods.fatezero.edit import edit as fatezero

@@ -26,10 +26,14 @@ from retouch.atlas.atlas import Atlas, Chart, shares_of
 from retouch.atlas.complete import complete_texture
 from retouch.atlas.edit import TexturePatch
 from retouch.atlas.mapping import PixelWindow
-from retouch.atlas.pyramid import frame_blocks
-from retouch.atlas.textures import fill_unseen, gaussian_blur, sample_texture, splat_values
+from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
+from retouch.atlas.pyramid import AtlasSettings, frame_blocks
+from retouch.atlas.textures import fill_unseen, gaussian_blur, sample_texture, shrink_pictures, splat_values
 from retouch.errors import EmptyMask, ParamsError
+from retouch.media.pictures import read_rgb
+from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
 from retouch.run import Run
+from retouch.tracking.segment import tracking_size
 from retouch.video import Video
 
 ROOM: Final = 1.35
@@ -54,6 +58,11 @@ LEAST_SIDE: Final = 64
 """Pixels of a crop below which its pixels are finer than texels."""
 LEAST_WEIGHT: Final = 16.0
 """Pixels of an object from which an affine map can be told."""
+
+SAME: Final = (3.0, 20.0)
+"""Mean difference in levels, and the largest but for a hundredth, below which a reference is a frame."""
+COMPARED_AT: Final = 32
+"""Long side in pixels that the two are compared at."""
 
 Warp: TypeAlias = Callable[[Float[Tensor, "f 2 h w"]], Float[Tensor, "f 2 h w"]]
 """Moves places in the crop; the map itself if it gives them back."""
@@ -423,3 +432,56 @@ def _inside(places: Float[Tensor, "f 2 h w"], crop: Crop) -> Bool[Tensor, "f 1 h
 
 def _bytes(picture: Float[Tensor, "1 3 y x"]) -> UInt8[np.ndarray, "1 3 y x"]:
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def atlas_of(video: Video, params: DiffusionAtlasParams, run: Run) -> Atlas:
+    """Return the clip's atlas, of one picture an object."""
+    marks = marks_from(
+        box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside
+    ) + drawn_marks(params.drawn, video)
+    return atlas_for(
+        video,
+        run,
+        file=params.atlas,
+        masks=[params.mask] if params.mask else [],
+        marks=marks,
+        segmenter=segmenter_named(params.segmenter, run) if marks else None,
+        settings=AtlasSettings(charts=1),
+    )
+
+
+def check_references(video: Video, params: DiffusionAtlasParams) -> None:
+    """Refuse a reference that is a frame of the clip, at whatever size: it says nothing new.
+
+    Raises:
+        ParamsError: names the frame.
+    """
+    small = tracking_size(video.height, video.width, COMPARED_AT)
+    for path in params.references:
+        picture = read_rgb(path)
+        if tracking_size(picture.shape[1], picture.shape[2], COMPARED_AT) != small:
+            continue
+        shown = shrink_pictures(picture[None], *small)[0].astype(np.int16)
+        for t in range(len(video)):
+            off = np.abs(shrink_pictures(video.frames[t : t + 1], *small)[0] - shown)
+            if off.mean() < SAME[0] and np.quantile(off, 0.99) < SAME[1]:
+                raise ParamsError(
+                    f"the reference is {video.named_frames([t])} of the clip",
+                    hint="give a picture of what it should look like",
+                )
+
+
+def render(
+    atlas: Atlas, video: Video, look: Look, ground: TexturePatch | None, warp: Warp | None, run: Run
+) -> tuple[UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]:
+    """Return the edited frames, and where they may differ; elsewhere they are the source's, bit for bit."""
+    frames = run.scratch("edited", video.frames.shape)
+    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
+    for step in run.steps("render", list(frame_blocks(0, len(video)))):
+        a, b = step.item
+        view = View.of(atlas, video, look.crop, look.old_matte, ground, a, b)
+        made, where, _ = view.show(look) if warp is None else view.show(look, warp)
+        frames[a:b] = (made.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        touched[a:b] = where.cpu().numpy()
+        np.copyto(frames[a:b], video.frames[a:b], where=~touched[a:b])
+    return frames, touched

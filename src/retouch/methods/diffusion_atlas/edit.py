@@ -21,15 +21,14 @@ from typing import Final, TypeAlias, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import TexturePatch
 from retouch.atlas.keyframes import editor_answer
-from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from, segmenter_named
-from retouch.atlas.pyramid import AtlasSettings, frame_blocks
-from retouch.atlas.textures import as_picture, shrink_pictures
+from retouch.atlas.prepare import marks_from
+from retouch.atlas.textures import as_picture
 from retouch.diffusion.guidance import nested
 from retouch.diffusion.picture_editor import check_editor, denoises, editor_named
 from retouch.diffusion.sampling import sample
@@ -42,17 +41,19 @@ from retouch.media.probe import ClipFacts
 from retouch.methods.diffusion_atlas.compose import (
     Crop,
     Look,
-    View,
+    atlas_of,
     change_mask,
     chart_matte,
     chart_to_edit,
+    check_references,
     complete_ground,
     ground_around,
     grown,
     outline,
+    render,
     solid_matte,
 )
-from retouch.methods.diffusion_atlas.refine import CanonicalWarp, Refinement, refine
+from retouch.methods.diffusion_atlas.refine import Refinement, refine
 from retouch.methods.diffusion_atlas.spec import DiffusionAtlasParams
 from retouch.models.image import StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
@@ -60,17 +61,12 @@ from retouch.models.noise_path import Level
 from retouch.models.picture_edit import PictureEditor
 from retouch.run import Edited, Run
 from retouch.tracking.register import register_answer
-from retouch.tracking.segment import tracking_size
 from retouch.video import Video
 
 HELPFUL_STEPS: Final = 50
 """Steps of tuning where it helps; more changed nothing that could be measured."""
 FLAT: Final = 2.0
 """Deviation of a picture's levels below which it shows nothing."""
-SAME: Final = (3.0, 20.0)
-"""Mean difference in levels, and the largest but for a hundredth, below which a reference is a frame."""
-COMPARED_AT: Final = 32
-"""Long side in pixels that the two are compared at."""
 TextureEditor: TypeAlias = StableDiffusion | PictureEditor
 """Who edits the textures: by inversion and sampling, or by an answer."""
 
@@ -81,7 +77,7 @@ def edit(video: Video, params: DiffusionAtlasParams, run: Run) -> Edited:
     if params.editor is None:
         return edit_with(run.load(params.model, StableDiffusion), video, params, run)
     told = {"steps": params.editor_steps, "guidance": params.editor_guidance}
-    adapter = params.adapter if denoises(params.editor) and _references(params) else ""
+    adapter = params.adapter if denoises(params.editor) and params.references else ""
     editor = editor_named(params.editor, run, prompt=params.prompt, adapter=adapter, **told)  # type: ignore[arg-type]
     return edit_with_editor(editor, video, params, run)
 
@@ -266,38 +262,6 @@ def _sampled(
     return _decoded(sd, x)
 
 
-def render(
-    atlas: Atlas, video: Video, look: Look, ground: TexturePatch | None, warp: CanonicalWarp | None, run: Run
-) -> tuple[UInt8[np.ndarray, "f 3 h w"], Bool[np.ndarray, "f 1 h w"]]:
-    """Return the edited frames, and where they may differ; elsewhere they are the source's, bit for bit."""
-    frames = run.scratch("edited", video.frames.shape)
-    touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
-    for step in run.steps("render", list(frame_blocks(0, len(video)))):
-        a, b = step.item
-        view = View.of(atlas, video, look.crop, look.old_matte, ground, a, b)
-        made, where, _ = view.show(look) if warp is None else view.show(look, warp)
-        frames[a:b] = (made.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        touched[a:b] = where.cpu().numpy()
-        np.copyto(frames[a:b], video.frames[a:b], where=~touched[a:b])
-    return frames, touched
-
-
-def atlas_of(video: Video, params: DiffusionAtlasParams, run: Run) -> Atlas:
-    """Return the clip's atlas, of one picture an object."""
-    marks = marks_from(
-        box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside
-    ) + drawn_marks(params.drawn, video)
-    return atlas_for(
-        video,
-        run,
-        file=params.atlas,
-        masks=[params.mask] if params.mask else [],
-        marks=marks,
-        segmenter=segmenter_named(params.segmenter, run) if marks else None,
-        settings=AtlasSettings(charts=1),
-    )
-
-
 def tuning_steps(params: DiffusionAtlasParams, asked: Asked) -> int:
     """Return how long to tune: where it was found to help, unless the number was given."""
     helps = asked.reference is not None or (params.outline == "new" and asked.of == "object")
@@ -315,42 +279,17 @@ def preflight(clip: ClipFacts, params: DiffusionAtlasParams, tell: Listener) -> 
     del clip, tell
     if params.editor is not None:
         adapter = params.adapter if denoises(params.editor) else ""
-        check_editor(params.editor, references=min(1, len(_references(params))), adapter=adapter)
+        check_editor(params.editor, references=min(1, len(params.references)), adapter=adapter)
     marks = marks_from(box=params.box, stroke=params.stroke, polygon=params.polygon, outside=params.outside)
     if not (params.atlas or params.mask or marks or params.drawn):
         raise ParamsError(
             "nothing says what the object is", hint="give an atlas file, a mask, or a box with a stroke"
         )
-    for path in _references(params):
+    for path in params.references:
         if float(read_rgb(path).std((1, 2)).max()) < FLAT:
             raise ParamsError(
                 f"{path.name} shows nothing: it is one colour", hint="give a picture of something"
             )
-
-
-def check_references(video: Video, params: DiffusionAtlasParams) -> None:
-    """Refuse a reference that is a frame of the clip, at whatever size: it says nothing new.
-
-    Raises:
-        ParamsError: names the frame.
-    """
-    small = tracking_size(video.height, video.width, COMPARED_AT)
-    for path in _references(params):
-        picture = read_rgb(path)
-        if tracking_size(picture.shape[1], picture.shape[2], COMPARED_AT) != small:
-            continue
-        shown = shrink_pictures(picture[None], *small)[0].astype(np.int16)
-        for t in range(len(video)):
-            off = np.abs(shrink_pictures(video.frames[t : t + 1], *small)[0] - shown)
-            if off.mean() < SAME[0] and np.quantile(off, 0.99) < SAME[1]:
-                raise ParamsError(
-                    f"the reference is {video.named_frames([t])} of the clip",
-                    hint="give a picture of what it should look like",
-                )
-
-
-def _references(params: DiffusionAtlasParams) -> list[Path]:
-    return [path for path in (params.reference, params.background_reference) if path]
 
 
 def _decoded(sd: StableDiffusion, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 3 y x"]:

@@ -123,6 +123,11 @@ class DiffusionAtlasParams(Params):
         ),
     ] = 0.07
 
+    @property
+    def references(self) -> list[Path]:
+        """The pictures that are given."""
+        return [path for path in (self.reference, self.background_reference) if path]
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
         if not (self.prompt or self.reference or self.background_prompt or self.background_reference):

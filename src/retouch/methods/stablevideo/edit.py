@@ -16,28 +16,20 @@ edges any editor of pictures may draw the key frames (`WordsAlone`). `released` 
 does.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Protocol, final, runtime_checkable
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, TexturePatch, patches_from_frames, render_edit
-from retouch.atlas.keyframes import editor_answer
 from retouch.atlas.prepare import atlas_for, drawn_marks, marks_from
 from retouch.atlas.pyramid import AtlasSettings
-from retouch.diffusion.image_edit import control_of, descent, edit_picture, goal_of
+from retouch.diffusion.image_edit import control_of
 from retouch.diffusion.picture_editor import check_editor, denoises, editor_named
-from retouch.diffusion.resize import resized
 from retouch.diffusion.words import read_prompt
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Listener
@@ -47,6 +39,9 @@ from retouch.methods.stablevideo.layer import (
     DECIDED,
     LAYER_PIXEL,
     LEAST_NEW,
+    KeyframeEditor,
+    WordsAlone,
+    WordsAndEdges,
     brush_out,
     choose_keyframes,
     extend_patch,
@@ -56,11 +51,9 @@ from retouch.methods.stablevideo.layer import (
     without_light,
 )
 from retouch.methods.stablevideo.spec import StableVideoParams
-from retouch.models.annotate import canny
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.picture_edit import PictureEditor
 from retouch.run import Edited, Run
-from retouch.tracking.register import register_answer
 from retouch.video import Video, decibels
 
 
@@ -100,40 +93,6 @@ def edit_with(
 def edit_with_editor(editor: PictureEditor, video: Video, params: StableVideoParams, run: Run) -> Edited:
     """As `edit`, with key frames that an editor of pictures draws; `params.editor` is not read."""
     return edit_layers(video, params, WordsAlone(editor, run), run)
-
-
-@runtime_checkable
-class KeyframeEditor(Protocol):
-    """Who edits a key frame, or a part of one."""
-
-    @property
-    def least(self) -> int:
-        """Pixels that each side of the part should have at least."""
-        ...
-
-    def edit(
-        self,
-        source: UInt8[np.ndarray, "1 3 h w"],
-        seen: UInt8[np.ndarray, "1 3 h w"],
-        own: Bool[np.ndarray, "1 1 h w"],
-        known: Bool[np.ndarray, "1 1 h w"],
-        *,
-        prompt: str,
-        noise: str,
-        first: bool,
-    ) -> UInt8[np.ndarray, "1 3 h w"]:
-        """Return what is `seen` of a key frame edited where it is a layer's `own` and not `known`.
-
-        Args:
-            source: The key frame as it was.
-            seen: The same, with what earlier key frames decided.
-            own: Where it shows the layer.
-            known: Where it shows what is decided, which stays.
-            prompt: What to show, or to do.
-            noise: The name of the noise that it begins with.
-            first: Whether nothing is decided yet.
-        """
-        ...
 
 
 def edit_layers(video: Video, params: StableVideoParams, editor: KeyframeEditor, run: Run) -> Edited:
@@ -247,142 +206,6 @@ def agreement(
     before, apart = decided_colours(atlas, layer, keys, t, own)
     both = (own & ~apart).expand_as(made)
     return [decibels(float((before - made)[both].square().mean()), peak=1)] if both.any() else []
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class WordsAndEdges:
-    """A text-to-image model, held to the edges of the source: the paper's way."""
-
-    sd: StableDiffusion
-    control: Control | None
-    params: StableVideoParams
-    run: Run
-
-    @property
-    def least(self) -> int:
-        """Four times what the model cannot divide."""
-        return 4 * self.sd.multiple
-
-    def edit(
-        self,
-        source: UInt8[np.ndarray, "1 3 h w"],
-        seen: UInt8[np.ndarray, "1 3 h w"],
-        own: Bool[np.ndarray, "1 1 h w"],
-        known: Bool[np.ndarray, "1 1 h w"],
-        *,
-        prompt: str,
-        noise: str,
-        first: bool,
-    ) -> UInt8[np.ndarray, "1 3 h w"]:
-        """Return the key frame noised in part and denoised; what is decided is put back after every step."""
-        del own
-        sd, params = self.sd, self.params
-        height, width = sd.working_size(*source.shape[2:])
-        return edit_keyframe(
-            source,
-            seen,
-            known,
-            prompt=prompt,
-            negative_prompt=params.negative_prompt,
-            sd=sd,
-            control=self.control,
-            edges=params.edges,
-            steps=params.steps,
-            guidance=params.guidance,
-            strength=params.first_strength if first else params.strength,
-            noise=self.run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
-            run=self.run,
-        ).picture
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class WordsAlone:
-    """An editor of pictures, asked for what is not decided; its answer is laid over what it was shown."""
-
-    editor: PictureEditor
-    run: Run
-
-    @property
-    def least(self) -> int:
-        """Enough for the answer to be placed."""
-        return 64
-
-    def edit(
-        self,
-        source: UInt8[np.ndarray, "1 3 h w"],
-        seen: UInt8[np.ndarray, "1 3 h w"],
-        own: Bool[np.ndarray, "1 1 h w"],
-        known: Bool[np.ndarray, "1 1 h w"],
-        *,
-        prompt: str,
-        noise: str,
-        first: bool,
-    ) -> UInt8[np.ndarray, "1 3 h w"]:
-        """Return what was seen with the editor's answer on the layer, but where it is decided."""
-        del source, noise, first
-        shown = np.ascontiguousarray(seen[0].transpose(1, 2, 0))
-        # What an answer shows at its edge is a mixture; that must not lie on the layer.
-        side = 2 * math.ceil(min(shown.shape[:2]) / 80) + 1
-        reach = cv2.dilate(own[0, 0].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
-        answer = editor_answer(
-            shown,
-            prompt,
-            editor=self.editor,
-            mask=reach & ~known[0, 0],
-            references=(),
-            seed=self.run.seed,
-            run=self.run,
-        )
-        made = register_answer(shown, answer.picture, mask=reach)
-        return np.where(known, seen, made.picture.transpose(2, 0, 1)[None])
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class EditedKeyframe:
-    """A key frame as the model left it."""
-
-    picture: UInt8[np.ndarray, "1 3 h w"]
-
-
-@artifact("keyframe", version=1)
-def edit_keyframe(
-    source: UInt8[np.ndarray, "1 3 h w"],
-    seen: UInt8[np.ndarray, "1 3 h w"],
-    known: Bool[np.ndarray, "1 1 h w"],
-    *,
-    prompt: str,
-    negative_prompt: str,
-    sd: StableDiffusion,
-    control: Control | None,
-    edges: float,
-    steps: int,
-    guidance: float,
-    strength: float,
-    noise: Float[Tensor, "1 4 y x"],
-    run: Run,
-) -> EditedKeyframe:
-    """Edit what is not known of a key frame under words and under the edges of the source; it is kept."""
-    height, width = source.shape[2:]
-    size = sd.working_size(height, width)
-    clip = Video(seen, fps=Fraction(1))
-    outline = canny(clip.like(resized(clip.like(source).pixels(), *size)).frames)
-    with goal_of(sd, prompt, negative_prompt, guidance, run=run) as goal:
-        made = edit_picture(
-            resized(clip.pixels(sd.device), *size),
-            noise,
-            goal,
-            sd,
-            run.steps("keyframe", descent(sd.schedule(steps), strength)),
-            edges=outline,
-            control=control,
-            scale=edges,
-            known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,
-        )
-    picture = clip.like(resized(made, height, width)).frames
-    return EditedKeyframe(np.where(known, seen, picture))
 
 
 def box_to_show(own: Bool[Tensor, "1 1 h w"], view: str, least: int) -> tuple[slice, slice, slice, slice]:

@@ -1,4 +1,4 @@
-"""What key frames say of a layer: which of them to take, and what they decide of its textures.
+"""What key frames say of a layer: which to take, what they decide of its textures, and who draws them.
 
 A key frame's colours are taken well inside the layer, brought to the light of the atlas, and let go on beyond
 the layer's edge; so no rim of the old colours stays around what is edited.
@@ -6,21 +6,32 @@ the layer's edge; so no rim of the old colours stays around what is edited.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Final, Protocol, final, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, TexturePatch, patches_from_frames
+from retouch.atlas.keyframes import editor_answer
 from retouch.atlas.prepare import drawn_marks
 from retouch.atlas.textures import fill_unseen, splat_values
+from retouch.diffusion.image_edit import descent, edit_picture, goal_of
+from retouch.diffusion.resize import resized
 from retouch.errors import EmptyMask
 from retouch.methods.stablevideo.spec import StableVideoParams
+from retouch.models.annotate import canny
+from retouch.models.image import Control, StableDiffusion
+from retouch.models.picture_edit import PictureEditor
+from retouch.run import Run
+from retouch.tracking.register import register_answer
 from retouch.video import Video
 
 LAYER_PIXEL: Final = 0.5
@@ -168,3 +179,173 @@ def rim_width(atlas: Atlas) -> int:
 def layer_margin(atlas: Atlas, layer: int) -> int:
     """Return how far inside its edge a layer's colours are taken: an object is drawn over the background."""
     return rim_width(atlas) * (RIMS_BESIDE if layer == len(atlas.names) - 1 else 1)
+
+
+@runtime_checkable
+class KeyframeEditor(Protocol):
+    """Who edits a key frame, or a part of one."""
+
+    @property
+    def least(self) -> int:
+        """Pixels that each side of the part should have at least."""
+        ...
+
+    def edit(
+        self,
+        source: UInt8[np.ndarray, "1 3 h w"],
+        seen: UInt8[np.ndarray, "1 3 h w"],
+        own: Bool[np.ndarray, "1 1 h w"],
+        known: Bool[np.ndarray, "1 1 h w"],
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> UInt8[np.ndarray, "1 3 h w"]:
+        """Return what is `seen` of a key frame edited where it is a layer's `own` and not `known`.
+
+        Args:
+            source: The key frame as it was.
+            seen: The same, with what earlier key frames decided.
+            own: Where it shows the layer.
+            known: Where it shows what is decided, which stays.
+            prompt: What to show, or to do.
+            noise: The name of the noise that it begins with.
+            first: Whether nothing is decided yet.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WordsAndEdges:
+    """A text-to-image model, held to the edges of the source: the paper's way."""
+
+    sd: StableDiffusion
+    control: Control | None
+    params: StableVideoParams
+    run: Run
+
+    @property
+    def least(self) -> int:
+        """Four times what the model cannot divide."""
+        return 4 * self.sd.multiple
+
+    def edit(
+        self,
+        source: UInt8[np.ndarray, "1 3 h w"],
+        seen: UInt8[np.ndarray, "1 3 h w"],
+        own: Bool[np.ndarray, "1 1 h w"],
+        known: Bool[np.ndarray, "1 1 h w"],
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> UInt8[np.ndarray, "1 3 h w"]:
+        """Return the key frame noised in part and denoised; what is decided is put back after every step."""
+        del own
+        sd, params = self.sd, self.params
+        height, width = sd.working_size(*source.shape[2:])
+        return edit_keyframe(
+            source,
+            seen,
+            known,
+            prompt=prompt,
+            negative_prompt=params.negative_prompt,
+            sd=sd,
+            control=self.control,
+            edges=params.edges,
+            steps=params.steps,
+            guidance=params.guidance,
+            strength=params.first_strength if first else params.strength,
+            noise=self.run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
+            run=self.run,
+        ).picture
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WordsAlone:
+    """An editor of pictures, asked for what is not decided; its answer is laid over what it was shown."""
+
+    editor: PictureEditor
+    run: Run
+
+    @property
+    def least(self) -> int:
+        """Enough for the answer to be placed."""
+        return 64
+
+    def edit(
+        self,
+        source: UInt8[np.ndarray, "1 3 h w"],
+        seen: UInt8[np.ndarray, "1 3 h w"],
+        own: Bool[np.ndarray, "1 1 h w"],
+        known: Bool[np.ndarray, "1 1 h w"],
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> UInt8[np.ndarray, "1 3 h w"]:
+        """Return what was seen with the editor's answer on the layer, but where it is decided."""
+        del source, noise, first
+        shown = np.ascontiguousarray(seen[0].transpose(1, 2, 0))
+        # What an answer shows at its edge is a mixture; that must not lie on the layer.
+        side = 2 * math.ceil(min(shown.shape[:2]) / 80) + 1
+        reach = cv2.dilate(own[0, 0].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+        answer = editor_answer(
+            shown,
+            prompt,
+            editor=self.editor,
+            mask=reach & ~known[0, 0],
+            references=(),
+            seed=self.run.seed,
+            run=self.run,
+        )
+        made = register_answer(shown, answer.picture, mask=reach)
+        return np.where(known, seen, made.picture.transpose(2, 0, 1)[None])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EditedKeyframe:
+    """A key frame as the model left it."""
+
+    picture: UInt8[np.ndarray, "1 3 h w"]
+
+
+@artifact("keyframe", version=1)
+def edit_keyframe(
+    source: UInt8[np.ndarray, "1 3 h w"],
+    seen: UInt8[np.ndarray, "1 3 h w"],
+    known: Bool[np.ndarray, "1 1 h w"],
+    *,
+    prompt: str,
+    negative_prompt: str,
+    sd: StableDiffusion,
+    control: Control | None,
+    edges: float,
+    steps: int,
+    guidance: float,
+    strength: float,
+    noise: Float[Tensor, "1 4 y x"],
+    run: Run,
+) -> EditedKeyframe:
+    """Edit what is not known of a key frame under words and under the edges of the source; it is kept."""
+    height, width = source.shape[2:]
+    size = sd.working_size(height, width)
+    clip = Video(seen, fps=Fraction(1))
+    outline = canny(clip.like(resized(clip.like(source).pixels(), *size)).frames)
+    with goal_of(sd, prompt, negative_prompt, guidance, run=run) as goal:
+        made = edit_picture(
+            resized(clip.pixels(sd.device), *size),
+            noise,
+            goal,
+            sd,
+            run.steps("keyframe", descent(sd.schedule(steps), strength)),
+            edges=outline,
+            control=control,
+            scale=edges,
+            known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,
+        )
+    picture = clip.like(resized(made, height, width)).frames
+    return EditedKeyframe(np.where(known, seen, picture))

@@ -17,14 +17,8 @@ from retouch.errors import ArtifactError, Cancelled, ModelMismatch, ParamsError
 from retouch.events import Advanced, Event, Kept, Notice, Reused, Started
 from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
-from retouch.methods.diffusion_atlas.edit import (
-    atlas_of,
-    check_references,
-    edit,
-    edit_with_editor,
-    edited_object,
-    preflight,
-)
+from retouch.methods.diffusion_atlas.compose import atlas_of, check_references
+from retouch.methods.diffusion_atlas.edit import edit, edit_with_editor, edited_object, preflight
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
 from retouch.models.image import StableDiffusion
 from retouch.run import Edited, Run

@@ -17,14 +17,13 @@ from retouch.events import Event, Notice, Reused
 from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
 from retouch.methods.stablevideo.edit import (
-    WordsAndEdges,
     box_to_show,
     edit,
     edit_keyframes,
     edit_with_editor,
     preflight,
 )
-from retouch.methods.stablevideo.layer import choose_keyframes
+from retouch.methods.stablevideo.layer import WordsAndEdges, choose_keyframes
 from retouch.methods.stablevideo.spec import SPEC, StableVideoParams
 from retouch.models.image import Control, StableDiffusion
 from retouch.params import of_part
