@@ -2,7 +2,8 @@
 
     python tools/house.py                the figures of src/retouch, one a line
     python tools/house.py --list         also what makes each figure: the worst files, the names, the places
-    python tools/house.py --check        only docstrings, those of tests and tools too; fails on a broken one
+    python tools/house.py --check        fails on a broken docstring, those of tests and tools too, and on a
+                                         method that is spread too far or an `edit.py` that is too long
     python tools/house.py --at FOLDER    the figures of another tree
 
 benchmarks/house.md says what each figure counts.
@@ -23,6 +24,10 @@ CHECKED = ("src", "tests", "tools", "benchmarks")
 """Folders whose docstrings are checked."""
 NARROW = 75
 """A line that could have held its follower's first word within so many columns was cut, not wrapped."""
+MOST_FILES = 4
+"""Files of its own that a method has at most."""
+LONGEST_EDIT = 300
+"""Lines that `edit.py`, which reads like the paper, stays under."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -71,16 +76,17 @@ class Figure:
 
 
 def main() -> int:
-    """Print the figures, or the broken docstrings; return 1 where the check finds one."""
+    """Print the figures, or what the check finds; return 1 where it finds anything."""
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--at", type=Path, default=HERE / "src/retouch")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.check:
-        broken = broken_docstrings(chain.from_iterable(read(HERE / folder) for folder in CHECKED))
-        print(*broken, sep="\n", end="\n" if broken else "")
-        return bool(broken)
+        found = broken_docstrings(chain.from_iterable(read(HERE / folder) for folder in CHECKED))
+        found += large_methods(read(options.at / "methods"))
+        print(*found, sep="\n", end="\n" if found else "")
+        return bool(found)
     for figure in figures(list(read(options.at))):
         print(f"{figure.name:<44}{figure.value:>8{figure.form}}")
         if options.list:
@@ -94,6 +100,21 @@ def read(folder: Path) -> Iterator[Module]:
         text = path.read_text("utf-8")
         near = path.relative_to(HERE) if path.is_relative_to(HERE) else path
         yield Module(near, text.splitlines(), ast.parse(text))
+
+
+def large_methods(modules: Iterable[Module]) -> list[str]:
+    """Name the folders of a method with too many files, and each `edit.py` that is no page any more."""
+    files: dict[Path, list[str]] = defaultdict(list)
+    found = []
+    for module in modules:
+        if module.path.name != "__init__.py":
+            files[module.path.parent].append(module.path.name)
+        if module.path.name == "edit.py" and len(module.lines) >= LONGEST_EDIT:
+            found.append(f"{module.path}: {len(module.lines)} lines; under {LONGEST_EDIT} are a page to read")
+    many = {folder: names for folder, names in files.items() if len(names) > MOST_FILES}
+    return found + [
+        f"{folder}: {', '.join(names)}; {MOST_FILES} files are enough" for folder, names in many.items()
+    ]
 
 
 def figures(modules: list[Module]) -> list[Figure]:

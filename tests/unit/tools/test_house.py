@@ -82,3 +82,18 @@ def test_a_docstring_that_was_wrapped_blindly_is_found(tmp_path: Path, text: str
 def test_a_docstring_that_was_set_by_hand_is_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / "one.py").write_text(f'"""{text}"""\n{SAMPLE}')
     assert "broken docstrings                                  0" in run(tmp_path).stdout
+
+
+def test_a_method_that_is_spread_too_far_or_too_long_to_read_is_found(tmp_path: Path) -> None:
+    for name, lines in {"spec": 9, "edit": 299, "layer": 900, "released": 9, "__init__": 1}.items():
+        path = tmp_path / "methods" / "sketch" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n" * lines)
+    check = [sys.executable, str(TOOL), "--check", "--at", str(tmp_path)]
+    assert subprocess.run(check, check=False).returncode == 0
+    (path.parent / "edit.py").write_text("x = 1\n" * 300)
+    (path.parent / "more.py").write_text("x = 1\n")
+    told = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "300 lines" in told.stdout
+    assert "more.py" in told.stdout
