@@ -304,7 +304,7 @@ def test_a_model_for_another_size_is_used_at_its_own(
 
 def test_a_longer_clip_needs_no_more_at_once(model: FaceModel, clip: FaceClip, tmp_path: Path) -> None:
     most = []
-    for count in (4, 12):
+    for count in (6, 12):
         frames = np.concatenate([clip.video.frames] * 3)[:count]
         with calls_of(model) as seen, calls_of(model, "reader") as read:
             made = edited(Video(frames, clip.video.fps), model, tmp_path / str(count), steps=2, window=3)
