@@ -492,7 +492,7 @@ def test_any_two_of_source_and_results_are_compared_in_four_ways(page: Page, ser
 
 
 def test_a_run_goes_on_from_the_page_whatever_ended_it(page: Page, server: PageServer) -> None:
-    wanted = {"video": clip_of(server)["path"], "method": "tint", "params": {"steps": 100, "pause": 0.1}}
+    wanted = {"video": clip_of(server)["path"], "method": "tint", "params": {"steps": 250, "pause": 0.1}}
     run = server.ask("/api/runs", "POST", wanted).told["run"]
     row = page.locator(f"#runs li[data-run='{run}']")
     page.evaluate("() => { document.dispatchEvent(new Event('runs')); }")

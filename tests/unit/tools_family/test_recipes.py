@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import retouch
+from retouch.models.fit import Fit, load_average
 
 RECIPES = Path(__file__).parents[3] / "tools" / "family"
 FEW = {"easy": 24}
@@ -148,13 +149,13 @@ def test_orthogonal_steps_go_on_where_they_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_step_along_the_mean_of_their_gradients(recipes: Recipes, tmp_path: Path) -> None:
+def test_two_processes_step_along_the_mean_of_their_gradients(tmp_path: Path) -> None:
     pair = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     together = run_line_fit(tmp_path / "together", 2 * 4, 4, *pair)
     draws = [torch.Generator().manual_seed(13 + 104_729 * n) for n in range(2)]
     torch.manual_seed(0)
     line = torch.nn.Sequential(torch.nn.Conv1d(2, 6, 3), torch.nn.Linear(6, 3))
-    fit = recipes.fit.Fit(line, tmp_path / "alone", rate=1e-2, precision=torch.float32, orthogonal=True)
+    fit = Fit(line, tmp_path / "alone", rate=1e-2, precision=torch.float32, orthogonal=True)
     batches = [torch.randn(4, 2, 8, generator=draw) for draw in draws]
     fit.descend(sum((line(x) - x.mean()).square().mean() for x in batches) / 2, 8)
     for name, value in fit.masters.items():
@@ -188,7 +189,7 @@ def test_a_short_training_lowers_the_loss_of_the_unet(recipes: Recipes, tmp_path
 
 @pytest.mark.slow
 def test_standard_latents_change_no_picture(recipes: Recipes, work: Path) -> None:
-    plain = recipes.fit.load_average(recipes.architecture.autoencoder(64), work / "vae-64px")
+    plain = load_average(recipes.architecture.autoencoder(64), work / "vae-64px")
     finished = recipes.latents.finished_autoencoder(work, 64)
     pixels = recipes.pictures.held_out("full", 64, 64).pixels
     z = recipes.latents.encoded(finished, pixels)
