@@ -78,7 +78,7 @@ def cluster(nodes: int, folder: Path) -> Iterator[tuple[dict[str, str], Nodes]]:
 # --- the same rows by every way
 
 
-def face_rows(folder: Path) -> Path:
+def face_rows(folder: Path, steps: int) -> Path:
     """Write the clips, an edited first frame for each, and the rows."""
     rows = []
     for number in range(CLIPS):
@@ -88,9 +88,9 @@ def face_rows(folder: Path) -> Path:
         picture[8:40, 8:40] = (20, 60, 220)
         write_picture(picture, folder / f"first-{number}.png")
         methods: dict[str, dict[str, object]] = {
-            "frame_by_frame": {"prompt": "a blue car", "steps": 2},
-            "videoshop": {"first": f"first-{number}.png", "steps": 2},
-            "face": {"attribute": ["glasses=1"], "steps": 2},
+            "frame_by_frame": {"prompt": "a blue car", "steps": steps},
+            "videoshop": {"first": f"first-{number}.png", "steps": steps},
+            "face": {"attribute": ["glasses=1"], "steps": steps},
         }
         for seed in range(SEEDS):
             for method, params in methods.items():
@@ -136,12 +136,12 @@ def loads(out: Path) -> tuple[int, int, int]:
     return sum(loaded.values()), max(loaded.values()), sum(count - 1 for count in kept.values())
 
 
-def equal(ways: Sequence[str], workers: Sequence[int]) -> None:
+def equal(ways: Sequence[str], workers: Sequence[int], steps: int) -> None:
     """Carry the rows out by every way and print seconds, loads, and whether results are equal."""
     with TemporaryDirectory(prefix="b") as name:
         folder = Path(name)
         os.environ["RETOUCH_HOME"] = str(folder / "home")
-        rows, results = face_rows(folder), dict[str, list[dict[str, Any]]]()
+        rows, results = face_rows(folder, steps), dict[str, list[dict[str, Any]]]()
         print(
             "| way | workers | seconds | loads | most per worker and model | made twice | as the first way |"
         )
@@ -336,13 +336,14 @@ def main() -> None:
     parser.add_argument("what", choices=("equal", "kills", "overhead"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, default=2, help="of each row of `equal`: more, longer rows")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     ways = [way for way in asked.ways if way != "cluster" or importlib.util.find_spec("ray")]
     if asked.what == "equal":
-        equal(ways, asked.workers)
+        equal(ways, asked.workers, asked.steps)
     elif asked.what == "kills":
         kills(asked.count, [way for way in ways if way != "single"], asked.seed)
     else:
