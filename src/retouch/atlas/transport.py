@@ -303,8 +303,8 @@ def _normal_terms(
 ) -> tuple[Float32[np.ndarray, "h w 5"], float | None]:
     """Return each pixel's part in the normal equations: xx, xy, yy and the right side; and the noise."""
     there = key.pyramid[level]
-    seen, gx, gy = np.moveaxis(_read(there, at), 2, 0)
-    own = _read(_shrunk(key.own, there.shape[:2]), at)
+    seen, gx, gy = np.moveaxis(remap(there, at), 2, 0)
+    own = remap(_shrunk(key.own, there.shape[:2]), at)
     weight = mask * own * ((mask * own > 0.5) & _inside(at, there.shape[:2]))
     use = weight > 0.5
     if use.sum() < 16:
@@ -410,7 +410,7 @@ def find_hidden(
     """
     seen = remap(key.colours, found)
     places = np.ascontiguousarray((found + 0.5) / RASTER - 0.5, np.float32)
-    light, was = _read(state.light, places), _read(state.hidden, places)
+    light, was = remap(state.light, places), remap(state.hidden, places)
     off = 0.8 * np.abs(shot - light[..., None] * seen).max(2)
     mask = own * (remap(key.own, found) > 0.5)
     sums = _blurred(np.dstack([off * mask, mask]), 2, 1)
@@ -461,10 +461,6 @@ def _shrunk(x: Num[np.ndarray, "h w *c"], size: tuple[int, ...]) -> Num[np.ndarr
 def _grown(x: Offsets, size: tuple[int, ...]) -> Positions:
     """Return offsets for pixels from those of the mesh, without a kink at its nodes."""
     return np.asarray(cv2.resize(x, size[1::-1], interpolation=cv2.INTER_CUBIC))
-
-
-def _read(picture: Num[np.ndarray, "y x *c"], at: Positions) -> Num[np.ndarray, "h w *c"]:
-    return np.asarray(cv2.remap(picture, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
 def _blurred(x: Float32[np.ndarray, "h w c"], sigma: float, step: int = 2) -> Float32[np.ndarray, "h w c"]:
