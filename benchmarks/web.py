@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "plugins")]
 
 from page_server import PageServer, page_server  # noqa: E402 - what lies there
-from page_tasks import ByKeyboard, ByMouse, Hand, Job, Stage, do_tasks  # noqa: E402
+from page_tasks import ByKeyboard, ByMouse, Hand, Job, Stage, do_tasks, wait_until  # noqa: E402
 
 from retouch.media.io import read, write  # noqa: E402
 from retouch.testing import bouncing  # noqa: E402
@@ -189,7 +189,7 @@ def docs(browser: Browser, folder: Path, pictures: Path) -> None:
         middle, turns = (np.mean(columns), np.mean(rows) + 6), np.arange(6) * 0.8 * np.pi - 0.5 * np.pi
         Stage(page).drag(*[(middle[0] + 13 * np.cos(at), middle[1] + 13 * np.sin(at)) for at in turns])
         hand.box(first, last)
-        page.wait_for_function("async () => (await import('/static/stage.js')).isCut()")
+        wait_until(page, "async () => (await import('/static/stage.js')).isCut()")
         page.locator("#by-words summary").first.click()
         page.locator("#words textarea").fill("a blue car on bricks")
         page.locator("#edits").focus()
@@ -199,13 +199,13 @@ def docs(browser: Browser, folder: Path, pictures: Path) -> None:
         run = page.locator("#runs li").first
         expect(run).to_have_class("done")
         run.get_by_role("button", name="Compare").click()
-        page.wait_for_function("async () => (await import('/static/stage.js')).isCompared()")
+        wait_until(page, "async () => (await import('/static/stage.js')).isCompared()")
         keep_picture(page, pictures / "page-compare.webp", "dark", SIZES[0])
         page.locator("#comparing").get_by_role("button", name="Close").click()
         page.locator("#carry").check()
         page.set_viewport_size({"width": SIZES[1][0], "height": SIZES[1][1]})
         hand.go(23)
-        page.wait_for_function("async () => (await import('/static/stage.js')).isCarried()")
+        wait_until(page, "async () => (await import('/static/stage.js')).isCarried()")
         keep_picture(page, pictures / "page-light.webp", "light", SIZES[1])
 
 

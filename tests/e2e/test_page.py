@@ -21,7 +21,7 @@ from page_server import PageServer, page_server
 
 for needed in ("starlette", "uvicorn", "playwright"):
     pytest.importorskip(needed, reason="the extra `web` or playwright is not installed")
-from page_tasks import ByKeyboard, ByMouse, Job, Stage, choose, do_tasks
+from page_tasks import PATIENCE, ByKeyboard, ByMouse, Job, Stage, choose, do_tasks, wait_until
 from PIL import Image
 from playwright.sync_api import Browser, Dialog, Locator, Page, Route, expect, sync_playwright
 
@@ -33,7 +33,6 @@ AXE = Path(__file__).parents[2] / ".venv/node/node_modules/axe-core/axe.min.js"
 CHROMIUM = shutil.which("chromium")
 MARKUP = "<img src=x onerror=alert(1)>.mp4"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PATIENCE = 240_000
 """Milliseconds for what waits for a worker on a busy machine."""
 
 pytestmark = [
@@ -84,8 +83,8 @@ def page(browser: Browser, server: PageServer, asked: list[str]) -> Iterator[Pag
     faults: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
+    page.set_default_timeout(1000 * PATIENCE)
+    expect.set_options(timeout=1000 * PATIENCE)
     page.goto(f"{server.address}#{clip_of(server)['id']}")  # whatever was opened last
     expect(page.locator("#clip option:checked")).to_have_text("clip.mp4")
     expect(page.locator("#exact")).to_have_text("exact")
@@ -432,7 +431,7 @@ def test_a_null_edit_asks_for_what_is_there_already(page: Page, server: PageServ
     page.unroute("**/api/runs")
     page.locator("#method").select_option("paint")  # as the next test finds it
     is_saved = "async (path) => (await (await fetch(path)).json()).method === 'paint'"
-    page.wait_for_function(is_saved, arg=f"/api/clips/{clip_of(server)['id']}/draft")
+    wait_until(page, is_saved, f"/api/clips/{clip_of(server)['id']}/draft")
     told = [(each["params"]["source_prompt"], each["params"]["prompt"]) for each in sent]
     assert told == [("a red car", "a red car"), ("a red car", "a blue car")]
 
@@ -466,7 +465,7 @@ def test_any_two_of_source_and_results_are_compared_in_four_ways(page: Page, ser
 
     def shows(told: str) -> None:
         """Wait until what is seen is so; r and g are the left side's colours, R and G the right side's."""
-        page.wait_for_function(f"async () => {{ const [r, g, R, G] = await ({REDNESS})(); return {told}; }}")
+        wait_until(page, f"async () => {{ const [r, g, R, G] = await ({REDNESS})(); return {told}; }}")
 
     page.locator(f"#runs li[data-run='{more}']").get_by_role("button", name="Compare").click()
     shows("R > r + 40")  # the source on the left
@@ -507,7 +506,7 @@ def test_a_run_goes_on_from_the_page_whatever_ended_it(page: Page, server: PageS
     expect(row).to_have_class("failed")
     expect(row).to_contain_text("the worker ended by SIGKILL")
     tab = page.context.new_page()
-    tab.set_default_timeout(PATIENCE)
+    tab.set_default_timeout(1000 * PATIENCE)
     tab.goto(server.address)
     tab.locator(f"#runs li[data-run='{run}']").get_by_role("button", name="Go on").click()
     expect(tab.locator(f"#runs li[data-run='{run}']")).to_have_class(re.compile("running|queued"))
@@ -525,7 +524,7 @@ def test_a_page_on_another_port_can_neither_read_nor_change_anything(page: Page,
     before = [each["run"] for each in server.ask("/api/runs").told]
     with foreign_page(f"http://127.0.0.1:{server.port}", clip_of(server)["id"]) as address:
         tab = page.context.new_page()
-        tab.set_default_timeout(PATIENCE)
+        tab.set_default_timeout(1000 * PATIENCE)
         tab.goto(address)
         tab.wait_for_function("() => document.title")
         assert json.loads(tab.title()) == {"read": "refused", "write": "refused", "picture": "refused"}
@@ -668,6 +667,25 @@ def edges(page: Page) -> list[int]:
     return [int(edge) for edge in found]
 
 
+def reopen(page: Page, clip: str) -> None:
+    """Choose a clip by its digest, and wait until it is the one that is open."""
+    page.locator("#clip").select_option(value=clip)
+    page.wait_for_function("clip => location.hash.slice(1) === clip", arg=clip)
+    page.locator("#stage").focus()
+
+
+def open_part(page: Page, bouncing: Bouncing, start: int, folder: Path) -> str:
+    """Open a clip that no other test knows; return its digest."""
+    name = f"from-{start}.mp4"
+    with page.expect_file_chooser() as chooser:
+        page.locator("#open").click()
+    chooser.value.set_files(write(bouncing.video[start:], folder / name))
+    expect(page.locator("#clip option:checked")).to_have_text(name)
+    expect(page.locator("#layers li")).to_have_count(0)
+    wait_until(page, "async () => (await import('/static/store.js')).state.ready")
+    return str(page.evaluate("() => location.hash.slice(1)"))
+
+
 def test_the_paint_of_a_clip_outlasts_going_to_another_at_once(
     page: Page, bouncing: Bouncing, tmp_path: Path
 ) -> None:
@@ -676,16 +694,65 @@ def test_the_paint_of_a_clip_outlasts_going_to_another_at_once(
     Stage(page).drag((20, 20), (24, 24))
     before = bitmap(page)
     mine = page.evaluate("() => location.hash.slice(1)")
-    with page.expect_file_chooser() as chooser:
-        page.locator("#open").click()
-    chooser.value.set_files(write(bouncing.video[2:], tmp_path / "second.mp4"))
-    expect(page.locator("#clip option:checked")).to_have_text("second.mp4")
-    expect(page.locator("#layers li")).to_have_count(0)
-    page.locator("#clip").select_option(value=mine)
-    page.locator("#stage").focus()
+    open_part(page, bouncing, 2, tmp_path)
+    reopen(page, mine)
     page.keyboard.press("End")
     expect(page.locator("#layers li")).to_have_count(1)
     assert bitmap(page) == before
+
+
+def test_a_clip_whose_paint_cannot_be_saved_is_not_left(
+    page: Page, bouncing: Bouncing, tmp_path: Path
+) -> None:
+    first = page.evaluate("() => location.hash.slice(1)")
+    second = open_part(page, bouncing, 3, tmp_path)
+    page.keyboard.press("b")
+    page.route(
+        "**/draft", lambda route: route.abort() if route.request.method == "PUT" else route.continue_()
+    )
+    Stage(page).drag((20, 20), (24, 24))
+    before = bitmap(page)
+    page.locator("#clip").select_option(value=first)
+    expect(page.locator("#clip option:checked")).to_have_text("from-3.mp4")
+    expect(page.locator("#fault")).to_contain_text("the server does not answer")
+    assert page.evaluate("() => location.hash.slice(1)") == second
+    page.unroute("**/draft")
+    reopen(page, first)
+    reopen(page, second)
+    expect(page.locator("#layers li")).to_have_count(1)
+    assert bitmap(page) == before
+
+
+def test_a_layer_that_was_hidden_and_is_shown_again_is_painted(
+    page: Page, bouncing: Bouncing, tmp_path: Path
+) -> None:
+    open_part(page, bouncing, 4, tmp_path)
+    page.keyboard.press("b")
+    Stage(page).drag((20, 20), (24, 24))
+    painted = "async () => Object.keys((await import('/static/store.js')).state.clip.painted).length"
+    before = bitmap(page)
+    for wanted in (1, 0, 1):
+        wait_until(page, f"async wanted => await ({painted})() === wanted", wanted)
+        if wanted == 0:  # its bitmap outlasts that the frame has no paint
+            page.reload()
+            expect(page.locator("#layers li")).to_have_count(1)
+            assert bitmap(page) == before
+        page.get_by_label("Show layer 1").click()
+
+
+def test_carried_paint_is_shown_as_soon_as_a_run_has_made_the_atlas(
+    page: Page, bouncing: Bouncing, tmp_path: Path
+) -> None:
+    open_part(page, bouncing, 5, tmp_path)
+    ByMouse(page).box(*box_of(bouncing, 5))
+    page.keyboard.press("b")
+    Stage(page).drag((20, 20), (24, 24))
+    expect(page.locator("#plan")).to_contain_text("Needs")
+    page.locator("#carry").check()
+    ByMouse(page).go(2)
+    expect(page.locator("#cutout-note")).to_contain_text("atlas of that object")
+    page.locator("#run").click()
+    wait_until(page, "async () => (await import('/static/stage.js')).isCarried()")
 
 
 def test_a_hundred_strokes_and_their_undo_keep_little(page: Page) -> None:

@@ -1,8 +1,9 @@
 """The ten tasks of the page, by the mouse or the keyboard alone: tests do them, the benchmark times them."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, final
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, final
 
 from playwright.sync_api import Locator, Page, expect
 
@@ -10,6 +11,8 @@ PLACES = "[...document.querySelectorAll('#layers .place input')].map((each) => e
 """The page's words for where a picture lies."""
 Point: TypeAlias = tuple[float, float]
 """Pixels of the clip from its left and its top."""
+PATIENCE: Final = 240.0
+"""Seconds that a page may take for anything on a machine that has other work."""
 
 
 class Job(NamedTuple):
@@ -159,6 +162,17 @@ class ByKeyboard:
         expect(self.page.locator("#split")).to_have_value("0.51")
 
 
+def wait_until(page: Page, holds: str, given: Any = None) -> None:
+    """Wait until a function of the page's, which may be async, returns what is true.
+
+    `Page.wait_for_function` takes the promise of an async function for true, and waits for nothing.
+    """
+    last = time.monotonic() + PATIENCE
+    while not page.evaluate(holds, given):
+        assert time.monotonic() < last, f"in {PATIENCE:.0f} s it never became true: {holds}"
+        page.wait_for_timeout(20)
+
+
 def do_tasks(page: Page, hand: Hand, job: Job, result: Path) -> Iterator[str]:
     """Do one task after another, and yield the name of each once what it leads to is seen."""
     (left, top), (right, bottom) = job.box
@@ -171,30 +185,33 @@ def do_tasks(page: Page, hand: Hand, job: Job, result: Path) -> Iterator[str]:
     yield "find a frame"
     hand.box((left, top), (right, bottom))
     expect(page.locator("#marks li")).to_have_count(1)
-    page.wait_for_function("async () => (await import('/static/stage.js')).isCut()")
+    wait_until(page, "async () => (await import('/static/stage.js')).isCut()")
     yield "box an object"
     choose(page, hand, page.locator("#add-picture"), job.logo)
     hand.put(((left + right) / 2, (top + bottom) / 2))
     expect(page.locator(".keys button")).to_have_text([f"◆{job.frame}"])
     yield "paint a logo"
     expect(page.locator("#plan")).to_contain_text("Needs")
+    runs = page.locator("#runs li")
+    before = runs.count()
     hand.press(page.locator("#run"))
-    run = page.locator("#runs li").first
+    expect(runs).to_have_count(before + 1)
+    run = runs.first
     expect(run).to_have_class("done")
     yield "run"
     hand.press(page.locator("#carry"))
     hand.go(job.seen)
-    page.wait_for_function("async () => (await import('/static/stage.js')).isCarried()")
+    wait_until(page, "async () => (await import('/static/stage.js')).isCarried()")
     yield "see it in another frame"
     hand.press(run.get_by_role("button", name="Compare"))
     hand.split()
-    page.wait_for_function("async () => (await import('/static/stage.js')).isCompared()")
+    wait_until(page, "async () => (await import('/static/stage.js')).isCompared()")
     yield "compare"
     hand.press(page.locator("#comparing").get_by_role("button", name="Close"))
     hand.go(job.frame)
-    before = page.evaluate(f"() => {PLACES}")
+    lies = page.evaluate(f"() => {PLACES}")
     hand.undo()
-    page.wait_for_function(f"before => {PLACES} !== before && document.querySelector('.place')", arg=before)
+    page.wait_for_function(f"lies => {PLACES} !== lies && document.querySelector('.place')", arg=lies)
     yield "undo"
     hand.press(page.get_by_role("button", name="Copy picture"))
     hand.go(job.seen)

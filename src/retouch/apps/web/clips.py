@@ -251,13 +251,13 @@ class Clips:
                 raise
         return {"path": str(key)}
 
-    async def unpaint(self, clip: str, frame: int) -> None:
-        """Forget what is painted on a frame."""
+    async def unpaint(self, clip: str, frame: int, layers: bool = True) -> None:
+        """Forget what is painted on a frame; its layers too, unless they are only hidden."""
         folder = self.place(clip)
+        gone = [folder / f"{kind}/{frame}.png" for kind in ("keys", "paint")]
         async with self.painting[clip]:
-            for path in (*folder.glob(f"layers/{frame}-*.png"), folder / f"paint/{frame}.png"):
+            for path in (*gone, *(folder.glob(f"layers/{frame}-*.png") if layers else ())):
                 path.unlink(missing_ok=True)
-            (folder / f"keys/{frame}.png").unlink(missing_ok=True)
 
     async def cutout(self, clip: str, frame: int, marks: Mapping[str, Any]) -> bytes:
         """Return a picture whose alpha is what the marks select on a frame."""

@@ -185,7 +185,7 @@ class Page:
         if request.method == "PUT":
             return JSONResponse(await self.clips.paint(clip, frame, await request.body(), layer))
         if request.method == "DELETE":
-            await self.clips.unpaint(clip, frame)
+            await self.clips.unpaint(clip, frame, layers=request.query_params.get("layers") != "keep")
             return Response(status_code=204)
         path = self.clips.place(clip) / (f"layers/{frame}-{layer}.png" if layer else f"paint/{frame}.png")
         return file_answer(path)

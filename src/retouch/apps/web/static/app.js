@@ -4,7 +4,7 @@ import { ask } from './api.js';
 import { flicker } from './compare.js';
 import { loadMethods, request, run } from './form.js';
 import { addLayer, redo, undo } from './history.js';
-import { TOOLS, restore, save } from './panels.js';
+import { TOOLS, leave, restore, save } from './panels.js';
 import { layPicture } from './pictures.js';
 import { compare, loadRuns } from './runs.js';
 import { loadProxy, play, zoomBy } from './stage.js';
@@ -23,11 +23,15 @@ async function loadClips(/** @type {string} */ show = '') {
   return clips.length;
 }
 
-async function showClip(/** @type {any} */ clip) {
-  await save().catch(tell);
-  history.replaceState(null, '', `#${clip.id}`);
-  change({ clip, ready: false, frame: 0, zoom: 0, pan: [0, 0], playing: false, compare: null });
-  await Promise.all([restore(), loadProxy()]).catch(tell);
+/** @type {Promise<any>} */ let shown = Promise.resolve();
+
+/** Leave the clip that is open for another, once what was done on it is saved. */
+function showClip(/** @type {any} */ clip) {
+  return (shown = shown.then(leave).then(() => {
+    history.replaceState(null, '', `#${clip.id}`);
+    change({ clip, frame: 0, zoom: 0, pan: [0, 0], playing: false, compare: null });
+    Promise.all([restore(), loadProxy()]).catch(tell);
+  }, (error) => { tell(error); change({ clips: state.clips }); })); // the clip stays, and so does its name in the list
 }
 
 /** Send a clip; a picture is laid over the frame instead. */

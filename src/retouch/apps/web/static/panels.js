@@ -133,26 +133,37 @@ at('mark-by-numbers').onsubmit = (/** @type {Event} */ event) => {
 
 // --- saving: every change is with the server within two seconds
 
-/** What the server has, by address: the revision of a layer's bitmap, or of all that a frame's paint is made of.
- * @type {Map<string, string>} */ const saved = new Map();
+/** What the server has of the clip that is open, by address: a layer's revision, or what a frame's paint is made of.
+ * @type {Map<string, string>} */ let saved = new Map();
 /** @type {any} */ let timer = 0;
 /** @type {Promise<void>} */ let saving = Promise.resolve();
 on('version params method', () => saveSoon(700));
 
 function saveSoon(/** @type {number} */ wait) {
   clearTimeout(timer);
-  timer = setTimeout(() => save().catch((error) => { change({ faults: { '': `not saved: ${error.message}. ${error.hint ?? ''}` } }); saveSoon(2000); }), wait);
+  timer = setTimeout(() => save().catch((error) => change({ faults: { '': `not saved: ${error.message}. ${error.hint ?? ''}` } })), wait);
 }
 
 /** Send what changed since the last time: bitmaps, the paint of each key frame, and the list of it all. */
 export function save() {
   clearTimeout(timer);
-  return (saving = saving.then(saveNow, saveNow));
+  const now = { ...state, saved };
+  const send = () => saveClip(now);
+  saving = saving.then(send, send);
+  saving.catch(() => saveSoon(2000)); // until it is sent
+  return saving;
 }
 
-async function saveNow() {
-  const { clip, keys, marks, method, params } = state;
-  if (!clip || !state.ready) return;
+/** Save a clip that is about to be left; from here on nothing on it can be changed. If it cannot be saved, it can again. */
+export async function leave() {
+  const { ready } = state;
+  const sent = save();
+  change({ ready: false });
+  try { await sent; } catch (error) { change({ ready }); throw error; }
+}
+
+async function saveClip(/** @type {typeof state & {saved: Map<string, string>}} */ { clip, ready, keys, marks, method, params, saved }) {
+  if (!clip || !ready) return;
   const send = (/** @type {string} */ path, /** @type {any} */ more) => ask(clipPath(clip.id, path), more);
   const put = async (/** @type {string} */ path, /** @type {HTMLCanvasElement} */ canvas, /** @type {string} */ made) => {
     const body = await new Promise((/** @type {(blob: Blob) => void} */ done) => canvas.toBlob((found) => done(/** @type {Blob} */ (found))));
@@ -164,27 +175,26 @@ async function saveNow() {
   const painted = { ...clip.painted };
   for (const [frame, layers] of keys) {
     const [path, made] = [`/paint/${frame}`, looks(layers)];
-    if (saved.get(path) !== made) {
-      const flat = newCanvas(clip.width, clip.height);
-      for (const layer of layers) if (layer.visible) { pencil(flat).globalAlpha = layer.opacity; pencil(flat).drawImage(layer.canvas, 0, 0); }
-      if (!isBlank(flat)) painted[frame] = await put(path, flat, made);
-      else if (painted[frame]) {
-        await send(path, { method: 'DELETE' }); // with its layers, which are sent anew
-        delete painted[frame];
-        for (const index of layers.keys()) saved.delete(`${path}?layer=${index}`);
-      }
-    }
     for (const [index, { canvas }] of layers.entries()) {
       const [layer, bitmap] = [`${path}?layer=${index}`, String(revision(canvas))];
       if (saved.get(layer) !== bitmap) await put(layer, canvas, bitmap);
     }
+    if (saved.get(path) === made) continue;
+    const flat = newCanvas(clip.width, clip.height);
+    for (const layer of layers) if (layer.visible) { pencil(flat).globalAlpha = layer.opacity; pencil(flat).drawImage(layer.canvas, 0, 0); }
+    if (!isBlank(flat)) painted[frame] = await put(path, flat, made);
+    else if (painted[frame]) {
+      await send(`${path}?layers=keep`, { method: 'DELETE' });
+      delete painted[frame];
+      saved.delete(path);
+    }
   }
+  await send('/draft', { method: 'PUT', body: { keys: list, marks, method, params } }); // before what it no longer names is gone
   for (const frame of Object.keys(painted)) if (!keys.has(+frame)) {
     await send(`/paint/${frame}`, { method: 'DELETE' });
     for (const path of [...saved.keys()]) if (path.split('?')[0] === `/paint/${frame}`) saved.delete(path);
     delete painted[frame];
   }
-  await send('/draft', { method: 'PUT', body: { keys: list, marks, method, params } });
   if (clip !== state.clip) return;
   change({ clip: Object.assign(clip, { painted }) });
   if (Object.keys(painted).length && marks.length) {
@@ -198,13 +208,12 @@ const looks = (/** @type {import('./store.js').Layer[]} */ layers) => layers.map
 /** Bring back where the work on the clip stood. Until it is back nothing can be changed, and nothing is saved. */
 export async function restore() {
   const clip = state.clip;
-  saved.clear();
+  const mine = saved = new Map();
   forget();
   change({ keys: new Map(), marks: [], coverage: null, layer: 0, copied: null, ready: false });
   if (!clip) return;
   const draft = await ask(clipPath(clip.id, '/draft'));
   /** @type {Map<number, import('./store.js').Layer[]>} */ const keys = new Map();
-  const had = new Map();
   for (const [frame, layers] of Object.entries(draft.keys ?? {})) {
     const made = [];
     for (const [index, layer] of layers.entries()) {
@@ -212,14 +221,13 @@ export async function restore() {
       try {
         const answer = await ask(clipPath(clip.id, path));
         pencil(canvas).drawImage(await createImageBitmap(await answer.blob()), 0, 0);
-        had.set(path, String(revision(canvas)));
+        mine.set(path, String(revision(canvas)));
       } catch (error) { if (error.status !== 404) throw error; } // a layer that was never sent is empty
       made.push({ ...layer, id: -made.length - 1, canvas });
     }
     keys.set(+frame, made);
-    if (clip.painted[frame]) had.set(`/paint/${frame}`, looks(made));
+    if (clip.painted[frame]) mine.set(`/paint/${frame}`, looks(made));
   }
-  if (clip !== state.clip) return;
-  for (const [path, made] of had) saved.set(path, made);
+  if (mine !== saved) return;
   change({ keys, marks: draft.marks ?? [], params: draft.params ?? {}, method: draft.method ?? state.method, version: state.version + 1, ready: true });
 }

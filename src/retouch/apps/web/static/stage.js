@@ -265,6 +265,7 @@ new ResizeObserver(() => {
 }).observe(/** @type {HTMLElement} */ (canvas.parentElement));
 
 on('frame', seek);
+on('runs', () => { if (state.carry && !isCarried()) rest(); }); // a run may have made the atlas
 on('clip marks keys layer tool version zoom pan compare carry cutout playing', () => {
   for (const [which, run] of compared().entries()) {
     if (!run) results[which].removeAttribute('src');
