@@ -9,6 +9,7 @@ stopped. Ways that must fail are measured as all others are. With `--choose` it 
 may be chosen on; no embedded model has seen either, and the tables never show those.
 
     colour, pattern, object   edits by words, against the true edited clip
+    background                another ground by words of its own; the object stays
     reference                 a colour by a picture alone, the words unchanged
     drift                     true correspondences, in pixels between their places in the texture
     none, squeeze, shear      the texture of an unedited clip is bent about its middle, so the map to it is
@@ -51,7 +52,7 @@ from retouch.methods.diffusion_atlas.compose import (
     ground_around,
     render,
 )
-from retouch.methods.diffusion_atlas.edit import edited_object
+from retouch.methods.diffusion_atlas.edit import edited_ground, edited_object
 from retouch.methods.diffusion_atlas.refine import CanonicalWarp, Refinement, refine
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
 from retouch.methods.fatezero.edit import edit as fatezero
@@ -72,8 +73,12 @@ TO_CHOOSE, TO_TELL = 2_300_000_000, 2_310_000_000
 FRAMES, SIZE, STEPS = 8, 64, 20
 CPU = Compute(device="cpu")
 LARGE = Variety(pair=0.0, styles=("none",), patterns=("plain",), scale=(0.6, 0.78), place=0.12, turn=0.02)
-WORDS: Final = {"colour": ("red", "blue", "green", "orange"), "object": ("car", "heart", "ball", "house"),
-                "pattern": ("striped", "dotted")}  # fmt: skip
+WORDS: Final = {
+    "colour": ("red", "blue", "green", "orange"),
+    "object": ("car", "heart", "ball", "house"),
+    "pattern": ("striped", "dotted"),
+    "background": ("sand", "grass", "snow", "bricks"),
+}
 PRESETS: Final = {"colour": "attribute", "pattern": "attribute", "object": "shape"}
 BENDS: Final = {
     "none": ((1.0, 0.0), (0.0, 1.0)),
@@ -82,8 +87,9 @@ BENDS: Final = {
 }
 WAYS: Final[Mapping[str, tuple[str, ...]]] = {
     "colour": ("diffusion_atlas", "wrong prompt", "frame_by_frame", "fatezero"),
-    "object": ("diffusion_atlas", "old outline", "frame_by_frame"),
-    "pattern": ("diffusion_atlas", "frame_by_frame"),
+    "object": ("diffusion_atlas", "old outline", "frame_by_frame", "fatezero"),
+    "pattern": ("diffusion_atlas", "frame_by_frame", "fatezero"),
+    "background": ("diffusion_atlas", "wrong prompt", "frame_by_frame"),
     "reference": ("tuned", "untuned", "the source as reference"),
     "drift": ("diffusion_atlas", "never stiffer"),
     "none": ("diffusion_atlas",),
@@ -171,6 +177,8 @@ def edited(
         shown = source if way == "the source as reference" else other
         path = write_picture(shown, run.folder / "reference.png")
         both |= {"prompt": "", "reference": path, "tune_steps": 0 if way == "untuned" else 50}
+    if kind == "background":
+        both |= {"prompt": "", "background_prompt": both["prompt"]}
     return in_atlas(clip, {**both, "outline": "new" if kind == "object" else "keep", **given}, way, run)
 
 
@@ -187,9 +195,10 @@ def in_atlas(
         atlas = atlas_of(clip.video, params, run)
         index = chart_to_edit(atlas, params.layer, run)
         atlas = complete_ground(atlas, run) if params.outline == "new" else atlas
+        ground = edited_ground(atlas, sd, params, run)
         look = edited_object(atlas, index, sd, params, run)
         look = replace(look, new_matte=None) if way == "old outline" else look
-        frames, _ = render(atlas, clip.video, look, None, None, run)
+        frames, _ = render(atlas, clip.video, look, ground, None, run)
         _, _, alpha = View.of(atlas, clip.video, look.crop, look.old_matte, None, 0, FRAMES).show(look)
     return whole(clip.video.like(frames)), alpha.numpy() > 0.5
 
@@ -256,8 +265,9 @@ def apart(clip: Clip, atlas: Atlas, warp: CanonicalWarp | None = None, crop: Cro
             chart.mapping.uv_at(at - chart.start, torch.from_numpy(p))
             for at, p in ((chart.reference, points), (t, moved))
         ]
-        if warp and crop:
-            both = [warp(crop.places(p.T[None, :, :, None]))[0, :, :, 0].T for p in both]
+        if crop:
+            places = [crop.places(p.T[None, :, :, None]) for p in both]
+            both = [(warp(at) if warp else at)[0, :, :, 0].T for at in places]
         yield (both[0] - both[1]).norm(dim=1).numpy() / unit
 
 

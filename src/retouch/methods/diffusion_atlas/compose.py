@@ -84,9 +84,7 @@ class Crop:
     @classmethod
     def around(cls, chart: int, matte: Float[Tensor, "1 v u"], side: int | None = None) -> Self:
         """Return a square around what a matte shows, with some room; its pixels are texels without a side."""
-        rows, columns = (matte[0] > THERE).nonzero(as_tuple=True)
-        low = torch.stack([columns.min(), rows.min()]).float() - 0.5
-        high = torch.stack([columns.max(), rows.max()]).float() + 0.5
+        low, high = box_around(matte, THERE)
         long = ROOM * float((high - low).max())
         side = side or max(LEAST_SIDE, math.ceil(long))
         left, top = ((low + high - long) / 2).tolist()
@@ -210,6 +208,11 @@ def ground_around(atlas: Atlas, crop: Crop) -> Float[Tensor, "1 3 y x"]:
     return sample_texture(ground, points.T.reshape(1, 2, crop.height, crop.width))
 
 
+def all_but_border(like: Float[Tensor, "1 1 y x"], border: int) -> Float[Tensor, "1 1 y x"]:
+    """Return where an object of another outline may be drawn: everywhere but beside the crop's edge."""
+    return F.pad(torch.ones_like(like[..., border:-border, border:-border]), (border,) * 4)
+
+
 def grown(matte: Float[Tensor, "1 1 y x"], by: int, *, hull: bool) -> Float[Tensor, "1 1 y x"]:
     """Return where an edit may go: the object grown by some pixels, of its convex hull if it may change."""
     mask = (matte[0, 0].cpu().numpy() > 0.5).astype(np.uint8)
@@ -236,6 +239,33 @@ def outline(
         cv2.grabCut(shown, labels, None, *models, 4, cv2.GC_INIT_WITH_MASK)
     whole = _largest_piece(np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)))
     return F.interpolate(torch.from_numpy(whole)[None, None].to(edited), (height, width), mode="area")
+
+
+def box_around(
+    matte: Float[Tensor, "1 v u"], least: float
+) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+    """Return the lowest and the highest x and y of what a matte shows, at the pixels' outer edges."""
+    rows, columns = (matte[0] > least).nonzero(as_tuple=True)
+    low, high = (torch.stack([end(columns), end(rows)]).float() for end in (torch.min, torch.max))
+    return low - 0.5, high + 0.5
+
+
+def in_place_of(
+    old: Float[Tensor, "1 1 y x"], edited: Float[Tensor, "1 3 y x"], shape: Float[Tensor, "1 1 y x"],
+    ground: Float[Tensor, "1 3 y x"],
+) -> tuple[Float[Tensor, "1 3 y x"], Float[Tensor, "1 1 y x"]]:  # fmt: skip
+    """Return a new object where the old one was, and no larger, by the boxes around both; and its matte.
+
+    The words say neither: a model draws what they name as large as it is let, and not quite in the middle.
+    """
+    (low, high), (new_low, new_high) = (box_around(matte[0], 0.5) for matte in (old, shape))
+    size = ((high - low).prod() / (new_high - new_low).prod()).sqrt().clamp(max=1)
+    y, x = (torch.arange(side).to(edited) for side in edited.shape[-2:])
+    off = torch.stack(torch.meshgrid(x, y, indexing="xy")) - (low + high)[:, None, None] / 2
+    at = off / size + (new_low + new_high)[:, None, None] / 2
+    cut_out = F.pad(torch.cat([edited * shape, shape], 1)[0], (1, 1, 1, 1))
+    moved = sample_texture(cut_out, at[None] + 1)
+    return moved[:, :3] + (1 - moved[:, 3:]) * ground, moved[:, 3:]
 
 
 def _largest_piece(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

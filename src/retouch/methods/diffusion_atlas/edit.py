@@ -9,10 +9,8 @@ The paper in seven lines, and where to find them:
     mend where the edited texture lies, by what the model says of frames    `refine`
     every frame shows the texture through the atlas' map                    `render`
 
-The paper's method section could not be had, and there is no code: what is between these lines is ours, and
-the method's page says which part is which. The background is edited first, in the same way, so that the
-refinement sees the object before the ground that it will have. In place of tuning, inversion and sampling any
-editor of pictures may edit the textures (`answered_texture`).
+The paper's method section could not be had: what is between these lines is ours. The background is edited
+first, for the refinement to see. Any editor of pictures may take the model's place (`answered_texture`).
 """
 
 from dataclasses import dataclass, replace
@@ -41,6 +39,7 @@ from retouch.media.probe import ClipFacts
 from retouch.methods.diffusion_atlas.compose import (
     Crop,
     Look,
+    all_but_border,
     atlas_of,
     change_mask,
     chart_matte,
@@ -49,6 +48,7 @@ from retouch.methods.diffusion_atlas.compose import (
     complete_ground,
     ground_around,
     grown,
+    in_place_of,
     outline,
     render,
     solid_matte,
@@ -125,14 +125,16 @@ def edited_object(
 ) -> Look:  # fmt: skip
     """Return the object as it should look; as it is, where nothing is asked of it."""
     matte = chart_matte(atlas, index)
-    crop = Crop.around(index, matte, editor.native if isinstance(editor, StableDiffusion) else None)
+    side = editor.native if isinstance(editor, StableDiffusion) else None
+    crop = Crop.around(index, matte, side)
     old, behind = crop.cut(matte), ground_around(atlas, crop)
     new = params.outline == "new"
     solid = old if new else solid_matte(old)
     before = solid * crop.cut(atlas.charts[index].texture) + (1 - solid) * behind
     if not (params.prompt or params.reference):
         return Look(crop, before, torch.zeros_like(old), old)
-    free = grown(solid, max(1, round(crop.height / (16 if new else 32))), hull=new)
+    reach = max(1, round(crop.height / (16 if new else 32)))
+    free = all_but_border(old, reach) if new and side else grown(solid, reach, hull=new)
     asked = Asked("object", params.prompt, params.reference)
     after, trip = edit_texture(before, free, old, asked, editor, params, run)
     after = after * free + before * (1 - free)
@@ -142,6 +144,7 @@ def edited_object(
     if float(shape.sum()) < 0.05 * float(old.sum()):
         run.notice("nothing stands out from the ground in the edited texture: the old outline is kept")
         return Look(crop, after, torch.ones_like(old), old)
+    after, shape = in_place_of(old, after, shape, behind)
     return Look(crop, after, torch.ones_like(old), old, shape)
 
 

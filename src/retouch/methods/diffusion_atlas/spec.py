@@ -109,7 +109,7 @@ class DiffusionAtlasParams(Params):
         description="Mend where the texture lies, by the model's denoising loss, score distillation or delta "
         "denoising. For maps that are bad to begin with.",
     )
-    refine_steps: Annotated[int, Field(ge=1, le=10000, description="Steps of the refinement.")] = 100
+    refine_steps: Annotated[int, Field(ge=1, le=10000, description="Steps of the refinement.")] = 80
     refine_bend: bool = Field(default=False, description="Let the refinement bend the texture too.")
     refine_guidance: Annotated[
         float, Field(ge=0, le=200, description="How strongly the prompt steers the refinement.")

@@ -19,11 +19,13 @@ from retouch.methods.diffusion_atlas.compose import (
     Crop,
     Look,
     View,
+    all_but_border,
     change_mask,
     chart_matte,
     chart_to_edit,
     complete_ground,
     grown,
+    in_place_of,
     outline,
     solid_matte,
 )
@@ -152,6 +154,28 @@ def test_the_outline_is_that_of_what_stands_out_from_the_ground() -> None:
     assert float(outline(ground, ground, torch.ones(1, 1, 64, 64)).sum()) == 0
 
 
+def test_a_new_object_stands_where_the_old_one_stood_and_is_no_larger() -> None:
+    def block(low: int, high: int) -> Tensor:
+        drawn = torch.zeros(1, 1, 40, 40)
+        drawn[..., low:high, low + 2 : high + 2] = 1
+        return drawn
+
+    old, ground = block(10, 26), torch.full((1, 3, 40, 40), 0.2)
+    green = torch.tensor([0.1, 0.9, 0.1])[None, :, None, None]
+    for drawn in (block(0, 32), block(4, 20), block(20, 36)):
+        picture, matte = in_place_of(old, drawn * green + (1 - drawn) * ground, drawn, ground)
+        assert float((matte - old).abs()[..., 12:24, 14:26].max()) < BYTE
+        assert abs(float(matte.sum() - old.sum())) < 0.1 * float(old.sum())
+        assert float((picture - green).abs()[..., 13:23, 15:25].max()) < BYTE
+        assert float((picture - ground).abs()[..., :8, :].max()) < BYTE
+    smaller = block(30, 38)
+    _, matte = in_place_of(old, smaller * green, smaller, ground)
+    assert float((matte - block(14, 22)).abs().max()) < BYTE
+    at_edge = torch.zeros(1, 1, 40, 40)
+    at_edge[..., 24:, 20:36] = 1
+    assert float((in_place_of(old, at_edge * green, at_edge, ground)[1] - old).abs().max()) < BYTE
+
+
 def test_an_edit_may_go_a_little_beyond_the_object_and_fills_its_hull_if_the_outline_may_change() -> None:
     shape = torch.zeros(1, 1, 20, 20)
     shape[..., 5:15, 5:8] = shape[..., 12:15, 5:15] = 1
@@ -160,6 +184,9 @@ def test_an_edit_may_go_a_little_beyond_the_object_and_fills_its_hull_if_the_out
     assert near[0, 0, 9, 10] == 0
     assert hull[0, 0, 9, 10] == 1
     assert hull[0, 0, 2, 14] == 0
+    anywhere = all_but_border(shape, 2)
+    assert anywhere.sum() == 16 * 16
+    assert anywhere[0, 0, 2:18, 2:18].all()
 
 
 def test_an_edit_that_cannot_be_seen_leaves_the_frames_as_they_are() -> None:

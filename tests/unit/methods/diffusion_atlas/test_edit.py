@@ -12,6 +12,7 @@ from tests.unit.methods.conftest import SwapsColours
 
 from retouch.atlas.atlas import PackedMattes, pack_matte
 from retouch.atlas.file import save_atlas
+from retouch.atlas.textures import sample_texture
 from retouch.compute import Compute
 from retouch.errors import ArtifactError, Cancelled, ModelMismatch, ParamsError
 from retouch.events import Advanced, Event, Kept, Notice, Reused, Started
@@ -19,6 +20,7 @@ from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
 from retouch.methods.diffusion_atlas.compose import atlas_of, check_references
 from retouch.methods.diffusion_atlas.edit import edit, edit_with_editor, edited_object, preflight
+from retouch.methods.diffusion_atlas.refine import KEPT_EVERY, Refinement, refine
 from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
 from retouch.models.image import StableDiffusion
 from retouch.run import Edited, Run
@@ -29,6 +31,8 @@ CPU = Compute(device="cpu")
 CARRIED_DB = 24
 """Decibels to the recoloured clip that a texture keeps which is read twice; the old colours have 7."""
 SOURCE, TARGET, SNOW = "a blue ball on bricks", "a red ball on bricks", "a blue ball on snow"
+SQUEEZE = 1.4
+"""How much too wide a map is; it counts as found when more than half of that is, by logarithm."""
 STILL = Variety(pair=0.0, styles=("none",), patterns=("plain",), scale=(0.6, 0.7), place=0.1, turn=0.0)
 
 
@@ -176,6 +180,29 @@ def test_a_refinement_that_is_not_believed_changes_no_byte(
 
 
 @pytest.mark.slow
+def test_a_squeezed_texture_is_stretched_back_by_what_the_model_says(
+    clip: Clip, mask: Path, tmp_path: Path, store: Path
+) -> None:
+    params = SPEC.fill({"source_prompt": SOURCE, "background_prompt": SNOW, "mask": mask})
+    assert isinstance(params, DiffusionAtlasParams)
+    run = Run.alone(tmp_path, compute=CPU, store=store)
+    sd = run.load("tiny:sd", StableDiffusion)
+    atlas = atlas_of(clip.video, params, run)
+    look = edited_object(atlas, 0, sd, params, run)
+    middle = (look.crop.width - 1) / 2
+    grid = torch.arange(float(look.crop.width)) - middle
+    x, y = torch.meshgrid(grid * SQUEEZE**0.5, grid * SQUEEZE**-0.5, indexing="xy")
+    both = sample_texture(torch.cat([look.picture, look.old_matte], 1)[0], torch.stack([x, y])[None] + middle)
+    squeezed = replace(look, picture=both[:, :3], new_matte=both[:, 3:], cover=torch.ones_like(look.cover))
+    how = Refinement(SOURCE, SOURCE, steps=40)
+    found = refine(atlas, clip.video, squeezed, None, sd, how, run=run)
+    assert found.warp is not None
+    across, down = (1 + float(found.warp.affine[axis, axis]) for axis in (0, 1))
+    assert down / across > SQUEEZE**0.5
+    assert found.folds == 0
+
+
+@pytest.mark.slow
 def test_an_edit_that_is_stopped_in_every_stage_goes_on_to_the_same_bytes(
     clip: Clip, mask: Path, tmp_path: Path
 ) -> None:
@@ -188,29 +215,36 @@ def test_an_edit_that_is_stopped_in_every_stage_goes_on_to_the_same_bytes(
         "steps": 3,
         "tune_steps": 2,
         "refine": "denoise",
-        "refine_steps": 2,
+        "refine_steps": KEPT_EVERY + 1,
         "refine_least": -1.0,
     }
     params = SPEC.fill({"source_prompt": SOURCE, **given})
     assert isinstance(params, DiffusionAtlasParams)
 
-    def attempt(folder: str, until: type[Advanced | Started] = Started, stage: str = "") -> Edited:
-        events: list[Event] = []
-        run = Run.alone(
-            tmp_path / folder,
-            compute=CPU,
-            listen=events.append,
-            stopped=lambda: any(isinstance(e, until) and e.stage == stage for e in events),
-        )
+    refined: list[int] = []
+
+    def attempt(folder: str, stage: str = "", after: int = 0) -> Edited:
+        """Edit, and stop a stage after so many of its steps."""
+        told: list[tuple[str, int]] = []
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Started | Advanced):
+                told.append((event.stage, event.done if isinstance(event, Advanced) else 0))
+            if isinstance(event, Advanced) and event.stage == "refine":
+                refined.append(event.done)
+
+        run = Run.alone(tmp_path / folder, compute=CPU, listen=hear, stopped=lambda: (stage, after) in told)
         with CPU.repeatable():
             return edit(clip.video, params, run)
 
     unbroken = attempt("unbroken")
-    for stage in ("atlas: edges", "tune", "invert", "edit object", "refine", "render"):
-        until = Started if stage in ("atlas: edges", "render") else Advanced
+    refined.clear()
+    stages = {"atlas: edges": 0, "tune": 1, "invert": 1, "edit object": 1, "refine": KEPT_EVERY, "render": 0}
+    for stage, after in stages.items():
         with pytest.raises(Cancelled):
-            attempt("stopped", until, stage)
+            attempt("stopped", stage, after)
     assert attempt("stopped").video.digest == unbroken.video.digest
+    assert refined == [*range(1, KEPT_EVERY + 1), KEPT_EVERY, KEPT_EVERY + 1]
 
 
 def picture(caption: str) -> np.ndarray:
