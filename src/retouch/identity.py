@@ -52,6 +52,13 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_stamp(path: Path) -> str:
+    """Return what another writing of a file, or of one in a folder, changes: found without reading any."""
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
+    states = [(str(file), file.stat()) for file in files]
+    return identity([(name, state.st_size, state.st_mtime_ns) for name, state in states])
+
+
 def _feed_value(digest: "hashlib._Hash", value: object) -> None:  # noqa: C901 - one arm a type is the clearest form
     """Add a value with its type and length in front, so that no two different values look alike."""
     if value is None or isinstance(value, bool):

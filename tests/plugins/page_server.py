@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 from urllib.parse import urlsplit
 
+CUT_OFF = Path(__file__).with_name("loopback_only")
+"""A process with this folder first on its path reaches this machine only."""
+
 
 class Answer(NamedTuple):
     """What came back."""
@@ -36,6 +39,19 @@ class PageServer:
         self.address = process.stdout.readline().split()[-1]
         parts = urlsplit(self.address)
         self.port, self.token = parts.port or 0, parts.query.removeprefix("token=")
+
+    def workers(self) -> list[int]:
+        """The processes that it started."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has just ended
+                if path.read_text().rpartition(")")[2].split()[1] == str(self.process.pid):
+                    found.append(int(path.parent.name))
+        return found
+
+    def resident(self) -> float:
+        """The megabytes of main memory that it holds itself."""
+        return resident(self.process.pid)
 
     @property
     def own(self) -> dict[str, str]:
@@ -63,21 +79,36 @@ class PageServer:
             return Answer(answer.status, answer.read(), {k.lower(): v for k, v in answer.getheaders()})
 
 
+def resident(pid: int) -> float:
+    """Return the megabytes of main memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 @contextlib.contextmanager
-def page_server(home: Path, *arguments: object) -> Iterator[PageServer]:
-    """Run a server at any free port while the block does, with this home."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retouch", "web", "--port", "0", *map(str, arguments)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "RETOUCH_HOME": str(home),
-            "RETOUCH_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def page_server(
+    home: Path, *arguments: object, said: Path | None = None, **environment: str
+) -> Iterator[PageServer]:
+    """Run a server at any free port while the block does, with this home; its network is cut off.
+
+    What it says on the error stream goes to the file `said`, if one is named.
+    """
+    strangers = home.with_name(f"{home.name}-strangers")
+    with said.open("wb") if said else contextlib.nullcontext() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "retouch", "web", "--port", "0", *map(str, arguments)],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(CUT_OFF), *filter(None, sys.path)]),
+                "RETOUCH_TEST_STRANGERS": str(strangers),
+                "RETOUCH_HOME": str(home),
+                "RETOUCH_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
     try:
         yield PageServer(process, home)
     finally:
@@ -87,3 +118,4 @@ def page_server(home: Path, *arguments: object) -> Iterator[PageServer]:
         finally:
             process.kill()
             process.communicate()
+    assert not strangers.exists(), strangers.read_text()

@@ -224,6 +224,32 @@ def do_tasks(page: Page, hand: Hand, job: Job, result: Path) -> Iterator[str]:
     yield "download"
 
 
+def scrub(page: Page, frames: int, every: int) -> None:
+    """Go over so many frames of a clip, and rest on each of so many until it is shown exactly."""
+    page.evaluate(
+        """async ([frames, every]) => {
+          const { go } = await import('/static/timeline.js');
+          const { clip } = (await import('/static/store.js')).state;
+          const painted = () => new Promise((done) => requestAnimationFrame(done));
+          for (let n = 0; n < frames; n++) {
+            go((7 * n + 1) % clip.frames);
+            do await painted();
+            while (n % every === 0 && document.getElementById('exact').textContent !== 'exact');
+          }
+        }""",
+        [frames, every],
+    )
+
+
+def heap(page: Page) -> float:
+    """Return the megabytes that the page's scripts hold, after a collection."""
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    session.send("Performance.enable")
+    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    return float(metrics["JSHeapUsedSize"]) / 1e6
+
+
 def choose(page: Page, hand: Hand, button: Locator, path: Path) -> None:
     """Give a file to a button that asks for one."""
     with page.expect_file_chooser() as chooser:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retouch_tint.spec import TintParams
 
-from retouch.identity import file_digest, identity
+from retouch.identity import file_digest, file_stamp, identity
 
 plain = st.recursive(
     st.none()
@@ -213,3 +213,21 @@ def test_another_process_with_another_hash_seed_finds_the_same() -> None:
     }
     here = identity({"c": (1.5, None, ["d", b"e"]), "a": set("zyx"), "b": {1, 2, 3}})
     assert told == {here + "\n"}
+
+
+def test_a_stamp_is_another_one_once_a_file_or_one_in_a_folder_is_written_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    file = folder / "0.png"
+    file.write_bytes(b"before")
+    stamps = [(file_stamp(file), file_stamp(folder))]
+    assert stamps == [(file_stamp(file), file_stamp(folder))]
+    moment = file.stat().st_mtime_ns
+    file.write_bytes(b"after it")
+    os.utime(file, ns=(moment, moment))
+    stamps.append((file_stamp(file), file_stamp(folder)))
+    os.utime(file, ns=(moment, moment + 1))
+    stamps.append((file_stamp(file), file_stamp(folder)))
+    (folder / "1.png").touch()
+    assert file_stamp(folder) not in [whole for _, whole in stamps]
+    assert all(len(set(each)) == 3 for each in zip(*stamps, strict=True))

@@ -18,7 +18,8 @@ from retouch.video import Video
 
 
 def preview(clip: Path, mask: Path) -> None:
-    carry(path=str(clip), keys={}, object_of={"mask": str(mask)}, frame=1, out=str(clip.with_suffix(".jpg")))
+    painting = {"path": str(clip), "keys": {}, "object_of": {"mask": str(mask)}}
+    carry(painting=painting, frame=1, out=str(clip.with_suffix(".jpg")))
 
 
 def test_a_preview_refuses_at_once_while_the_atlas_is_missing_or_being_made(
@@ -53,3 +54,6 @@ def test_a_preview_refuses_at_once_while_the_atlas_is_missing_or_being_made(
         maker.join()
     preview(clip, mask)
     assert clip.with_suffix(".jpg").exists()
+    write(bouncing.video.like(255 - bouncing.video.frames), clip, force=True)
+    with pytest.raises(RequestError, match="has no atlas of that object yet"):
+        preview(clip, mask)

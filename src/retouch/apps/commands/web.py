@@ -79,7 +79,9 @@ def web(
         app, http=Patient, ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=10, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[bound])
+    server = uvicorn.Server(config)
+    page.is_ending = lambda: server.should_exit
+    server.run(sockets=[bound])
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -1,5 +1,6 @@
 """How the page's server answers: files by a table of types, every refusal as `{error, hint, field?}`."""
 
+import contextlib
 import functools
 import json
 import re
@@ -85,7 +86,9 @@ def refusal_of(error: RetouchError) -> dict[str, str]:
 def _fields() -> frozenset[str]:
     """Return the name of everything that a form can show."""
     kinds: list[type[BaseModel]] = [Compute, Output, EditRequest]
-    kinds += [registry.method(name).params for name in registry.BUILT_IN]
+    for name in registry.names():
+        with contextlib.suppress(RetouchError):  # a plug-in that cannot be loaded shows nothing
+            kinds.append(registry.method(name).params)
     return frozenset(name for kind in kinds for name in kind.model_fields)
 
 

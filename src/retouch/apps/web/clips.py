@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from io import BytesIO
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, final
@@ -23,7 +24,7 @@ from retouch.apps.worker import Worker
 from retouch.errors import RequestError, ResourceError, RetouchError, VideoError
 from retouch.events import Advanced, Event
 from retouch.files import beside, remove, replace_whole, write_whole
-from retouch.identity import file_digest
+from retouch.identity import file_digest, file_stamp
 from retouch.media.png import read_png_header
 from retouch.places import usable_home
 
@@ -52,20 +53,28 @@ class Clips:
         self.folder.mkdir(parents=True, exist_ok=True)
         for draft in self.folder.glob(".*.draft*"):  # of an upload that was cut off
             remove(draft)
-        self.eyes = Worker(memory=MEMORY, environment=_ASK_THE_DRIVER)
-        self.copier = Worker(memory=MEMORY, environment=_ASK_THE_DRIVER)
+        self.eyes, self.copier = (Worker(memory=MEMORY, environment=_ASK_THE_DRIVER) for _ in range(2))
         self.progress: dict[str, float | str] = {}
         self.painting: defaultdict[str, Lock] = defaultdict(Lock)
         self.uploading = threading.Lock()
         self.copying = threading.Lock()
+        self.is_closed = False
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; whoever waits for one is told so."""
+        self.is_closed = True
         for worker in (self.eyes, self.copier):
             worker.close()
 
     async def ask(self, job: str, **given: object) -> Any:
-        """Have a worker do a job: what needs an atlas or a model keeps nobody from seeing a frame."""
+        """Have a worker do a job: what needs an atlas or a model keeps nobody from seeing a frame.
+
+        Raises:
+            ResourceError: the server is ending.
+            RetouchError: what the job raised.
+        """
+        if self.is_closed:
+            raise ResourceError("the server was ended", hint="Start it again: retouch web")
         worker = self.copier if job in SLOW else self.eyes
         return await to_thread.run_sync(partial(worker.call, job, given, patience=PATIENCE))
 
@@ -90,9 +99,16 @@ class Clips:
         return folder
 
     def about(self, clip: str) -> dict[str, Any]:
-        """Return what is known of a clip, with the numbers of its painted frames."""
+        """Return what is known of a clip, with the numbers of its painted frames.
+
+        Raises:
+            NotThere: there is no such clip, or its file is another one by now.
+        """
         folder = self.place(clip)
         facts: dict[str, Any] = json.loads((folder / "clip.json").read_text(encoding="utf-8"))
+        path = Path(facts["path"])
+        if not path.exists() or facts["stamp"] != file_stamp(path):
+            raise NotThere(f"{facts['name']} is not what it was when it was opened", hint="Open it again.")
         painted = sorted(int(path.stem) for path in folder.glob("keys/[0-9]*.png"))
         return {**facts, "painted": {at: str(folder / f"keys/{at}.png") for at in painted}}
 
@@ -110,11 +126,12 @@ class Clips:
         Raises:
             VideoError: it is none.
         """
+        stamp = await to_thread.run_sync(file_stamp, path)  # first: what is written meanwhile is seen later
         facts = await self.ask("look", path=str(path))
         digest = await to_thread.run_sync(file_digest, path)
         folder = self.folder / digest
         folder.mkdir(exist_ok=True)
-        about = {"id": digest, "name": name or path.name, "path": str(path), **facts}
+        about = {"id": digest, "name": name or path.name, "path": str(path), "stamp": stamp, **facts}
         write_whole(folder / "clip.json", json.dumps(about))
         return self.about(digest)
 
@@ -158,6 +175,7 @@ class Clips:
         Raises:
             VideoError: it cannot be made.
         """
+        self.about(clip)
         folder = self.place(clip)
         with self.copying:
             if clip not in self.progress:
@@ -182,9 +200,9 @@ class Clips:
         fault = ""
         try:
             about = self.about(clip)
-            given = {"path": about["path"], "rate": about["rate"], "frames": about["frames"]}
-            files = {"out": str(folder / "proxy.mp4"), "index": str(folder / "index.json")}
-            self.copier.call("proxy", {**given, **files}, listen=heard, stopped=forgotten)
+            given = {name: about[name] for name in ("path", "rate", "frames")}
+            given |= {"out": str(folder / "proxy.mp4"), "index": str(folder / "index.json")}
+            self.copier.call("proxy", given, listen=heard, stopped=forgotten)
         except RetouchError as error:
             fault = "" if forgotten() else str(error)
         with self.copying:
@@ -198,8 +216,7 @@ class Clips:
         Raises:
             NotThere: the clip has no such frame.
         """
-        folder = self.place(clip)
-        about = self.about(clip)
+        about, folder = self.about(clip), self.place(clip)
         check_frame(frame, about)
         path = folder / (f"small/{frame}-{side}.jpg" if side else f"stills/{frame}.png")
         if path.exists():
@@ -232,13 +249,13 @@ class Clips:
         """
         about, folder = self.about(clip), self.place(clip)
         check_frame(frame, about)
+        if not content.startswith(b"\xff\xd8\xff"):  # a JPEG is looked at by the worker
+            _check_size(content, about)
         place = folder / (f"layers/{frame}-{int(layer)}.png" if layer else f"paint/{frame}.png")
         place.parent.mkdir(exist_ok=True)
         async with self.painting[clip]:
             with replace_whole(place, force=True) as draft:
                 draft.write_bytes(content)
-                if not content.startswith(b"\xff\xd8\xff"):  # a JPEG is looked at by the worker
-                    _check_size(draft, about)
             if layer:
                 return {"path": str(place)}
             key = folder / f"keys/{frame}.png"
@@ -264,17 +281,18 @@ class Clips:
         still = await self.still(clip, frame)
         return await self.made("cutout", ".png", still=str(still), frame=frame, marks=marks)
 
+    def paint_of(self, clip: str, object_of: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is painted on which frames of a clip, and what its object is."""
+        about = self.about(clip)
+        return {"path": about["path"], "keys": about["painted"], "object_of": object_of}
+
     async def carry(self, clip: str, frame: int, object_of: Mapping[str, Any]) -> bytes:
         """Return the picture of a frame as the paint will make it."""
-        about = self.about(clip)
-        given = {"path": about["path"], "keys": about["painted"], "object_of": object_of}
-        return await self.made("carry", ".jpg", **given, frame=frame)
+        return await self.made("carry", ".jpg", painting=self.paint_of(clip, object_of), frame=frame)
 
     async def coverage(self, clip: str, object_of: Mapping[str, Any]) -> Any:
         """Return where the paint will slide, lean, be hidden or be out of sight."""
-        about = self.about(clip)
-        given = {"path": about["path"], "keys": about["painted"], "object_of": object_of}
-        return await self.ask("coverage", **given)
+        return await self.ask("coverage", painting=self.paint_of(clip, object_of))
 
 
 _ASK_THE_DRIVER: Final = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -287,15 +305,13 @@ def check_frame(frame: int, about: Mapping[str, Any]) -> None:
         raise NotThere(f"there is no frame {frame}", hint=f"frames are 0 to {about['frames'] - 1}")
 
 
-def _check_size(picture: Path, about: Mapping[str, Any]) -> None:
-    """Refuse a picture of another size than the clip, by its header, before anything is unpacked."""
-    with picture.open("rb") as file:
-        try:
-            header = read_png_header(file)
-        except ValueError as error:
-            raise VideoError(f"the paint cannot be used: {error}", hint="Send a PNG or a JPEG.") from None
-    if (header.width, header.height) != (about["width"], about["height"]):
-        raise VideoError(
-            f"the paint is {header.width}x{header.height}, the clip {about['width']}x{about['height']}",
-            hint="Send a picture of the clip's size.",
-        )
+def _check_size(content: bytes, about: Mapping[str, Any]) -> None:
+    """Refuse a picture of another size than the clip, by its header, before anything is kept or unpacked."""
+    try:
+        header = read_png_header(BytesIO(content))
+    except ValueError as error:
+        raise VideoError(f"the paint cannot be used: {error}", hint="Send a PNG or a JPEG.") from None
+    sizes = [(header.width, header.height), (about["width"], about["height"])]
+    if sizes[0] != sizes[1]:
+        paint, clip = (f"{width}x{height}" for width, height in sizes)
+        raise VideoError(f"the paint is {paint}, the clip {clip}", hint="Send a picture of the clip's size.")

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from retouch.apps.preflight import check_edit_words
-from retouch.apps.web.jobs import exact_frame, selected
+from retouch.apps.web.jobs import exact_frame, marks_in, selected
 from retouch.atlas.keyframes import edited_keyframes
-from retouch.atlas.prepare import marks_from
 from retouch.compute import Compute
 from retouch.diffusion.picture_editor import EDGES_OF, check_editor, denoises, editor_named
 from retouch.errors import EmptyMask, MethodError, RetouchError
@@ -102,8 +101,7 @@ def place_of(
     Raises:
         EmptyMask: there is no such place on the frame.
     """
-    kinds: dict[str, Sequence[str]] = {name: asked[name] for name in ("box", "stroke", "outside", "polygon")}
-    marks = [mark for mark in marks_from(**kinds) if mark.frame == asked["frame"]]
+    marks = marks_in(asked, asked["frame"])
     match asked["where"]:
         case "box":
             return within_boxes(marks, picture.shape[0], picture.shape[1])

@@ -6,6 +6,7 @@ in a header, which no other site can send; and nothing here is shown inside, or 
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import secrets
@@ -69,7 +70,11 @@ class Guard:
         if not (self._is_token(headers.get("x-retouch", "")) or self._is_token(self._kept(headers))):
             await _answer(send, 401, "this page has a key", "Open the address that retouch web printed.")
             return
-        await self.app(scope, _Bounded(receive, self._limit(scope)), _guarded(send))
+        try:
+            await self.app(scope, _Bounded(receive, self._limit(scope)), _guarded(send))
+        except asyncio.CancelledError:  # the server ends, and this took too long
+            with contextlib.suppress(RuntimeError):  # the answer has begun already
+                await _answer(send, 503, "the server was ended", "Start it again: retouch web")
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
         """What is wrong with a request, before any route sees it."""

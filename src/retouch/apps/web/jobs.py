@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import av
 import cv2
@@ -35,6 +35,7 @@ from retouch.compute import Compute, in_words
 from retouch.errors import Cancelled, EmptyMask, RequestError, VideoError
 from retouch.events import Advanced, Ended, Event, Listener, Notice, Started
 from retouch.files import replace_whole
+from retouch.identity import file_stamp
 from retouch.media.io import read, read_frame, read_picture, write_picture
 from retouch.media.opening import pictures_at
 from retouch.media.probe import probe
@@ -47,6 +48,8 @@ from retouch.video import Video
 
 PROXY_SIDE: Final = 640
 MARKS: Final = ("box", "stroke", "outside", "polygon")
+Painting: TypeAlias = Mapping[str, Any]
+"""The `path` of a clip, the pictures of its painted frames as `keys`, and what its object is, `object_of`."""
 
 
 def look(*, path: str, **_: object) -> dict[str, object]:
@@ -144,9 +147,7 @@ def small(*, copy: str, rate: str, frame: int, out: str, side: int, **_: object)
         tick = container.streams.video[0].time_base or Fraction(1)
     picture = frame_at(Path(copy), round(frame / Fraction(rate) / tick))
     if picture is None:
-        raise VideoError(
-            f"there is no frame {frame} in the small copy", hint="Forget the clip, open it anew."
-        )
+        raise VideoError(f"there is no frame {frame} in the small copy", hint="Forget it, open it anew.")
     _write_small(picture, side, out)
 
 
@@ -202,8 +203,7 @@ def compose(*, still: str, layer: str, out: str, **_: object) -> None:
 
 def cutout(*, still: str, frame: int, marks: Mapping[str, Sequence[str]], out: str, **_: object) -> None:
     """Write what the marks on a frame select: a white picture whose alpha is the object."""
-    here = [mark for mark in _marks(marks) if mark.frame == frame]
-    alpha = selected(read_picture(still), here)
+    alpha = selected(read_picture(still), marks_in(marks, frame))
     white = np.full((*alpha.shape, 3), 255, np.uint8)
     write_picture(np.concatenate([white, alpha[..., None]], 2), Path(out), force=True)
 
@@ -227,28 +227,17 @@ def selected(
     return np.asarray(alpha)
 
 
-def carry(
-    *,
-    path: str,
-    keys: Mapping[str, str],
-    object_of: Mapping[str, Any],
-    frame: int,
-    out: str,
-    side: int = PROXY_SIDE,
-    **_: object,
-) -> None:
+def carry(*, painting: Painting, frame: int, out: str, **_: object) -> None:
     """Write a frame as the paint on the key frames will make it, small; the clip's atlas must be there."""
-    video, atlas, patches, _shots = _painting(path, keys, object_of)
+    video, atlas, patches, _shots = _read_painting(**painting)
     source = np.array(video.frames[frame : frame + 1])
     made = np.moveaxis(render_frames(atlas, source, frame, patches)[0][0], 0, -1)
-    _write_small(np.ascontiguousarray(made), side, out)
+    _write_small(np.ascontiguousarray(made), PROXY_SIDE, out)
 
 
-def coverage(
-    *, path: str, keys: Mapping[str, str], object_of: Mapping[str, Any], **_: object
-) -> dict[str, object]:
+def coverage(*, painting: Painting, **_: object) -> dict[str, object]:
     """Return in which frames the paint will slide, lean, be hidden or be out of sight, and that in words."""
-    video, atlas, patches, shots = _painting(path, keys, object_of)
+    video, atlas, patches, shots = _read_painting(**painting)
     report = examine_paint(atlas, video, patches, [shot.frame for shot in shots], Period(0, len(video)))
     kinds = {"hidden": report.hidden(), "sliding": report.sliding(), "leaning": report.leaning()}
     return {**kinds, "unseen": report.out_of_sight(), "warnings": report.warnings()}
@@ -259,17 +248,18 @@ def report(*, folder: str, out: str, **_: object) -> None:
     write_report(Path(folder), Path(out), force=True)
 
 
-def _painting(
+def _read_painting(
     path: str, keys: Mapping[str, str], object_of: Mapping[str, Any]
 ) -> tuple[Video, Atlas, list[TexturePatch], list[PaintedFrame]]:
-    video, atlas = _scene(path, json.dumps(object_of, sort_keys=True))
+    scene = path, file_stamp(Path(path)), json.dumps(object_of, sort_keys=True)
     dated = tuple((int(at), name, Path(name).stat().st_mtime_ns) for at, name in sorted(keys.items()))
-    return video, atlas, *_patches(path, json.dumps(object_of, sort_keys=True), dated)
+    return *_scene(*scene), *_patches(scene, dated)
 
 
 @functools.lru_cache(2)
-def _scene(path: str, object_of: str) -> tuple[Video, Atlas]:
+def _scene(path: str, stamp: str, object_of: str) -> tuple[Video, Atlas]:
     """Return a clip and its atlas, from a file or from the store; none is made here."""
+    del stamp  # another clip at that place
     given = json.loads(object_of)
     video = read(path)
     compute = Compute(device="cpu").here()
@@ -282,7 +272,7 @@ def _scene(path: str, object_of: str) -> tuple[Video, Atlas]:
                 run,
                 file=Path(given["atlas"]) if given.get("atlas") else None,
                 masks=[Path(given["mask"])] if given.get("mask") else [],
-                marks=_marks(given),
+                marks=marks_in(given),
             )
         except Cancelled:  # another process is making it: that is not waited for
             raise RequestError(
@@ -298,15 +288,15 @@ def _refuse_work(event: Event) -> None:
 
 @functools.lru_cache(4)
 def _patches(
-    path: str, object_of: str, keys: tuple[tuple[int, str, int], ...]
+    scene: tuple[str, str, str], keys: tuple[tuple[int, str, int], ...]
 ) -> tuple[list[TexturePatch], list[PaintedFrame]]:
-    video, atlas = _scene(path, object_of)
-    shots = []
-    for at, name, _ in keys:
-        source = np.ascontiguousarray(np.moveaxis(video.frames[at], 0, -1))
-        shots.append(painted_key(source, read_picture(name), at))
+    video, atlas = _scene(*scene)
+    sources = {at: np.ascontiguousarray(np.moveaxis(video.frames[at], 0, -1)) for at, _, _ in keys}
+    shots = [painted_key(sources[at], read_picture(name), at) for at, name, _ in keys]
     return patches_from_frames(atlas, shots), shots
 
 
-def _marks(given: Mapping[str, Any]) -> list[ObjectMark]:
-    return list(marks_from(**{kind: tuple(given.get(kind, ())) for kind in MARKS}))
+def marks_in(given: Mapping[str, Any], frame: int | None = None) -> list[ObjectMark]:
+    """Return the marks that were given as texts, those on one frame if it is named."""
+    marks = marks_from(**{kind: tuple(given.get(kind, ())) for kind in MARKS})
+    return [mark for mark in marks if frame in (None, mark.frame)]

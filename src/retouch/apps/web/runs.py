@@ -1,6 +1,7 @@
 """The page's routes for requests and runs. A run's folder is all that is known of it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -39,7 +40,7 @@ class Runs:
 
     def __init__(self, clips: Clips, queue: Queue, roots: tuple[Path, ...]) -> None:
         self.clips, self.queue, self.roots = clips, queue, roots
-        self.streams = 0
+        self.streams, self.ending = 0, False
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -78,17 +79,13 @@ class Runs:
     async def run_start(self, request: Request) -> Response:
         """Queue a run."""
         wanted = self._checked(await json_of(request))
-        key = request.headers.get("idempotency-key", "")[:200]
-        folder = await to_thread.run_sync(enqueue, wanted, key)
-        self.queue.wake()
-        return JSONResponse({"run": folder.name}, 201)
+        return await self._queued(wanted, request.headers.get("idempotency-key", "")[:200])
 
     async def run_about(self, request: Request) -> Response:
         """One run, with its report."""
         folder = _folder(request)
-        return JSONResponse(
-            {**self._run(folder), "extras": sorted(_extras(folder)), "report": _read(folder / REPORT)}
-        )
+        more = {"extras": sorted(_extras(folder)), "report": _read(folder / REPORT)}
+        return JSONResponse({**self._run(folder), **more})
 
     async def run_forget(self, request: Request) -> Response:
         """Remove a run that is not at work."""
@@ -100,8 +97,9 @@ class Runs:
 
     async def run_stop(self, request: Request) -> Response:
         """Stop a run."""
-        self.queue.stop(_folder(request))
-        return JSONResponse(self._run(_folder(request)), 202)
+        folder = _folder(request)
+        self.queue.stop(folder)
+        return JSONResponse(self._run(folder), 202)
 
     async def run_resume(self, request: Request) -> Response:
         """Let a run go on."""
@@ -116,7 +114,10 @@ class Runs:
     async def run_replay(self, request: Request) -> Response:
         """Do a run again in a folder of its own."""
         wanted = EditRequest.read(_folder(request) / "request.json").model_copy(update={"out": None})
-        folder = await to_thread.run_sync(enqueue, wanted)
+        return await self._queued(wanted)
+
+    async def _queued(self, wanted: EditRequest, key: str = "") -> Response:
+        folder = await to_thread.run_sync(enqueue, wanted, key)
         self.queue.wake()
         return JSONResponse({"run": folder.name}, 201)
 
@@ -175,7 +176,7 @@ class Runs:
                 if state != told:
                     yield f"event: state\ndata: {json.dumps(state)}\n\n"
                     told, quiet = state, time.monotonic()
-                if state not in ("running", "queued"):
+                if self.ending or state not in ("running", "queued"):
                     return
                 if time.monotonic() - quiet > STILL_HERE:
                     yield ": still here\n\n"
@@ -287,17 +288,12 @@ def _result(folder: Path) -> Path:
 
 def _extras(folder: Path) -> dict[str, Path]:
     """Return the files that a method added, by name."""
-    return {
-        path.name: path
-        for path in (folder / "extras").glob("[!.]*")
-        if path.suffix in TYPES and path.is_file()
-    }
+    found = (folder / "extras").glob("[!.]*")
+    return {path.name: path for path in found if path.suffix in TYPES and path.is_file()}
 
 
 def _lines(path: Path) -> list[str]:
     """Return the whole lines of a file that is being written."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return text.split("\n")[:-1]
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return []

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class Page:
         """Open `clips` at the start; `roots` are where it may read and write besides its own folders."""
         self.token, self.first = token, clips
         self.opening: asyncio.Future[None]
+        self.is_ending: Callable[[], bool] = bool
         self.roots = tuple(root.expanduser().resolve() for root in roots)
         self.clips = Clips()
         environment = {} if allow_download else {"RETOUCH_OFFLINE": "1"}
@@ -86,10 +87,19 @@ class Page:
         del app
         self.queue.start()
         self.opening = asyncio.create_task(self._open_first())
+        watching = asyncio.create_task(self._release_waiting())
         yield
+        watching.cancel()
         self.opening.cancel()
         await to_thread.run_sync(self.queue.close)
         self.clips.close()
+
+    async def _release_waiting(self) -> None:
+        """Answer whoever waits as soon as the server is to end, which waits for them."""
+        while not self.is_ending():
+            await asyncio.sleep(0.1)
+        self.runs.ending = True
+        await to_thread.run_sync(self.clips.close)
 
     async def _open_first(self) -> None:
         for path in reversed(self.first):
@@ -192,8 +202,10 @@ class Page:
 
     async def draft(self, request: Request) -> Response:
         """Where the work on a clip stands, in the page's own words."""
-        path = self.clips.place(request.path_params["clip"]) / "draft.json"
+        clip = request.path_params["clip"]
+        path = self.clips.place(clip) / "draft.json"
         if request.method == "PUT":
+            self.clips.about(clip)  # refused where the file is another one by now, and with it a run
             write_whole(path, json.dumps(await json_of(request)))
             return Response(status_code=204)
         return file_answer(path) if path.exists() else JSONResponse({})

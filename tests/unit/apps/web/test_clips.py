@@ -15,6 +15,7 @@ pytest.importorskip("starlette", reason="the extra `web` is not installed")
 
 from retouch.apps.web.clips import Clips
 from retouch.events import Advanced, Listener
+from retouch.identity import file_stamp
 from retouch.media.io import write_picture
 
 CLIP = "a" * 64
@@ -43,7 +44,9 @@ def clips() -> Iterator[Clips]:
     made = Clips()
     place = made.folder / CLIP
     place.mkdir()
-    facts = {"id": CLIP, "path": "clip.mp4", "rate": "25", "frames": 8, "width": 4, "height": 4}
+    facts = {"id": CLIP, "name": "clip.mp4", "rate": "25", "frames": 8, "width": 4, "height": 4}
+    (place / "source").touch()
+    facts |= {"path": str(place / "source"), "stamp": file_stamp(place / "source")}
     (place / "clip.json").write_text(json.dumps(facts))
     yield made
     made.close()

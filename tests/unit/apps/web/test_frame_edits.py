@@ -17,6 +17,7 @@ from retouch.apps.web.frame_edits import MOST, FrameEdit, FrameEdits
 from retouch.apps.worker import Worker
 from retouch.errors import Cancelled, MethodError, RequestError
 from retouch.events import Advanced, Listener
+from retouch.identity import file_stamp
 
 CLIP = "a" * 64
 PATIENCE = 120
@@ -67,7 +68,9 @@ def edits(editor: Editor) -> Iterator[FrameEdits]:
     clips.eyes = clips.copier = editor  # type: ignore[assignment]
     place = clips.folder / CLIP
     place.mkdir()
-    facts = {"id": CLIP, "path": "clip.mp4", "rate": "25", "frames": 40, "width": 4, "height": 4}
+    facts = {"id": CLIP, "name": "clip.mp4", "rate": "25", "frames": 40, "width": 4, "height": 4}
+    (place / "source").touch()
+    facts |= {"path": str(place / "source"), "stamp": file_stamp(place / "source")}
     (place / "clip.json").write_text(json.dumps(facts))
     made = FrameEdits(clips, Queue(worker=cast("Callable[[], Worker]", lambda: editor)), ())
     yield made

@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="the extra `web` is not installed")
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from retouch.apps.web.guard import Guard, Patient
+from retouch.apps.web.guard import Guard, Patient, TooLarge
 
 SECONDS = 1.0
 """What a header may take here."""
@@ -86,6 +86,29 @@ def test_an_answer_may_take_longer_than_a_header() -> None:
             text += piece
     assert text.startswith(b"HTTP/1.1 200")
     assert b"here it is" in text
+
+
+def test_a_body_is_cut_off_where_it_grows_past_what_is_taken_there() -> None:
+    taken = 0
+
+    async def take(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal taken
+        del scope, send
+        while True:
+            taken += len((await receive())["body"])
+
+    async def feed() -> Message:
+        return {"type": "http.request", "body": b"1234", "more_body": True}
+
+    async def ignore(message: Message) -> None:
+        raise AssertionError(message)
+
+    guard = Guard(take, token="secret", hosts=["here"], upload_limit=10)
+    headers = [(b"host", b"here"), (b"x-retouch", b"secret"), (b"origin", b"http://here")]
+    scope = {"type": "http", "method": "POST", "path": "/api/clips", "query_string": b"", "headers": headers}
+    with pytest.raises(TooLarge):
+        asyncio.run(guard(scope, feed, ignore))
+    assert taken == 8
 
 
 def test_a_refusal_that_is_no_json_becomes_it_and_keeps_what_browsers_go_by() -> None:
