@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from retouch.errors import ModelMismatch
 from retouch.models.adapter_file import ENCODER, adapter_file, is_adapter
 from retouch.models.face import KIND as FACE
-from retouch.models.loading import quiet
+from retouch.models.loading import UNREAD, quiet
 from retouch.models.refs import check_weights, read_config, read_index, weight_variant
 from retouch.run import loading
 
@@ -128,7 +128,7 @@ def _missing_weights(kind: type[ModelMixin | PreTrainedModel], folder: Path) -> 
         variant=weight_variant(folder),
         output_loading_info=True,
     )
-    return sorted(told["missing_keys"])
+    return sorted(name for name in told["missing_keys"] if not name.startswith(UNREAD))
 
 
 def _inspect_file(folder: Path) -> ModelInspection:
