@@ -11,6 +11,7 @@ from jaxtyping import Bool, UInt8
 from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, patches_from_frames, render_frames
+from retouch.errors import MethodError
 from retouch.models.picture_edit import PictureEditor
 from retouch.run import Run
 from retouch.tracking.register import RegisteredEdit, register_edit
@@ -93,6 +94,16 @@ def editor_answer(
     seed: int,
     run: Run,
 ) -> EditorAnswer:
-    """Ask the editor, or take its answer from the store."""
+    """Ask the editor, or take its answer from the store.
+
+    Raises:
+        MethodError: the answer is of another size.
+    """
     made = editor.edit(picture, prompt, mask=mask, references=references, seed=seed, run=run)
+    if made.shape != picture.shape:
+        (rows, columns), (high, wide) = made.shape[:2], picture.shape[:2]
+        raise MethodError(
+            f"the editor answered a {wide}x{high} picture with one of {columns}x{rows}",
+            hint="an editor of pictures gives back the size that it was given",
+        )
     return EditorAnswer(np.ascontiguousarray(made))
