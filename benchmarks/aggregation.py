@@ -41,7 +41,6 @@ STEPS, TIMED_STEPS = 500, 2
 TIMES: Final = 5
 """Times that ours is timed: at small sizes it takes milliseconds. The median counts."""
 T = TypeVar("T")
-View = tuple[Float[Tensor, "1 h w 2"], Float[Tensor, "3 h w"]]
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -50,7 +49,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return work(), time.process_time() - began
 
 
-def interpolated(views: Sequence[View], size: int) -> Float[Tensor, "k 3 size size"]:
+def interpolated(views: Sequence[released.View], size: int) -> Float[Tensor, "k 3 size size"]:
     """Return key frames interpolated over a square of texels, as the released code does."""
     made = []
     rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
@@ -65,7 +64,7 @@ def interpolated(views: Sequence[View], size: int) -> Float[Tensor, "k 3 size si
 
 
 def released_way(
-    views: Sequence[View], size: int, steps: int, weights: Sequence[Tensor] = ()
+    views: Sequence[released.View], size: int, steps: int, weights: Sequence[Tensor] = ()
 ) -> tuple[dict[str, Float[Tensor, "3 size size"]], Sequence[Tensor], dict[str, float]]:
     """Return the square of texels before and after the network, the network, and what the parts cost.
 
@@ -73,9 +72,7 @@ def released_way(
     """
     partials, interpolating = timed(lambda: interpolated(views, size))
     median = released.median_of(partials)
-    generator = torch.Generator().manual_seed(0)
-    scales = 1 / 27**0.5, 1 / (9 * 64) ** 0.5
-    first, second = ((torch.rand(64, 3, 3, 3, generator=generator) * 2 - 1) * scale for scale in scales)
+    first, second = released.new_network(0)
     trained, training = timed(lambda: released.trained(median, views, first, second, steps=steps))
     cost = {"griddata": interpolating, f"{STEPS} steps": training / steps * STEPS}
     found = weights or trained[:2]
@@ -83,8 +80,8 @@ def released_way(
 
 
 def compared(
-    atlas: Atlas, keys: Sequence[PaintedFrame], views: Sequence[View], crops: Sequence[tuple[slice, slice]],
-    size: int, steps: int, weights: Sequence[Tensor] = (),
+    atlas: Atlas, keys: Sequence[PaintedFrame], views: Sequence[released.View],
+    crops: Sequence[tuple[slice, slice]], size: int, steps: int, weights: Sequence[Tensor] = (),
 ) -> tuple[dict[str, float], Sequence[Tensor]]:  # fmt: skip
     """Return seconds and fits of both ways for the key frames of one layer, and the network."""
     squares, network, cost = released_way(views, size, steps, weights)
@@ -109,7 +106,7 @@ def parity_case(case: Case) -> dict[str, float]:
     video = Video(np.ascontiguousarray(np.asarray(frames).transpose(0, 3, 1, 2)), Fraction(10))
     atlas, _ = converted(trained, video, spacing=20.0, scale=1.5)
     cut, pushed, drawn = case.group(2), case.group(3), case.group(4)
-    keys, views, crops = list[PaintedFrame](), list[View](), list[tuple[slice, slice]]()
+    keys, views, crops = list[PaintedFrame](), list[released.View](), list[tuple[slice, slice]]()
     for i in range(case.count):
         t, rows, columns = case.crop(i)
         height, width = cut[f"g2.k{i}.alpha"].shape[1:]

@@ -208,8 +208,7 @@ class Video:
             yield part, self[part]
             release_pages(self.frames)
             release_pages(self.alpha)
-            if _TRIM is not None:
-                _TRIM(0)
+            trim_memory()
 
     def pixels(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -284,6 +283,12 @@ def release_pages(pictures: np.ndarray | None) -> None:
         below = below.base
     if isinstance(below, mmap.mmap):
         below.madvise(mmap.MADV_DONTNEED)
+
+
+def trim_memory() -> None:
+    """Give the system back what was freed: the pieces of one frame after another leave gaps otherwise."""
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def _to_bytes(pixels: Float[Tensor, "f 3 h w"]) -> UInt8[np.ndarray, "f 3 h w"]:

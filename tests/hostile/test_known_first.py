@@ -73,6 +73,9 @@ def files(shell: Shell, bouncing: Bouncing) -> Path:
         ((*ATLAS, "--mask", "key.png", "--background-reference", "cut.png"), "cut.png cannot be read"),
         ((*ATLAS, "--mask", "five.mkv", "--prompt", "a blue ball"), "has 5 masks; the clip has 8 frames"),
         ((*WORDS, "--mask", "five.mkv"), "has 5 masks; the clip has 8 frames"),
+        ((*KEYS, "--at", "8"), "key frame 8 is not in the clip | frames are 0 to 7"),
+        ((*KEYS, "--at", "3", "--at", "3"), "key frame 3 is named twice"),
+        ((*KEYS[:3], *KEYS[5:]), "nothing says what the object is"),
     ],
 )
 def test_a_frame_a_picture_or_a_mask_that_does_not_fit_is_refused_before_any_stage(
@@ -194,4 +197,11 @@ def test_what_edits_no_pictures_is_refused_before_any_stage(
     ended = shell(*method, "--editor", editor)
     assert ended.code == 3
     assert said in ended.err
+    assert not any((run / "events.jsonl").exists() for run in shell.runs)
+
+
+def test_what_reads_no_depth_is_refused_before_any_stage(shell: Shell) -> None:
+    ended = shell(*KEYS, "--edits", "both", "--depth", "tiny:sd-canny")
+    assert ended.code == 3
+    assert "tiny:sd-canny is a ControlNetModel, no depth model" in ended.err
     assert not any((run / "events.jsonl").exists() for run in shell.runs)

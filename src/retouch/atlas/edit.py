@@ -25,7 +25,7 @@ from retouch.atlas.pyramid import frame_blocks
 from retouch.atlas.textures import as_texture, sample_texture
 from retouch.errors import ParamsError
 from retouch.media.masks import soft_edge
-from retouch.video import Video, release_pages
+from retouch.video import Video, release_pages, trim_memory
 
 Mode = Literal["over", "delta", "replace"]
 
@@ -80,6 +80,14 @@ class TexturePatch:
         last = uv.new_tensor([self.picture.shape[2] - 1, self.picture.shape[1] - 1])[:, None, None]
         there = ((inside > -1) & (inside < last + 1)).all(1, keepdim=True)
         return sample_texture(self.picture, inside) * there
+
+    def positions(self) -> Float[Tensor, "1 2 v u"]:
+        """Return where the patch's own texels lie in the chart's texture."""
+        x, y = (
+            torch.arange(n).to(self.picture) / self.fineness + first
+            for n, first in zip(self.picture.shape[:0:-1], self.corner, strict=True)
+        )
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
 
 
 def painted_key(
@@ -392,6 +400,7 @@ def render_edit(
     for a, b in frame_blocks(0, len(video)):
         source = np.array(video.frames[a:b])
         release_pages(video.frames)
+        trim_memory()
         strengths = [period.strength(t) for t in range(a, b)]
         beside = direct(a, b) if direct and any(strengths) else None
         yield a, *render_frames(atlas, source, a, patches, mode, strengths, beside)

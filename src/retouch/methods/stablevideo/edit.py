@@ -11,12 +11,14 @@ The paper hands on what the one key frame before decided; here all of them do, a
 drawn anew. The paper aggregates by a median and a small network; here a texel is the least-squares answer to
 the key frames, weighted by how well each sees it. The paper shows both layers off the atlas; here the edit
 takes the place of one layer's colours in the source, so what it does not touch stays as it was, bit for bit.
-The background is edited in key frames as well, where the paper redraws its texture. In place of text and
-edges any editor of pictures may draw the key frames (`WordsAlone`). `released` has what the authors' code
-does.
+The background is edited in key frames as well, under edges or depth, where the paper redraws its texture. In
+place of text and edges any editor of pictures may draw the key frames (`WordsAlone`). `released` has what the
+authors' code does, and the paper's network.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 import cv2
 import numpy as np
@@ -51,10 +53,15 @@ from retouch.methods.stablevideo.layer import (
     without_light,
 )
 from retouch.methods.stablevideo.spec import StableVideoParams
+from retouch.models.annotate import DepthReader, depth_class
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.picture_edit import PictureEditor
+from retouch.models.refs import resolve
 from retouch.run import Edited, Run
-from retouch.video import Video, decibels
+from retouch.video import Video, decibels, release_pages
+
+DEPTH_CONTROLS: Final = {"sd15": "sd15-depth"}
+"""What holds a model to depth unless another is named."""
 
 
 @torch.no_grad()
@@ -86,7 +93,12 @@ def edit_with(
         if control is None:
             raise ParamsError("faithful holds edits to edges", hint="give the pipeline a controlnet")
         return released.edit(sd, control, atlas_of(video, params, run), video, params, run)
-    return edit_layers(video, params, WordsAndEdges(sd, control, params, run), run)
+    editor = WordsAndEdges(sd, control, params, run)
+    if params.depth is None:
+        return edit_layers(video, params, editor, run)
+    held = control_of(depth_control_of(params), params.edges, sd, run)
+    ground = replace(editor, control=held, depth=run.load(params.depth, DepthReader))
+    return edit_layers(video, params, editor, run, ground=ground)
 
 
 @torch.no_grad()
@@ -95,29 +107,43 @@ def edit_with_editor(editor: PictureEditor, video: Video, params: StableVideoPar
     return edit_layers(video, params, WordsAlone(editor, run), run)
 
 
-def edit_layers(video: Video, params: StableVideoParams, editor: KeyframeEditor, run: Run) -> Edited:
-    """Edit layer after layer of a clip in key frames, and show in every frame what they say together."""
+def edit_layers(
+    video: Video,
+    params: StableVideoParams,
+    editor: KeyframeEditor,
+    run: Run,
+    *,
+    ground: KeyframeEditor | None = None,
+) -> Edited:
+    """Edit layer after layer of a clip in key frames, and show in every frame what they say together.
+
+    `ground` edits the background, where that is another than `editor`.
+    """
     atlas = atlas_of(video, params, run)
     patches, agreements, extras = list[TexturePatch](), list[float](), dict[str, np.ndarray]()
     for layer in layers_to_edit(atlas, params):
-        keys, agreed = edit_keyframes(atlas, layer, video, editor, params, run)
+        drawing = (layer == len(atlas.names) - 1 and ground) or editor
+        keys, agreed = edit_keyframes(atlas, layer, video, drawing, params, run)
         agreements += agreed
-        patches += [
-            brush_out(atlas, extend_patch(atlas, patch), layer, video, params)
-            for patch in patches_from_frames(atlas, without_light(atlas, layer, keys), [layer])
-        ]
+        lit = without_light(atlas, layer, keys)
+        solved = patches_from_frames(atlas, lit, [layer])
+        if params.aggregation == "network":
+            solved = [released.patch_by_network(atlas, lit, patch, run) for patch in solved]
+        patches += [brush_out(atlas, extend_patch(atlas, patch), layer, video, params) for patch in solved]
         for key in keys:
             picture = (key.colours.movedim(0, 2) * 255).round().to(torch.uint8)
             extras[f"{atlas.names[layer]}-k{key.frame}"] = picture.numpy()
     frames = run.scratch("edited", video.frames.shape)
     touched = run.scratch("touched", (len(video), 1, video.height, video.width), np.bool_)
-    blocks = render_edit(atlas, video, patches, "replace")
+    blocks, reached = render_edit(atlas, video, patches, "replace"), 0
     for step in run.steps("render", range(0, len(video), 8)):
         start, made, where = next(blocks)
         assert start == step.item
         frames[start : start + len(made)], touched[start : start + len(made)] = made, where
-    share = float(np.mean([where.mean() for where in touched]))
-    figures = {"touched": share, "keyframes": float(len(extras))}
+        reached += int(where.sum())
+        release_pages(frames)
+        release_pages(touched)
+    figures = {"touched": reached / touched.size, "keyframes": float(len(extras))}
     if agreements:
         figures["agreement_db"] = float(np.mean(agreements))
     return Edited(video.like(frames), touched=touched, figures=figures, extras=extras)
@@ -226,17 +252,35 @@ def layers_to_edit(atlas: Atlas, params: StableVideoParams) -> list[int]:
     return {"object": [0], "background": [last], "both": [0, last]}[params.edits]
 
 
+def depth_control_of(params: StableVideoParams) -> str:
+    """Return the ControlNet that holds the background to its depth.
+
+    Raises:
+        ParamsError: none is named, and none is known for the model.
+    """
+    control = params.depth_control or DEPTH_CONTROLS.get(params.model)
+    if control is None:
+        raise ParamsError(
+            f"nothing holds {params.model} to depth",
+            hint="name a ControlNet that was made for it with --depth-control, or leave --depth out",
+        )
+    return control
+
+
 def preflight(clip: ClipFacts, params: StableVideoParams, tell: Listener) -> None:
     """Refuse what cannot be edited, before the clip is read.
 
     Raises:
         ParamsError: nothing says what the object is, or a key frame is not in the clip or named twice.
         ModelNotFound: the editor is not on this machine.
-        ModelMismatch: it edits no pictures.
+        ModelMismatch: it edits no pictures, or the depth model reads no depth.
     """
     del tell
     if params.editor is not None:
         check_editor(params.editor)
+    if params.depth is not None:
+        depth_class(params.depth)
+        resolve(depth_control_of(params))
     if not (params.atlas or params.mask or params.box or params.drawn):
         raise ParamsError(
             "nothing says what the object is", hint="give --mask, a --box with a stroke or two, or --atlas"

@@ -27,7 +27,7 @@ from retouch.diffusion.image_edit import descent, edit_picture, goal_of
 from retouch.diffusion.resize import resized
 from retouch.errors import EmptyMask
 from retouch.methods.stablevideo.spec import StableVideoParams
-from retouch.models.annotate import canny
+from retouch.models.annotate import DepthReader, canny
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.picture_edit import PictureEditor
 from retouch.run import Run
@@ -161,13 +161,9 @@ def brush_out(
         PaintedFrame(mark.frame, blank, torch.from_numpy(np.array(mark.drawn)).float()[None] / 255)
         for mark in drawn_marks(params.brush, video)
     ]
-    v, u = patch.picture.shape[1:]
-    x = torch.arange(u).to(patch.picture) / patch.fineness + patch.corner[0]
-    y = torch.arange(v).to(patch.picture) / patch.fineness + patch.corner[1]
-    uv = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
     for stroke in patches_from_frames(atlas, strokes, [layer]):
         if stroke.chart == patch.chart:
-            patch = replace(patch, picture=patch.picture * (1 - stroke.at(uv)[0, 3:]))
+            patch = replace(patch, picture=patch.picture * (1 - stroke.at(patch.positions())[0, 3:]))
     return patch
 
 
@@ -218,12 +214,14 @@ class KeyframeEditor(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class WordsAndEdges:
-    """A text-to-image model, held to the edges of the source: the paper's way."""
+    """A text-to-image model, held to the edges of the source, or to its depth: the paper's way."""
 
     sd: StableDiffusion
     control: Control | None
     params: StableVideoParams
     run: Run
+    depth: DepthReader | None = None
+    """What reads the depth that the control is shown; it is shown edges, if None."""
 
     @property
     def least(self) -> int:
@@ -253,6 +251,7 @@ class WordsAndEdges:
             negative_prompt=params.negative_prompt,
             sd=sd,
             control=self.control,
+            depth=self.depth,
             edges=params.edges,
             steps=params.steps,
             guidance=params.guidance,
@@ -323,6 +322,7 @@ def edit_keyframe(
     negative_prompt: str,
     sd: StableDiffusion,
     control: Control | None,
+    depth: DepthReader | None,
     edges: float,
     steps: int,
     guidance: float,
@@ -330,11 +330,11 @@ def edit_keyframe(
     noise: Float[Tensor, "1 4 y x"],
     run: Run,
 ) -> EditedKeyframe:
-    """Edit what is not known of a key frame under words and under the edges of the source; it is kept."""
+    """Edit what is not known of a key frame under words and the edges or depth of the source; it is kept."""
     height, width = source.shape[2:]
     size = sd.working_size(height, width)
     clip = Video(seen, fps=Fraction(1))
-    outline = canny(clip.like(resized(clip.like(source).pixels(), *size)).frames)
+    shown = clip.like(resized(clip.like(source).pixels(), *size)).frames
     with goal_of(sd, prompt, negative_prompt, guidance, run=run) as goal:
         made = edit_picture(
             resized(clip.pixels(sd.device), *size),
@@ -342,7 +342,7 @@ def edit_keyframe(
             goal,
             sd,
             run.steps("keyframe", descent(sd.schedule(steps), strength)),
-            edges=outline,
+            edges=canny(shown) if depth is None else depth.nearness(shown),
             control=control,
             scale=edges,
             known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,

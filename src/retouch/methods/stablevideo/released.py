@@ -10,8 +10,8 @@ frame is moved inside it; the released code cuts another place there.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, final
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias, final
 
 import cv2
 import numpy as np
@@ -23,13 +23,15 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from retouch.artifacts import artifact
 from retouch.atlas.atlas import Atlas, Chart
+from retouch.atlas.edit import PaintedFrame, TexturePatch, fetch_patch
 from retouch.atlas.mapping import PixelWindow
+from retouch.atlas.pyramid import frame_blocks
 from retouch.errors import ParamsError
 from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.models.image import Control, StableDiffusion
 from retouch.models.noise_path import Level, guided, step
 from retouch.run import Edited, Run
-from retouch.video import Video
+from retouch.video import Video, release_pages
 
 BORDER: Final = 30
 """Pixels around the object that its box takes in."""
@@ -43,6 +45,13 @@ TINY: Final = 1e-9
 """A texel this little outside a triangle lies on its edge."""
 LEAST_CROP: Final = 0.95
 """Share of a box's side that a random crop has at least."""
+NETWORK_STEPS, RATE, MOMENTUM = 500, 1e-3, 0.9
+"""How the aggregation network is trained."""
+SEEN: Final = 0.5
+"""Cover from which the network is shown a pixel, or the median a texel, as a key frame's own."""
+
+View: TypeAlias = tuple[Float[Tensor, "1 _ _ 2"], Float[Tensor, "3 _ _"]]
+"""A key frame: where its pixels lie in an atlas, between -1 and 1, and what they show."""
 
 
 @torch.no_grad()
@@ -56,19 +65,22 @@ def edit(
     """
     check_released(atlas)
     front, ground = atlas.charts
-    shares = atlas.shares(0, len(video))[0].cpu()
-    boxes = object_boxes(shares)
+    blocks = frame_blocks(0, len(video))
+    boxes = torch.cat([object_boxes(atlas.shares(a, b)[0].cpu(), first=a) for a, b in blocks])
     boxes[:, :2] = boxes[:, :2].clamp(min=0)
     chosen = params.at or tuple(dict.fromkeys((0, len(video) // 2, len(video) - 1)))
     crops = random_crops(boxes[list(chosen)], run.seed)
     size, partials, extras = max(front.texture.shape[1:]), list[Tensor](), dict[str, np.ndarray]()
+    views = list[View]()
     for t, (y, x, height, width) in zip(chosen, crops.tolist(), strict=True):
         rows, columns = slice(y, y + height), slice(x, x + width)
-        share, texels = shares[t, :, rows, columns], texels_of(front, t)[rows, columns]
+        share = atlas.shares(t, t + 1)[0][0, :, rows, columns].cpu()
+        texels = texels_of(front, t)[rows, columns]
+        grid = (2 * texels / size - 1)[None]
         source = torch.from_numpy(np.array(video.frames[t, :, rows, columns])).float() / 255
         drawn = drawn_keyframe(
             shown_to_model(bytes_of(source * share), sd.native),
-            bytes_of(read_at(partials[-1], (2 * texels / size - 1)[None])[0]) if partials else None,
+            bytes_of(read_at(partials[-1], grid)[0]) if partials else None,
             prompt=params.prompt,
             negative_prompt=params.negative_prompt,
             sd=sd,
@@ -83,13 +95,19 @@ def edit(
         extras[f"{atlas.names[0]}-k{t}"] = drawn.picture
         edited = share * numbers_of(bicubic(drawn.picture, height, width))
         partials.append(pushed(edited, texels, size))
-    texture = median_of(torch.stack(partials))[:, : front.texture.shape[1], : front.texture.shape[2]]
+        views.append((grid, edited))
+    texture = median_of(torch.stack(partials))
+    if params.aggregation == "network":
+        texture = aggregate_by_network(texture, views, seed=run.seed, run=run).texture
+    texture = texture[:, : front.texture.shape[1], : front.texture.shape[2]]
     frames = run.scratch("edited", video.frames.shape)
     for reached in run.steps("render", range(len(video))):
         t = reached.item
         over = read_at(texture, _between_edges(texels_of(front, t), texture))[0]
         under = read_at(ground.texture.cpu(), _between_edges(texels_of(ground, t), ground.texture))[0]
-        frames[t] = bytes_of(shares[t] * over + (1 - shares[t]) * under).transpose(2, 0, 1)
+        share = atlas.shares(t, t + 1)[0][0].cpu()
+        frames[t] = bytes_of(share * over + (1 - share) * under).transpose(2, 0, 1)
+        release_pages(frames)
     return Edited(video.like(frames), figures={"keyframes": float(len(chosen))}, extras=extras)
 
 
@@ -186,15 +204,17 @@ def numbers_of(picture: UInt8[np.ndarray, "h w c"]) -> Float[Tensor, "c h w"]:
 
 
 def object_boxes(
-    share: Float[Tensor, "f 1 h w"], *, border: int = BORDER, least: int = LEAST_SIDE
+    share: Float[Tensor, "f 1 h w"], *, border: int = BORDER, least: int = LEAST_SIDE, first: int = 0
 ) -> Int[Tensor, "f 4"]:
     """Return each frame's box around its solid pixels, as y, x, height and width; it may begin below 0.
+
+    `first` is the number of the first frame.
 
     Raises:
         ParamsError: a frame has no solid pixel.
     """
     boxes = []
-    for t, solid in enumerate(share[:, 0] >= SOLID):
+    for t, solid in enumerate(share[:, 0] >= SOLID, first):
         if not solid.any():
             raise ParamsError(
                 f"frame {t} shows no solid pixel of the object",
@@ -420,26 +440,100 @@ def aggregated(
     return atlas + F.conv_transpose2d(F.conv2d(atlas[None], first, padding=1).relu(), second, padding=1)[0]
 
 
+def new_network(seed: int) -> list[Float[Tensor, "64 3 3 3"]]:
+    """Return the weights that the aggregation network begins with: PyTorch's usual ones."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = 1 / 27**0.5, 1 / (9 * 64) ** 0.5
+    return [(torch.rand(64, 3, 3, 3, generator=generator) * 2 - 1) * scale for scale in scales]
+
+
 def trained(
     atlas: Float[Tensor, "3 v u"],
-    views: Sequence[tuple[Float[Tensor, "1 h w 2"], Float[Tensor, "3 h w"]]],
+    views: Sequence[View],
     first: Float[Tensor, "64 3 3 3"],
     second: Float[Tensor, "64 3 3 3"],
     *,
-    steps: int = 500,
+    steps: int = NETWORK_STEPS,
 ) -> tuple[Float[Tensor, "64 3 3 3"], Float[Tensor, "64 3 3 3"], list[float]]:
     """Train the aggregation network on key frames, (positions, picture); return it and the losses."""
-    weights = [first.clone().requires_grad_(), second.clone().requires_grad_()]
-    optimizer = torch.optim.SGD(weights, lr=1e-3, momentum=0.9)
-    losses = []
+    weights = [first.clone(), second.clone()]
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    losses = [train_step(atlas, views, weights, momenta) for _ in range(steps)]
+    return weights[0], weights[1], losses
+
+
+def train_step(
+    atlas: Float[Tensor, "3 v u"], views: Sequence[View], weights: list[Tensor], momenta: list[Tensor]
+) -> float:
+    """Change the network's weights and their momenta in place by a step; return the loss before it.
+
+    The loss sums over key frames the mean difference between what the atlas shows in one and the key frame.
+    """
     with torch.enable_grad():
-        for _ in range(steps):
-            made = aggregated(atlas, *weights)
-            loss = torch.stack(
-                [(read_at(made, grid)[0] - wanted).abs().mean() for grid, wanted in views]
-            ).sum()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(float(loss.detach()))
-    return weights[0].detach(), weights[1].detach(), losses
+        now = [weight.clone().requires_grad_() for weight in weights]
+        made = aggregated(atlas, *now)
+        loss = torch.stack([(read_at(made, grid)[0] - wanted).abs().mean() for grid, wanted in views]).sum()
+        slopes = torch.autograd.grad(loss, now)
+    for weight, momentum, slope in zip(weights, momenta, slopes, strict=True):
+        momentum.mul_(MOMENTUM).add_(slope)
+        weight.add_(momentum, alpha=-RATE)
+    return float(loss.detach())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AggregatedTexture:
+    """What the trained network makes of the median of key frames."""
+
+    texture: Float[Tensor, "3 v u"]
+    losses: Float[Tensor, " steps"]
+    """Before each step."""
+
+
+@artifact("aggregation", version=1)
+def aggregate_by_network(
+    median: Float[Tensor, "3 v u"], views: Sequence[View], *, seed: int, run: Run
+) -> AggregatedTexture:
+    """Train the network on key frames and apply it to their median; it is kept.
+
+    What the network makes is cut to the colours that there are; the released code lets them wrap.
+    """
+    weights, losses = [weight.to(median) for weight in new_network(seed)], torch.zeros(NETWORK_STEPS)
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    state = {"first": weights[0], "second": weights[1], "losses": losses}
+    state |= {"momentum 1": momenta[0], "momentum 2": momenta[1]}
+    for at in run.resumable("aggregation", range(NETWORK_STEPS), state, every=25):
+        losses[at.index] = train_step(median, views, weights, momenta)
+    return AggregatedTexture(aggregated(median, *weights).clamp(0, 1), losses)
+
+
+def patch_by_network(
+    atlas: Atlas, keys: Sequence[PaintedFrame], solved: TexturePatch, run: Run
+) -> TexturePatch:
+    """Return a patch with the colours of the paper's aggregation in place of those that were solved.
+
+    A texel's median is over the key frames that show it, and key frames count where they show the layer
+    alone; on the square of the released code what a key frame did not see, and its black surround, count too.
+    """
+    chart, layers, views = atlas.charts[solved.chart], list[Tensor](), list[View]()
+    size = solved.picture.new_tensor([solved.picture.shape[2], solved.picture.shape[1]])
+    for key in (key for key in keys if chart.covers(key.frame)):
+        part = chart.part(key.frame, key.frame + 1)
+        window = part.window()
+        uv = part.uv(window)
+        own = ((window.cut(key.cover[None].to(uv)) > SEEN) & (solved.at(uv)[:, 3:] > SEEN))[0, 0]
+        fetched = fetch_patch(atlas, solved.chart, key)
+        if fetched is None or not own.any():
+            continue
+        shown = fetched.at(solved.positions())[0]
+        layers.append(torch.where(shown[3:] > SEEN, shown[:3] / shown[3:], torch.nan))
+        texels = (uv[0].movedim(0, 2)[own] - uv.new_tensor(solved.corner)) * solved.fineness
+        grid = 2 * (texels + 0.5) / size - 1
+        views.append((grid[None, :, None], window.cut(key.colours[None].to(uv))[0][:, own][..., None]))
+    if not views:
+        return solved
+    colours, cover = solved.picture[:3] / solved.picture[3:].clamp(min=TINY), solved.picture[3:]
+    median = torch.stack(layers).nanmedian(0).values
+    median = torch.where(median.isnan(), colours, median)
+    made = aggregate_by_network(median, views, seed=run.seed, run=run).texture.to(cover)
+    return replace(solved, picture=torch.cat([made * cover, cover]))

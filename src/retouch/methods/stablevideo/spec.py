@@ -68,6 +68,29 @@ class StableVideoParams(Params):
     model: Model = "tiny:sd"
     control: Control = "tiny:sd-canny"
     edges: EdgeScale = 1.0
+    depth: (
+        Annotated[
+            str,
+            Role.WEIGHTS,
+            Field(
+                min_length=1,
+                description="A depth model, such as DPT: it holds the background, in place of edges.",
+            ),
+        ]
+        | None
+    ) = None
+    depth_control: (
+        Annotated[
+            str,
+            Role.WEIGHTS,
+            Field(min_length=1, description="The ControlNet for depth; sd15-depth for sd15, if empty."),
+        ]
+        | None
+    ) = None
+    aggregation: Literal["solve", "network"] = Field(
+        default="solve",
+        description="How key frames become one texture: solved, or by the paper's median and network.",
+    )
     steps: Steps = 20
     guidance: Guidance = 5.0
     strength: Strength = 0.8
@@ -81,6 +104,18 @@ class StableVideoParams(Params):
     editor: Editor | None = None
     editor_steps: EditorSteps | None = None
     editor_guidance: EditorGuidance | None = None
+
+    @model_validator(mode="after")
+    def _depth_holds_the_background(self) -> Self:
+        if self.depth is not None:
+            if self.edits == "object":
+                raise ValueError("depth holds the background: give edits background, or both")
+            if self.editor is not None or not self.edges:
+                what = "edges is 0" if self.editor is None else "editor draws freely"
+                raise ValueError(f"{what}, so depth would hold nothing; leave one of them out")
+        elif self.depth_control is not None:
+            raise ValueError("depth_control is shown depth: give depth, the model that reads it")
+        return self
 
     @model_validator(mode="after")
     def _released_knows_less(self) -> Self:

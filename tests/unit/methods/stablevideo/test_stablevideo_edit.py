@@ -1,6 +1,7 @@
 """StableVideo from words to a clip, with the embedded models on a clip of the world."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
+from safetensors.torch import load_file
 from tests.unit.methods.conftest import SwapsColours
+from tests.unit.models.test_annotate import depth_model
 
 from retouch.atlas.atlas import PackedMattes, pack_matte
 from retouch.atlas.prepare import atlas_for
-from retouch.errors import EmptyMask, MethodError, ModelMismatch, ModelNotFound, ParamsError
-from retouch.events import Event, Notice, Reused
+from retouch.errors import Cancelled, EmptyMask, MethodError, ModelMismatch, ModelNotFound, ParamsError
+from retouch.events import Advanced, Event, Notice, Reused
 from retouch.media.io import write, write_picture
 from retouch.media.probe import probe
 from retouch.methods.stablevideo.edit import (
@@ -24,8 +28,11 @@ from retouch.methods.stablevideo.edit import (
     preflight,
 )
 from retouch.methods.stablevideo.layer import WordsAndEdges, choose_keyframes
+from retouch.methods.stablevideo.released import NETWORK_STEPS
 from retouch.methods.stablevideo.spec import SPEC, StableVideoParams
+from retouch.models.annotate import DepthReader, canny
 from retouch.models.image import Control, StableDiffusion
+from retouch.models.refs import resolve
 from retouch.params import of_part
 from retouch.run import Run
 from retouch.testing import Bouncing
@@ -307,3 +314,126 @@ def test_a_clip_without_word_of_an_object_is_refused(bouncing: Bouncing, tmp_pat
 def test_key_frames_are_counted_from_the_part_of_a_clip() -> None:
     filled = SPEC.fill({"prompt": "a ball", "at": (4, 5)})
     assert of_part(filled, range(3, 6)).model_dump()["at"] == (1, 2)
+
+
+def depth_control(folder: Path) -> Path:
+    """A ControlNet for `tiny:sd` that could be for depth: its weights are those for edges."""
+    shutil.copytree(resolve("tiny:sd-canny"), folder)
+    return folder
+
+
+def test_the_background_is_held_to_its_depth_and_the_object_to_its_edges(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    run = run_in(tmp_path, seed=8)
+    depth, held = str(depth_model(tmp_path / "depth")), str(depth_control(tmp_path / "control"))
+    told = {"depth": depth, "depth_control": held, "edits": "both", "at": (1,), "steps": 2}
+    shown: dict[str, list[torch.Tensor]] = {"edges": [], "depth": []}
+    networks = {"edges": run.load("tiny:sd-canny", Control), "depth": run.load(held, Control)}
+
+    def keep(name: str, _net: object, _args: object, given: dict[str, torch.Tensor]) -> None:
+        shown[name].append(given["controlnet_cond"])
+
+    hooks = [
+        control.net.register_forward_pre_hook(partial(keep, name), with_kwargs=True)
+        for name, control in networks.items()
+    ]
+    try:
+        edit(drawn.video, params(drawn, tmp_path, **told), run)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    source = np.array(drawn.video.frames[1:2])
+    assert len(shown["edges"]) == len(shown["depth"]) == 2
+    assert torch.equal(shown["edges"][0], canny(source))
+    assert torch.equal(shown["depth"][0], run.load(depth, DepthReader).nearness(source))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"depth": "tiny:sd-canny", "depth_control": "tiny:sd-canny"}, "no depth model"),
+        ({"depth": "DEPTH"}, "nothing holds tiny:sd to depth"),
+        ({"depth": "DEPTH", "model": "sd15"}, "ControlNet for depth, Stable Diffusion 1.5 is not on this"),
+        ({"depth": "DEPTH", "depth_control": "./nowhere"}, "no folder ./nowhere"),
+    ],
+)
+def test_what_cannot_hold_a_background_to_depth_is_refused_before_the_clip_is_read(
+    given: dict[str, object], said: str, bouncing: Bouncing, tmp_path: Path
+) -> None:
+    model = str(depth_model(tmp_path / "depth"))
+    given = {name: model if value == "DEPTH" else value for name, value in given.items()}
+    filled = SPEC.fill({"prompt": "a ball", "box": ("0:1,1 9,9",), "edits": "background", **given})
+    assert isinstance(filled, StableVideoParams)
+    with pytest.raises((ParamsError, ModelMismatch, ModelNotFound), match=said):
+        preflight(probe(write(bouncing.video[:4], tmp_path / "clip.mkv")), filled, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"depth": "x"}, "give edits background, or both"),
+        ({"depth": "x", "edits": "both", "editor": "tiny:sd"}, "editor draws freely"),
+        ({"depth": "x", "edits": "both", "edges": 0}, "edges is 0"),
+        ({"depth_control": "x"}, "give depth"),
+    ],
+)
+def test_a_depth_that_would_hold_nothing_is_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ParamsError, match=said):
+        SPEC.fill({"prompt": "a ball", **given})
+
+
+def test_a_control_of_another_base_model_is_refused_before_the_clip_is_taken_apart(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    events: list[Event] = []
+    net = ControlNetModel(
+        down_block_types=("DownBlock2D",), block_out_channels=(32,), norm_num_groups=8, cross_attention_dim=8
+    )
+    net.save_pretrained(tmp_path / "other")
+    given = params(drawn, tmp_path, control=str(tmp_path / "other"))
+    with pytest.raises(ModelMismatch, match="made for another base model"):
+        edit(drawn.video, given, run_in(tmp_path, listen=events.append))
+    assert not any("atlas" in str(event) for event in events)
+
+
+def test_an_answer_of_another_size_is_refused_and_what_was_made_before_is_kept(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run], swaps_colours: SwapsColours
+) -> None:
+    swaps_colours.instead = np.zeros((32, 64, 3), np.uint8)
+    swaps_colours.identity = "answers half a picture"
+    with pytest.raises(MethodError, match="64x32"):
+        edit_with_editor(swaps_colours, drawn.video, params(drawn, tmp_path, at=(0,)), run_in(tmp_path))
+    events: list[Event] = []
+    swaps_colours.instead, swaps_colours.identity = None, "swaps colours after all"
+    run = run_in(tmp_path, listen=events.append)
+    made = edit_with_editor(swaps_colours, drawn.video, params(drawn, tmp_path, at=(0,)), run)
+    assert made.figures["keyframes"] == 1
+    assert any(isinstance(e, Reused) and e.kind == "atlas" for e in events)
+
+
+@pytest.mark.slow
+def test_the_papers_network_learns_what_key_frames_show_and_goes_on_after_a_stop(
+    drawn: Clip, tmp_path: Path, run_in: Callable[..., Run]
+) -> None:
+    """Key frames of their own noise agree on little; the closed form is another picture."""
+    told = {"at": (0, 3), "carry": "none", "aggregation": "network"}
+    events: list[Event] = []
+
+    def halfway() -> bool:
+        return any(isinstance(e, Advanced) and e.stage == "aggregation" and e.done >= 100 for e in events)
+
+    run = run_in(tmp_path, listen=events.append, stopped=halfway)
+    with pytest.raises(Cancelled):
+        edit(drawn.video, params(drawn, tmp_path, **told), run)
+    events.clear()
+    made = edit(drawn.video, params(drawn, tmp_path, **told), run_in(tmp_path, listen=events.append))
+    taken_up = next(e for e in events if isinstance(e, Advanced) and e.stage == "aggregation")
+    assert taken_up.done == 100
+    whole = edit(drawn.video, params(drawn, tmp_path, **told), Run.alone(tmp_path / "whole"))
+    assert np.array_equal(made.video.frames, whole.video.frames)
+    solved = edit(drawn.video, params(drawn, tmp_path, **{**told, "aggregation": "solve"}), run_in(tmp_path))
+    assert not np.array_equal(made.video.frames, solved.video.frames)
+    kept = next((tmp_path / "whole" / "store" / "aggregation").glob("*/tensors.safetensors"))
+    losses = next(t for t in load_file(kept).values() if t.shape == (NETWORK_STEPS,))
+    assert float(losses[-50:].mean()) < 0.9 * float(losses[0])
