@@ -107,7 +107,8 @@ class Clips:
         folder = self.place(clip)
         facts: dict[str, Any] = json.loads((folder / "clip.json").read_text(encoding="utf-8"))
         path = Path(facts["path"])
-        if not path.exists() or facts["stamp"] != file_stamp(path):
+        known = facts.get("stamp")  # what an earlier version kept has none
+        if not path.exists() or known not in (None, file_stamp(path)):
             raise NotThere(f"{facts['name']} is not what it was when it was opened", hint="Open it again.")
         painted = sorted(int(path.stem) for path in folder.glob("keys/[0-9]*.png"))
         return {**facts, "painted": {at: str(folder / f"keys/{at}.png") for at in painted}}

@@ -134,6 +134,16 @@ def test_what_is_being_written_or_forgotten_is_in_no_list(clips: Clips) -> None:
     assert list(clips.about(CLIP)["painted"]) == [3]
 
 
+def test_a_clip_is_listed_while_its_file_is_the_same_and_what_earlier_versions_kept_too(clips: Clips) -> None:
+    about = clips.folder / CLIP / "clip.json"
+    facts = json.loads(about.read_text())
+    about.write_text(json.dumps({name: fact for name, fact in facts.items() if name != "stamp"}))
+    assert [clip["id"] for clip in clips.listed()] == [CLIP]
+    about.write_text(json.dumps(facts))
+    Path(facts["path"]).write_bytes(b"another clip")
+    assert clips.listed() == []
+
+
 def test_paint_that_is_forgotten_while_it_is_laid_stays_forgotten(clips: Clips, tmp_path: Path) -> None:
     begun = threading.Event()
 
