@@ -258,7 +258,7 @@ def in_place_of(
 
     The words say neither: a model draws what they name as large as it is let, and not quite in the middle.
     """
-    (low, high), (new_low, new_high) = (box_around(matte[0], 0.5) for matte in (old, shape))
+    (low, high), (new_low, new_high) = (box_around(m[0], float(m.max()) / 2) for m in (old, shape))
     size = ((high - low).prod() / (new_high - new_low).prod()).sqrt().clamp(max=1)
     y, x = (torch.arange(side).to(edited) for side in edited.shape[-2:])
     off = torch.stack(torch.meshgrid(x, y, indexing="xy")) - (low + high)[:, None, None] / 2

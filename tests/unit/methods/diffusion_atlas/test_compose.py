@@ -168,6 +168,8 @@ def test_a_new_object_stands_where_the_old_one_stood_and_is_no_larger() -> None:
         assert abs(float(matte.sum() - old.sum())) < 0.1 * float(old.sum())
         assert float((picture - green).abs()[..., 13:23, 15:25].max()) < BYTE
         assert float((picture - ground).abs()[..., :8, :].max()) < BYTE
+    _, matte = in_place_of(0.4 * old, block(20, 36) * green, 0.4 * block(20, 36), ground)  # smoke and glass
+    assert float((matte - 0.4 * old).abs().max()) < BYTE
     smaller = block(30, 38)
     _, matte = in_place_of(old, smaller * green, smaller, ground)
     assert float((matte - block(14, 22)).abs().max()) < BYTE
