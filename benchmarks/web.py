@@ -6,12 +6,14 @@
     python benchmarks/web.py carry                          paint shown in another frame, and a cut-out
     python benchmarks/web.py docs --pictures docs/images    the pictures of the page in the docs
     python benchmarks/web.py memory                         of server and page: 3,000 frames, 100 strokes
+    python benchmarks/web.py start                          until the page is there and can be worked with
 
 CLIP has 61 frames or more; a box over its middle is the object. Needs what the tests of the page need.
 """
 
 import argparse
 import io
+import re
 import statistics
 import sys
 import tempfile
@@ -29,8 +31,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "plugins")]
 
-from page_server import PageServer, page_server  # noqa: E402 - what lies there
-from page_tasks import ByKeyboard, ByMouse, Hand, Job, Stage, do_tasks, wait_until  # noqa: E402
+from page_server import PageServer, page_server, resident  # noqa: E402 - what lies there
+from page_tasks import ByKeyboard, ByMouse, Hand, Job, Stage, do_tasks, heap, wait_until  # noqa: E402
 
 from retouch.media.io import read, write  # noqa: E402
 from retouch.testing import bouncing  # noqa: E402
@@ -261,22 +263,33 @@ def memory(browser: Browser, folder: Path) -> None:
         print(row("and all taken back", before, taken(page, server)))
 
 
+def start(browser: Browser, folder: Path) -> None:
+    """Time how long it takes until the page is there, and until a first clip is shown exactly."""
+    clip = write(bouncing().video, folder / "clip.mp4")
+    told: dict[str, list[float]] = {}
+    for number in range(5):
+        for what, mark, given in (("the page", "#form .summary", ()), ("a clip", "#exact", (clip,))):
+            began = time.monotonic()
+            with page_server(folder / f"{what}-{number}", *given) as server:
+                page = browser.new_page()
+                page.goto(server.address)
+                expect(page.locator(mark)).to_have_text(
+                    "exact" if given else re.compile("."), timeout=PATIENCE
+                )
+                told.setdefault(what, []).append(time.monotonic() - began)
+                page.close()
+    for what, seconds in told.items():
+        print(f"{what}: {statistics.median(seconds):.1f} s, at most {max(seconds):.1f} s")
+
+
 def taken(page: Page, server: PageServer) -> tuple[float, float, float]:
     """Return the megabytes of the server, of the page's process and of its scripts, after a collection."""
-    session = page.context.new_cdp_session(page)
-    session.send("HeapProfiler.collectGarbage")
-    session.send("Performance.enable")
-    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    scripts = heap(page)
     processes = page.context.browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")[
         "processInfo"
     ]
     renderers = [each["id"] for each in processes if each["type"] == "renderer"]
-    return resident(server.process.pid), max(map(resident, renderers)), metrics["JSHeapUsedSize"] / 1e6
-
-
-def resident(pid: int) -> float:
-    """Return the megabytes of main memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+    return server.resident(), max(map(resident, renderers)), scripts
 
 
 def row(name: str, before: tuple[float, ...], after: tuple[float, ...]) -> str:
@@ -289,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("tasks", "strokes", "carry", "memory", "docs"))
+    parser.add_argument("what", choices=("tasks", "strokes", "carry", "memory", "start", "docs"))
     parser.add_argument("clip", nargs="?", type=Path)
     parser.add_argument("--pictures", type=Path)
     given = parser.parse_args()
@@ -301,7 +314,9 @@ def main() -> None:
         elif given.what == "docs":
             docs(browser, folder, given.pictures)
         else:
-            {"strokes": strokes, "carry": carry, "memory": memory}[given.what](browser, folder)
+            {"strokes": strokes, "carry": carry, "memory": memory, "start": start}[given.what](
+                browser, folder
+            )
         browser.close()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,25 @@ from page_server import PageServer, page_server
 
 for needed in ("starlette", "uvicorn", "playwright"):
     pytest.importorskip(needed, reason="the extra `web` or playwright is not installed")
-from page_tasks import PATIENCE, ByKeyboard, ByMouse, Job, Stage, choose, do_tasks, wait_until
+from page_tasks import (
+    PATIENCE,
+    ByKeyboard,
+    ByMouse,
+    Job,
+    Point,
+    Stage,
+    choose,
+    do_tasks,
+    heap,
+    scrub,
+    wait_until,
+)
 from PIL import Image
 from playwright.sync_api import Browser, Dialog, Locator, Page, Route, expect, sync_playwright
 
 from retouch.media.io import read, read_frame, read_picture, write
 from retouch.testing import Bouncing
+from retouch.video import Video
 from retouch.world import Change, Clip, Scene, edited_clip
 
 AXE = Path(__file__).parents[2] / ".venv/node/node_modules/axe-core/axe.min.js"
@@ -90,6 +105,8 @@ def page(browser: Browser, server: PageServer, asked: list[str]) -> Iterator[Pag
     expect(page.locator("#exact")).to_have_text("exact")
     yield page
     assert not faults
+    ours = f"http://127.0.0.1:{server.port}/"
+    assert [url for url in asked if not url.startswith((ours, f"blob:{ours}"))] == []
     context.close()
 
 
@@ -108,8 +125,13 @@ def bitmap(page: Page) -> str:
     return str(found)
 
 
-def first_run(page: Page) -> Locator:
-    return page.locator("#runs li").first
+def start_run(page: Page) -> Locator:
+    """Run what is set, and return the row of that run."""
+    with page.expect_response(
+        lambda answer: answer.request.method == "POST" and "/runs" in answer.url
+    ) as told:
+        page.locator("#run").click()
+    return page.locator(f"#runs li[data-run='{told.value.json()['run']}']")
 
 
 def box_of(bouncing: Bouncing, frame: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -117,45 +139,119 @@ def box_of(bouncing: Bouncing, frame: int) -> tuple[tuple[float, float], tuple[f
     return (columns.min() - 2.0, rows.min() - 2.0), (columns.max() + 2.0, rows.max() + 2.0)
 
 
+def write_car(folder: Path, height: int, width: int, grain: float) -> tuple[Path, Point, Point]:
+    """Write a clip of a car, and return a box around it in frame 4; with grain it also shakes."""
+    still = 8 if grain else 0
+    car = Clip.of(Scene.of("a red car on bricks", 3), 6, (height + 2 * still, width + 2 * still))
+    draw = np.random.default_rng(4)
+    shakes = still + draw.integers(-still, still + 1, (6, 2))
+    mask = np.maximum.reduce(
+        [m for m, layer in zip(car.masks, car.layers, strict=True) if "car" in layer.name]
+    )
+    frames, masks = (
+        np.stack([
+            each[:, v : v + height, u : u + width] for each, (v, u) in zip(clip, shakes, strict=True)
+        ])
+        for clip in (car.video.frames, mask)
+    )  # fmt: skip
+    noisy = np.clip(np.rint(frames + draw.normal(0, grain, frames.shape)), 0, 255).astype(np.uint8)
+    rows, columns = np.nonzero(masks[4, 0])
+    clip = write(Video(noisy, Fraction(12)), folder / f"car-{height}.mp4")
+    return clip, (columns.min() - 2.0, rows.min() - 2.0), (columns.max() + 2.0, rows.max() + 2.0)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("height", "width", "grain"), [(64, 64, 0.0), (480, 854, 4.0)], ids=["drawn", "as filmed"]
+)
 def test_a_persons_way_ends_with_the_bytes_of_the_command_line(
-    page: Page, server: PageServer, asked: list[str], bouncing: Bouncing, shell: Shell, tmp_path: Path
+    page: Page,
+    shell: Shell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    height: int,
+    width: int,
+    grain: float,
 ) -> None:
-    for _ in range(4):
-        page.keyboard.press("ArrowRight")
-    expect(page.get_by_role("slider", name="Frame")).to_have_attribute("aria-valuetext", "frame 4 of 8")
+    clip, first, last = write_car(tmp_path, height, width, grain)
+    choose(page, ByMouse(page), page.locator("#open"), clip)
+    expect(page.locator("#clip option:checked")).to_have_text(clip.name)
     expect(page.locator("#exact")).to_have_text("exact")
-    stage, (first, last) = Stage(page), box_of(bouncing, 4)
-    middle = ((first[0] + last[0]) / 2, (first[1] + last[1]) / 2)
-    page.locator("#brush input[type=range]").first.fill("5")
-    stage.drag((middle[0] - 4, middle[1]), middle, (middle[0] + 4, middle[1]))
+    slider = page.get_by_role("slider", name="Frame")
+    place = slider.bounding_box()
+    assert place
+    for share in (0.05, 0.3, 0.95, 4.5 / 6):
+        page.mouse.move(place["x"] + share * place["width"], place["y"] + 20)
+        page.mouse.down()  # held: scrubbing
+    page.mouse.up()
+    expect(slider).to_have_attribute("aria-valuetext", "frame 4 of 6")
+    expect(page.locator("#exact")).to_have_text("exact")
+    stage, (u, v) = Stage(page), ((first[0] + last[0]) / 2, (first[1] + last[1]) / 2)
+    reach = (last[0] - first[0]) / 6
+    page.locator("#brush input[type=range]").first.fill(str(round(reach)))
+    stage.drag((u - reach, v), (u, v), (u + reach, v))
     expect(page.locator(".keys button")).to_have_text("◆4")
     page.keyboard.press("m")
     stage.drag(first, last)
     expect(page.locator("#marks li")).to_have_count(1)
+    wait_until(page, "async () => (await import('/static/stage.js')).isCut()")
     expect(page.locator("#plan")).to_contain_text("Needs")
-    page.locator("#run").click()
-    expect(first_run(page)).to_have_class("done")
-    first_run(page).get_by_text("Compare").click()
+    page.evaluate(WATCH_PROGRESS)
+    run = start_run(page)
+    expect(run).to_have_class("done")
+    shares: dict[str, list[float]] = page.evaluate("window.shares")
+    assert any(len(set(seen)) > 2 and seen == sorted(seen) for seen in shares.values()), shares
+    run.get_by_text("Compare").click()
     expect(page.locator("#comparing")).to_contain_text("bit for bit")
     with page.expect_download() as download:
-        first_run(page).get_by_text("Download").click()
+        run.get_by_text("Download").click()
     download.value.save_as(tmp_path / "result.mp4")
     with page.expect_download() as saved:
         page.locator("#save-request").click()
     saved.value.save_as(tmp_path / "request.json")
     request = json.loads((tmp_path / "request.json").read_text())
     (tmp_path / "request.json").write_text(json.dumps({**request, "out": str(tmp_path / "again.mp4")}))
-    os.environ["OMP_NUM_THREADS"] = "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     again = shell("edit", "--from", tmp_path / "request.json")
     assert again.code == 0, again.err
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "result.mp4").read_bytes()
     page.keyboard.press("\\")
     page.locator("#carry").check()
     page.keyboard.press("Home")
-    page.wait_for_timeout(1000)
+    wait_until(page, "async () => (await import('/static/stage.js')).isCarried()")
     expect(page.locator("#cutout-note")).to_be_empty()
-    ours = f"http://127.0.0.1:{server.port}/"
-    assert [url for url in asked if not url.startswith((ours, f"blob:{ours}"))] == []
+
+
+WATCH_PROGRESS = """() => {
+  window.shares = {};
+  new MutationObserver(() => {
+    const bar = document.querySelector('#runs li progress');
+    if (bar) (window.shares[bar.getAttribute('aria-label')] ??= []).push(bar.value);
+  }).observe(document.getElementById('runs'), { childList: true, subtree: true });
+}"""
+"""Keeps how far the first run is said to be, by what it is at."""
+
+
+def test_a_layer_with_no_paint_on_it_makes_no_edit(page: Page) -> None:
+    told = """async () => {
+      await (await import('/static/panels.js')).save();
+      const { keyframe = [] } = (await import('/static/form.js')).request().params;
+      return keyframe.some((each) => each.startsWith('2='));
+    }"""
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.locator("#add-layer").click()
+    expect(page.locator(".keys button", has_text="◆2")).to_have_count(1)
+    assert not page.evaluate(told)
+    page.keyboard.press("b")
+    Stage(page).drag((20, 20), (24, 24))
+    assert page.evaluate(told)
+    page.keyboard.press("Control+z")
+    assert not page.evaluate(told)
+    page.keyboard.press("Control+z")
+    expect(page.locator(".keys button", has_text="◆2")).to_have_count(0)
+    assert not page.evaluate(told)
 
 
 def test_two_hundred_operations_are_undone_and_redone_exactly(page: Page) -> None:
@@ -286,7 +382,7 @@ def test_the_small_copy_is_shown_at_the_frame_that_is_asked_for(
     page: Page, server: PageServer, tmp_path: Path
 ) -> None:
     order = random.Random(3).sample(range(FRAMES), 50)
-    for path in write_kinds(tmp_path)[:3]:
+    for path in write_kinds(tmp_path):
         open_clip(page, server, path)
         shown = page.evaluate(
             """async (order) => {
@@ -343,8 +439,15 @@ def test_a_picture_that_is_dropped_on_the_timeline_lies_on_the_frame_there(page:
     assert edges(page) == [0, 0, 64, 64]
 
 
+def differs_in(clip: Clip, edited: Clip, frame: int) -> np.ndarray:
+    """Return where a frame of the true edit is another one."""
+    return np.asarray((clip.video.frames[frame] != edited.video.frames[frame]).any(0))
+
+
 @pytest.mark.timeout(900)
-def test_a_frame_that_is_edited_by_words_gets_a_layer(page: Page, server: PageServer, tmp_path: Path) -> None:
+def test_a_frame_that_is_edited_by_words_gets_a_layer_that_every_frame_follows(
+    page: Page, server: PageServer, tmp_path: Path
+) -> None:
     clip = Clip.of(Scene.sample(2 * 10**9 + 3), 4, 64)
     edited = edited_clip(clip, Change.parse("colour=green"))
     rows, columns = np.nonzero((clip.video.frames[1] != edited.video.frames[1]).any(0))
@@ -387,6 +490,30 @@ def test_a_frame_that_is_edited_by_words_gets_a_layer(page: Page, server: PageSe
     page.locator("#redo").click()
     expect(page.locator("#layers li")).to_have_count(1)
     assert bitmap(page) == made
+    page.get_by_role("button", name="Remove the box on frame 1").click()
+    page.locator("#mark-kind").select_option("polygon")
+    page.locator("#mark-text").fill(f"1:{left},{top} {right},{top} {right},{bottom} {left},{bottom}")
+    page.locator("#mark-text").press("Enter")
+    expect(page.locator("#plan")).to_contain_text("Needs")
+    run = start_run(page)
+    expect(run).to_have_class("done")
+    page.locator("#carry").check()
+    hand.go(3)
+    wait_until(page, "async () => (await import('/static/stage.js')).isCarried()")
+    [told] = (each for each in server.ask("/api/clips").told if each["name"] == "bird.mp4")
+    request = server.ask(f"/api/runs/{run.get_attribute('data-run')}/request").told
+    answer = server.ask(f"/api/clips/{told['id']}/carry", "POST", {"frame": 3, **request["params"]})
+    carried = np.asarray(Image.open(io.BytesIO(answer.body))).astype(float)
+    (tmp_path / "result.mp4").write_bytes(
+        server.ask(f"/api/runs/{run.get_attribute('data-run')}/result").body
+    )
+    source, result = read(tmp_path / "bird.mp4").frames, read(tmp_path / "result.mp4").frames
+    key = np.moveaxis(read_picture(told["painted"]["1"]), -1, 0)[:, differs_in(clip, edited, 1)].mean(1)
+    for frame in (0, 2, 3):
+        means = [video[frame][:, differs_in(clip, edited, frame)].mean(1) for video in (source, result)]
+        before, after = (np.abs(mean - key).mean() for mean in means)
+        assert after < 0.5 * before
+    assert np.abs(carried.transpose(2, 0, 1) - result[3]).mean() < 6  # both have lost a little
 
 
 def test_what_words_cannot_do_is_said_below_them(page: Page) -> None:
@@ -500,9 +627,8 @@ def test_a_run_goes_on_from_the_page_whatever_ended_it(page: Page, server: PageS
     expect(row).to_have_class("stopped")
     row.get_by_role("button", name="Go on").click()
     expect(row).to_have_class("running")
-    for child in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
-        for number in child.read_text().split():
-            os.kill(int(number), signal.SIGKILL)
+    for worker in server.workers():
+        os.kill(worker, signal.SIGKILL)
     expect(row).to_have_class("failed")
     expect(row).to_contain_text("the worker ended by SIGKILL")
     tab = page.context.new_page()
@@ -518,6 +644,65 @@ def test_a_run_goes_on_from_the_page_whatever_ended_it(page: Page, server: PageS
     expect(page.locator(f"#runs li[data-run='{unbroken}']")).to_have_class("done")
     told = [server.ask(f"/api/runs/{each}").told["report"]["result_digest"] for each in (run, unbroken)]
     assert told[0] == told[1]
+
+
+def test_a_run_goes_on_from_the_next_servers_page_with_no_tab_and_after_a_killed_server(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
+    home, steps = tmp_path / "home", {"steps": 40, "pause": 0.1}
+
+    def tab_at(server: PageServer) -> Page:
+        tab = browser.new_page()
+        tab.set_default_timeout(1000 * PATIENCE)
+        expect.set_options(timeout=1000 * PATIENCE)
+        tab.goto(server.address)
+        return tab
+
+    def row(run: str) -> Locator:
+        return tab.locator(f"#runs li[data-run='{run}']")
+
+    with page_server(home, folder / "clip.mp4") as first:
+        wanted = {"video": clip_of(first)["path"], "method": "tint", "params": steps}
+        run, waiting = (first.ask("/api/runs", "POST", wanted).told["run"] for _ in range(2))
+        tab = tab_at(first)
+        expect(row(run)).to_have_class("running")
+        tab.close()
+        told = home / "runs" / run / "events.jsonl"
+        before = told.stat().st_size if told.exists() else 0
+        while not told.exists() or told.stat().st_size == before:
+            assert first.ask(f"/api/runs/{run}").told["state"] == "running"
+        first.process.kill()
+        first.process.wait()
+    with page_server(home) as second:
+        tab = tab_at(second)
+        expect(row(run)).to_have_class("stopped")
+        row(run).get_by_role("button", name="Go on").click()
+        expect(row(waiting)).to_have_class("done")  # unbroken, by the second server alone
+        expect(row(run)).to_have_class("done")
+        tab.close()
+        results = [second.ask(f"/api/runs/{each}/result").body for each in (run, waiting)]
+        assert results[0] == results[1]
+
+
+def test_frames_that_were_looked_at_are_not_kept_in_memory(browser: Browser, tmp_path: Path) -> None:
+    grain = np.random.default_rng(5).integers(0, 256, (600, 3, 90, 160), np.uint8)
+    clip = write(Video(grain, Fraction(25)), tmp_path / "long.mp4")
+    with page_server(tmp_path / "home", clip) as server:
+        tab = browser.new_page()
+        tab.set_default_timeout(1000 * PATIENCE)
+        expect.set_options(timeout=1000 * PATIENCE)
+        tab.goto(server.address)
+        tab.wait_for_function("() => document.getElementById('proxy').readyState >= 2")
+        scrub(tab, 60, every=6)
+        before = server.resident(), heap(tab)
+        scrub(tab, 600, every=30)
+        path = f"/api/clips/{server.ask('/api/clips').told[0]['id']}/frames"
+        sizes = [len(server.ask(f"{path}/{frame}.png").body) for frame in (1, 211) * 250]
+        after = server.resident(), heap(tab)
+        tab.close()
+    assert sum(sizes) > 20e6
+    assert after[0] - before[0] < 15
+    assert after[1] - before[1] < 15
 
 
 def test_a_page_on_another_port_can_neither_read_nor_change_anything(page: Page, server: PageServer) -> None:
@@ -753,6 +938,40 @@ def test_carried_paint_is_shown_as_soon_as_a_run_has_made_the_atlas(
     expect(page.locator("#cutout-note")).to_contain_text("atlas of that object")
     page.locator("#run").click()
     wait_until(page, "async () => (await import('/static/stage.js')).isCarried()")
+
+
+@pytest.mark.parametrize("passed", [0, 1, 2])
+def test_paint_that_was_taken_back_is_whole_or_gone_wherever_saving_was_cut_off(
+    page: Page, server: PageServer, bouncing: Bouncing, tmp_path: Path, passed: int
+) -> None:
+    clip = write(bouncing.video[: 3 + passed], tmp_path / f"cut-{passed}.mp4")
+    open_clip(page, server, clip)
+    page.keyboard.press("b")
+    Stage(page).drag((20, 20), (24, 24))
+    before, save = bitmap(page), "async () => (await import('/static/panels.js')).save().catch(() => 0)"
+    page.evaluate(save)
+    sent: list[str] = []
+
+    def let_some_through(route: Route) -> None:
+        sent.append(route.request.method)
+        if len(sent) > passed:
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(re.compile("/(paint|draft)"), let_some_through)
+    page.evaluate("async () => { const { undo } = await import('/static/history.js'); undo(); undo(); }")
+    page.evaluate(save)
+    assert len(sent) >= min(passed + 1, 2)
+    tab = page.context.new_page()
+    tab.set_default_timeout(1000 * PATIENCE)
+    tab.goto(page.url)
+    expect(tab.locator("#clip option:checked")).to_have_text(clip.name)
+    wait_until(tab, "async () => (await import('/static/store.js')).state.ready")
+    assert bitmap(tab) == ("none" if passed else before)
+    tab.evaluate(save)
+    [told] = (each for each in server.ask("/api/clips").told if each["name"] == clip.name)
+    assert list(told["painted"]) == ([] if passed else ["0"])
 
 
 def test_a_hundred_strokes_and_their_undo_keep_little(page: Page) -> None:
