@@ -113,7 +113,7 @@ class Refinement:
     """Whether the lattice moves too."""
     guidance: float = 2.0
     """Of score distillation and delta denoising."""
-    least: float = 0.07
+    least: float = 0.1
     """By which share the loss must fall on other noise."""
     order_1: float = ORDER_1
     area: float = AREA

@@ -121,7 +121,7 @@ class DiffusionAtlasParams(Params):
             le=1,
             description="Share by which the loss must fall on other noise for a refinement to be used.",
         ),
-    ] = 0.07
+    ] = 0.1
 
     @property
     def references(self) -> list[Path]:
