@@ -912,6 +912,8 @@ def test_a_layer_that_was_hidden_and_is_shown_again_is_painted(
     page: Page, bouncing: Bouncing, tmp_path: Path
 ) -> None:
     open_part(page, bouncing, 4, tmp_path)
+    expect(page.locator("#plan")).to_contain_text("Paint on a frame")
+    expect(page.locator("#fault")).to_have_text("")
     page.keyboard.press("b")
     Stage(page).drag((20, 20), (24, 24))
     painted = "async () => Object.keys((await import('/static/store.js')).state.clip.painted).length"

@@ -48,9 +48,11 @@ export async function plan() {
   try {
     change({ plan: await ask('/api/plan', { method: 'POST', body: request() }), faults: {} });
   } catch (error) {
-    change({ plan: null, faults: { [error.field || '']: error.hint ? `${error.message}. ${error.hint}` : error.message } });
+    change({ plan: null, faults: isUntouched() ? {} : { [error.field || '']: error.hint ? `${error.message}. ${error.hint}` : error.message } });
   }
 }
+/** Whether nothing has been done on the clip: what is missing is no fault yet. */
+const isUntouched = () => !state.keys.size && !state.marks.length && !Object.keys(state.params).length;
 /** @type {any} */ let soon = 0;
 on('params method preset clip version', () => { clearTimeout(soon); soon = setTimeout(plan, 500); });
 
@@ -136,7 +138,7 @@ function drawFaults() {
   const note = document.getElementById('fault');
   if (note) note.textContent = other?.[1] ?? '';
   const planned = document.getElementById('plan');
-  if (planned) planned.textContent = state.plan ? [`Needs ${state.plan.sentence}.`, state.plan.seconds ? `The last one took ${Math.ceil(state.plan.seconds)} s.` : '', ...state.plan.notices, ...state.plan.notes].join(' ') : '';
+  if (planned) planned.textContent = state.plan ? [`Needs ${state.plan.sentence}.`, state.plan.seconds ? `The last one took ${Math.ceil(state.plan.seconds)} s.` : '', ...state.plan.notices, ...state.plan.notes].join(' ') : isUntouched() && state.clip ? 'Paint on a frame, or fill in what the method asks for.' : '';
 }
 
 form.addEventListener('submit', (event) => { event.preventDefault(); run(); });
