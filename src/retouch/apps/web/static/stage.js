@@ -265,7 +265,12 @@ new ResizeObserver(() => {
 }).observe(/** @type {HTMLElement} */ (canvas.parentElement));
 
 on('frame', seek);
-on('runs', () => { if (state.carry && !isCarried()) rest(); }); // a run may have made the atlas
+let finished = 0;
+on('runs', () => { // one that finished may have made the atlas
+  const before = finished;
+  finished = state.runs.filter((each) => each.state === 'done').length;
+  if (finished !== before && state.carry && !isCarried()) rest();
+});
 on('clip marks keys layer tool version zoom pan compare carry cutout playing', () => {
   for (const [which, run] of compared().entries()) {
     if (!run) results[which].removeAttribute('src');
