@@ -908,6 +908,20 @@ def test_a_clip_whose_paint_cannot_be_saved_is_not_left(
     assert bitmap(page) == before
 
 
+def test_a_clip_that_is_another_one_by_now_can_be_left(
+    page: Page, server: PageServer, bouncing: Bouncing, tmp_path: Path
+) -> None:
+    first = page.evaluate("() => location.hash.slice(1)")
+    second = open_part(page, bouncing, 1, tmp_path)
+    [told] = (clip for clip in server.ask("/api/clips").told if clip["id"] == second)
+    Path(told["path"]).write_bytes(b"another")
+    page.keyboard.press("b")
+    Stage(page).drag((20, 20), (24, 24))
+    expect(page.locator("#fault")).to_contain_text("is not what it was")
+    reopen(page, first)
+    expect(page.locator("#clip option:checked")).to_have_text("clip.mp4")
+
+
 def test_a_layer_that_was_hidden_and_is_shown_again_is_painted(
     page: Page, bouncing: Bouncing, tmp_path: Path
 ) -> None:

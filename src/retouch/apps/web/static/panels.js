@@ -159,7 +159,11 @@ export async function leave() {
   const { ready } = state;
   const sent = save();
   change({ ready: false });
-  try { await sent; } catch (error) { change({ ready }); throw error; }
+  try { await sent; } catch (error) {
+    if (error.status === 404) return; // it is not there any more, and takes nothing
+    change({ ready });
+    throw error;
+  }
 }
 
 async function saveClip(/** @type {typeof state & {saved: Map<string, string>}} */ { clip, ready, keys, marks, method, params, saved }) {
