@@ -42,13 +42,16 @@ export function request(nullEdit = false) {
   return { video: state.clip?.path, method: method.name, params, seed, range, compute: computeNow(), output: own(shared.output), out: out || null };
 }
 
+/** What was refused, at its field. */
+const faultsOf = (/** @type {any} */ error) => ({ [error.field || '']: error.hint ? `${error.message}. ${error.hint}` : error.message });
+
 /** Ask what the request needs, and show what is wrong with it at its field. */
 export async function plan() {
   if (!state.clip || !state.methods.length) return;
   try {
     change({ plan: await ask('/api/plan', { method: 'POST', body: request() }), faults: {} });
   } catch (error) {
-    change({ plan: null, faults: isUntouched() ? {} : { [error.field || '']: error.hint ? `${error.message}. ${error.hint}` : error.message } });
+    change({ plan: null, faults: isUntouched() ? {} : faultsOf(error) });
   }
 }
 /** Whether nothing has been done on the clip: what is missing is no fault yet. */
@@ -66,7 +69,7 @@ export async function run(nullEdit = false) {
     change({ faults: {} });
     document.dispatchEvent(new Event('runs'));
   } catch (error) {
-    change({ faults: { [error.field || '']: error.hint ? `${error.message}. ${error.hint}` : error.message } });
+    change({ faults: faultsOf(error) });
   }
 }
 
