@@ -103,6 +103,8 @@ def page(browser: Browser, server: PageServer, asked: list[str]) -> Iterator[Pag
     page.goto(f"{server.address}#{clip_of(server)['id']}")  # whatever was opened last
     expect(page.locator("#clip option:checked")).to_have_text("clip.mp4")
     expect(page.locator("#exact")).to_have_text("exact")
+    wait_until(page, "async () => (await import('/static/store.js')).state.ready")
+    page.locator("#method").select_option("paint")  # whatever was chosen last
     yield page
     assert not faults
     ours = f"http://127.0.0.1:{server.port}/"
@@ -536,7 +538,7 @@ def test_what_words_cannot_do_is_said_below_them(page: Page) -> None:
     expect(page.locator("#edits li")).to_have_count(0)
 
 
-def test_a_null_edit_asks_for_what_is_there_already(page: Page, server: PageServer) -> None:
+def test_a_null_edit_asks_for_what_is_there_already(page: Page) -> None:
     sent: list[Any] = []
 
     def answer(route: Route) -> None:
@@ -556,9 +558,6 @@ def test_a_null_edit_asks_for_what_is_there_already(page: Page, server: PageServ
     with page.expect_response(lambda answer: answer.request.method == "POST" and "runs" in answer.url):
         page.keyboard.press("Control+Enter")
     page.unroute("**/api/runs")
-    page.locator("#method").select_option("paint")  # as the next test finds it
-    is_saved = "async (path) => (await (await fetch(path)).json()).method === 'paint'"
-    wait_until(page, is_saved, f"/api/clips/{clip_of(server)['id']}/draft")
     told = [(each["params"]["source_prompt"], each["params"]["prompt"]) for each in sent]
     assert told == [("a red car", "a red car"), ("a red car", "a blue car")]
 
