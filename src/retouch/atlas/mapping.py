@@ -18,6 +18,8 @@ from torch import Tensor
 
 NEWTON_STEPS = 6
 """The residual is small beside the matrix: Newton gains several digits a step and is done long before."""
+CONVERGED = 1e-3
+"""Pixels of a Newton step after which another would only round."""
 
 
 def cubic_spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
@@ -200,8 +202,11 @@ class ChartMapping:
         reach = 0.25 * max(self.height, self.width)
         for _ in range(NEWTON_STEPS):
             found, jacobian = self._uv_and_jacobian(t, points)
-            step = torch.linalg.solve(jacobian + 1e-6 * torch.eye(2).to(jacobian), (uv - found)[..., None])
+            off = uv - found
+            step = torch.linalg.solve(jacobian + 1e-6 * torch.eye(2).to(jacobian), off[..., None])
             points = points + step[..., 0].clamp(-reach, reach)
+            if bool((step.abs() <= CONVERGED).all()):
+                return points, off.norm(dim=-1)
         return points, (uv - self.uv_at(t, points)).norm(dim=-1)
 
     def _uv_and_jacobian(
@@ -219,13 +224,15 @@ class ChartMapping:
         at = free.maximum(0 * last).minimum(last)
         scale = scale * (at == free)
         gh, gw = self.controls.shape[2:]
-        away_x = at[:, :1] - torch.arange(-1, gw - 1).to(points)
-        away_y = at[:, 1:] - torch.arange(-1, gh - 1).to(points)
-        by, bx = cubic_spline(away_y), cubic_spline(away_x)
+        away = [at[:, i : i + 1] - torch.arange(-1, n - 1).to(points) for i, n in enumerate((gw, gh))]
+        both = torch.cat(away, 1)
+        splines, slopes = cubic_spline(both), spline_slope(both)
+        bx, by, slope_x, slope_y = splines[:, :gw], splines[:, gw:], slopes[:, :gw], slopes[:, gw:]
         grid = self.controls[t].to(points.dtype)
-        bent = torch.einsum("na,iac,nc->ni", by, grid, bx)
-        bent_x = torch.einsum("na,iac,nc->ni", by, grid, spline_slope(away_x)) * scale[:, :1]
-        bent_y = torch.einsum("na,iac,nc->ni", spline_slope(away_y), grid, bx) * scale[:, 1:]
+        across, down = (torch.einsum("na,iac->nic", row, grid) for row in (by, slope_y))
+        bent = (across * bx[:, None]).sum(-1)
+        bent_x = (across * slope_x[:, None]).sum(-1) * scale[:, :1]
+        bent_y = (down * bx[:, None]).sum(-1) * scale[:, 1:]
         return flat + bent, slope + torch.stack([bent_x, bent_y], dim=-1)
 
     def _knots_per_pixel(self) -> tuple[float, float]:
