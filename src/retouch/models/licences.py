@@ -6,6 +6,7 @@ from typing import Final
 LICENCES: Final[Mapping[str, str]] = {
     "Apache-2.0": "free for any use; keep the notices",
     "MIT": "free for any use; keep the notices",
+    "CC-BY-NC-4.0": "no commercial use; name the authors",
     "creativeml-openrail-m": "commercial use allowed; the listed harmful uses are forbidden, also downstream",
     "openrail++": "commercial use allowed; the listed harmful uses are forbidden, also downstream",
     "openrail": "commercial use allowed; the listed harmful uses are forbidden, also downstream",

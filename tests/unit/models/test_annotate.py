@@ -18,7 +18,7 @@ from transformers import (
 from retouch.errors import ModelMismatch, ModelNotFound, ParamsError
 from retouch.models.annotate import DepthReader, canny, depth_class
 from retouch.models.check import inspect_model
-from retouch.models.refs import resolve
+from retouch.models.refs import CatalogueEntry, catalogue, resolve
 from retouch.testing import bouncing
 
 PREPARED = {
@@ -94,6 +94,22 @@ def test_a_faint_edge_needs_a_low_threshold() -> None:
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ParamsError, match="rise from 0"):
         canny(square(), low=200, high=100)
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in catalogue().values() if e.kind == "depth"], ids=lambda e: e.name
+)
+def test_what_the_catalogue_takes_of_a_depth_model_is_enough_to_read_depth(
+    entry: CatalogueEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETOUCH_HOME", str(tmp_path))
+    whole = depth_model(tmp_path / "whole", "dpt" if entry.name.startswith("dpt") else "relative")
+    taken = tmp_path / "models" / entry.name
+    taken.mkdir(parents=True)
+    for pattern in entry.files:
+        for path in whole.glob(pattern):
+            path.rename(taken / path.name)
+    assert DepthReader.from_pretrained(entry.name).nearness(square()).shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("kind", ["dpt", "relative"])

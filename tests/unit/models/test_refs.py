@@ -123,12 +123,27 @@ def test_every_catalogue_entry_is_complete_and_downloads_no_pickle() -> None:
         assert entry.source.count("/") == 1
         assert entry.licence in LICENCES, entry.licence
         assert len(entry.notice.strip().splitlines()) == 2
-        assert entry.tiny.startswith("tiny:")
+        assert entry.tiny.startswith("tiny:") or entry.kind == "depth"  # none comes with the package
         assert entry.size_mb > 0
         assert not any(
             name.endswith((".bin", ".ckpt", ".pt", "*")) and "/" not in name for name in entry.files
         )
         assert entry.ref == f"hf:{entry.source}@{entry.revision}"
+
+
+def test_a_licence_that_forbids_commercial_work_is_said_beside_the_model() -> None:
+    forbidden = [entry for entry in catalogue().values() if "NC" in entry.licence]
+    assert forbidden
+    for entry in forbidden:
+        assert "no commercial use" in meaning(entry.licence)
+        assert "Not for commercial work" in entry.notice
+
+
+@pytest.mark.usefixtures("home")
+def test_a_model_that_nothing_stands_in_for_says_how_to_get_it_and_no_more() -> None:
+    with pytest.raises(ModelNotFound) as refused:
+        resolve("dpt-large")
+    assert refused.value.hint == "get it with: retouch models get dpt-large"
 
 
 def test_an_unknown_licence_is_not_guessed() -> None:

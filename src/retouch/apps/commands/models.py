@@ -30,9 +30,10 @@ def list_models(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
+    wide = max(len(str(row["name"])) for row in rows)
     for row in rows:
         here = "here" if row["here"] else "-"
-        click.echo(f"{row['name']:14} {here:5} {row['size_mb']:>8} MB  {row['title']}")
+        click.echo(f"{row['name']:{wide}} {here:5} {row['size_mb']:>8} MB  {row['title']}")
 
 
 @models.command("show")
