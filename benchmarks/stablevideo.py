@@ -2,6 +2,7 @@
 
 Run:  python benchmarks/stablevideo.py measure FOLDER [colour object ...] [--clips 10]
       python benchmarks/stablevideo.py table FOLDER
+      python benchmarks/stablevideo.py slip FOLDER
       python benchmarks/stablevideo.py sheet FOLDER sheet.webp
       python benchmarks/stablevideo.py painted FOLDER [--clips 10]
       python benchmarks/stablevideo.py cost FIXTURE
@@ -10,6 +11,9 @@ Run:  python benchmarks/stablevideo.py measure FOLDER [colour object ...] [--cli
 each other, that share their noise, that know the one before, and that know all before; beside them FateZero,
 frame by frame, and doing nothing. It keeps a row for each clip and way in a folder, and goes on where it was
 stopped. Three key frames are given, so that all ways edit the same.
+
+`slip` reads the frames that are kept: how sharp what is edited is, and by how many pixels it slips along the
+true motion, in which blur wins nothing; `sheet` draws them.
 
 `painted` edits one key frame by words, as `retouch keyframe --edit` does, and paints with it; beside it the
 model's answer is painted by hand: taken exactly where the true edit is.
@@ -23,10 +27,12 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -43,6 +49,10 @@ from retouch.run import Edited, Run
 
 FIRST_SEED: Final = 2_400_000_000
 FRAMES, SIZE, STEPS = 12, 64, 20
+KEPT: Final = (0, FRAMES // 2, FRAMES - 1)
+"""Frames of each result that are kept as a picture; they are the key frames."""
+SURELY: Final = 0.99
+"""Share of a place between pixels that must stay in view."""
 WAYS: Final[Mapping[str, Mapping[str, object]]] = {
     "independent": {"carry": "none"},
     "same noise": {"carry": "noise"},
@@ -114,10 +124,9 @@ def measure(folder: Path, kinds: list[str], clips: int) -> None:
                 if (trial.name, way) in done:
                     continue
                 row, frames = row_of(trial, way, Path(store))
-                shown = np.ascontiguousarray(frames[[0, FRAMES // 2, -1]].transpose(0, 2, 3, 1))
                 place = folder / "frames" / f"{trial.name} {way}.png"
                 place.parent.mkdir(exist_ok=True)
-                write_picture(np.hstack(list(shown)), place, force=True)
+                write_picture(np.ascontiguousarray(shown(frames)), place, force=True)
                 with (folder / "rows.jsonl").open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(row) + "\n")
                 print(trial.name, way, {k: row[k] for k in FIGURES}, flush=True)
@@ -165,7 +174,9 @@ def cell(rows: list[dict[str, object]], figure: str) -> str:
     return f"{mean.mean:.{digits}f} ({mean.low:.{digits}f} to {mean.high:.{digits}f}){exact}"
 
 
-def apart(both: list[tuple[dict[str, object], dict[str, object]]], figure: str) -> str:
+def apart(
+    both: Sequence[tuple[Mapping[str, object], Mapping[str, object]]], figure: str, digits: int = 1
+) -> str:
     """Return a paired difference with its interval as text."""
     pairs = [(a[figure], b[figure]) for a, b in both if a[figure] is not None and b[figure] is not None]
     ours, theirs = (
@@ -173,20 +184,107 @@ def apart(both: list[tuple[dict[str, object], dict[str, object]]], figure: str) 
     )
     if len(ours) < 2 or not np.isfinite([*ours, *theirs]).all():
         return f"{figure} -"
-    found = paired_interval(ours, theirs)
-    digits = 4 if figure == "warp" else 1
+    found, digits = paired_interval(ours, theirs), 4 if figure == "warp" else digits
     return f"{figure} {found.mean:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
 
 
-def sheet(folder: Path, path: Path, most: int = 6) -> None:
-    """Draw the first, middle and last frame of each way, a row a trial."""
-    names = list(dict.fromkeys(str(row["trial"]) for row in rows_in(folder)))
-    ways = ("nothing", *WAYS, "fatezero", "frame_by_frame")
-    chosen = names[:: max(1, len(names) // most)][:most]
-    pictures = [
-        [read_picture(folder / "frames" / f"{name} {way}.png")[..., :3] for way in ways] for name in chosen
-    ]
-    Image.fromarray(draw_sheet(pictures, list(ways), chosen, height=SIZE)).save(path, quality=80, method=6)
+def kept(folder: Path) -> Iterator[tuple[BenchTrial, dict[str, np.ndarray]]]:
+    """Yield each trial that all ways have a row of, drawn again, and the kept frames of each way."""
+    found = dict[str, set[str]]()
+    for row in rows_in(folder):
+        found.setdefault(str(row["trial"]), set()).add(str(row["way"]))
+    kinds = list(dict.fromkeys(name.split("-")[1] for name in found))
+    for trial in trials(kinds, max(int(name.split("-")[0]) for name in found) + 1):
+        if len(found.get(trial.name, ())) == len(WAYS) + len(OTHERS):
+            made = {
+                way: read_picture(folder / "frames" / f"{trial.name} {way}.png")[..., :3]
+                for way in found[trial.name]
+            }
+            made["the true edit"] = shown(np.array(trial.target.video.frames))
+            yield trial, made
+
+
+def shown(frames: np.ndarray) -> np.ndarray:
+    """Return the frames that are kept of a clip, side by side."""
+    return np.hstack(list(frames[list(KEPT)].transpose(0, 2, 3, 1)))
+
+
+def slip(trial: BenchTrial, picture: np.ndarray) -> dict[str, float]:
+    """Return how sharp what is edited in the kept frames is, and by how many pixels it slips.
+
+    Sharpness is the mean gradient, over the true edit's. What slips is the difference of kept frames along
+    the true motion, over the mean gradient: the pixels that would make such a difference. Blur lowers both.
+    """
+    truth = np.split(shown(np.array(trial.target.video.frames)), len(KEPT), 1)
+    frames, steep, true_steep, differences = np.split(picture, len(KEPT), 1), [], [], list[np.ndarray]()
+    for (a, b), (first, second), (true, _) in zip(
+        pairwise(KEPT), pairwise(frames), pairwise(truth), strict=True
+    ):
+        where = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE))).astype(np.float32)
+        seen = trial.inside[a, 0]
+        for t in range(a, b):
+            step = {"borderMode": cv2.BORDER_REPLICATE, "interpolation": cv2.INTER_LINEAR}
+            there = cv2.remap(trial.clip.forward_seen[t, 0].astype(np.float32), *where, **step) > SURELY
+            flow = np.stack([cv2.remap(plane, *where, **step) for plane in trial.clip.forward[t]])
+            seen, where = seen & there, where + flow
+        seen = seen & ((where >= 0) & (where <= SIZE - 1)).all(0)
+        later = cv2.remap(second.astype(np.float32), *where, cv2.INTER_LINEAR)
+        differences.append(np.abs(later - first)[seen])
+        steep.append(steepness(first)[seen])
+        true_steep.append(steepness(true)[seen])
+    if not any(map(len, steep)):
+        return {}
+    mean = {"sharp": np.concatenate(steep).mean(), "true": np.concatenate(true_steep).mean()}
+    return {
+        "sharp": float(mean["sharp"] / mean["true"]),
+        "slip": float(np.concatenate(differences).mean() / mean["sharp"]),
+    }
+
+
+def steepness(picture: np.ndarray) -> np.ndarray:
+    """Return the length of the gradient at each pixel and channel, in levels a pixel."""
+    down, across = np.gradient(picture.astype(np.float32), axis=(0, 1))
+    return np.asarray(np.hypot(down, across))
+
+
+def likeness(folder: Path) -> str:
+    """Return a table in Markdown of how sharp the edited part is and how far it slips, of kept frames."""
+    found = dict[tuple[str, str], list[dict[str, float]]]()
+    for trial, pictures in kept(folder):
+        for way, picture in pictures.items():
+            found.setdefault((trial.kind, way), []).append(slip(trial, picture))
+    lines = list[str]()
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        count = len([row for row in found[kind, "all before"] if row])
+        lines += [f"## {kind}, {count} clips", "", "| way | sharp | slip, pixels |", "|---|---|---|"]
+        for way in ("the true edit", *WAYS, *OTHERS):
+            rows = [row for row in found[kind, way] if row]
+            cells = [bootstrap_interval([row[name] for row in rows]) for name in ("sharp", "slip")]
+            figures = " | ".join(f"{c.mean:.2f} ({c.low:.2f} to {c.high:.2f})" for c in cells)
+            lines.append(f"| {way} | {figures} |")
+        lines += ["", "All before, less:", ""]
+        for way in (*WAYS, *OTHERS):
+            both = [
+                (a, b) for a, b in zip(found[kind, "all before"], found[kind, way], strict=True) if a and b
+            ]
+            if way != "all before":
+                lines.append(f"- {way}: " + ", ".join(apart(both, name, 2) for name in ("sharp", "slip")))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def sheet(folder: Path, path: Path) -> None:
+    """Draw the first clip of each kind: first and last frame of the source, the true edit and the ways."""
+    columns, kinds = dict[str, dict[str, np.ndarray]](), set[str]()
+    for trial, pictures in kept(folder):
+        if trial.kind not in kinds:
+            kinds.add(trial.kind)
+            ends = {way: np.delete(p, np.s_[SIZE : 2 * SIZE], 1) for way, p in pictures.items()}
+            columns[trial.name.split("-")[2]] = ends
+    ways = ("nothing", "the true edit", "independent", "all before", "fatezero", "frame_by_frame")
+    cells = [[column[way] for column in columns.values()] for way in ways]
+    drawn = draw_sheet(cells, list(columns), ["the source", *ways[1:]], height=SIZE)
+    Image.fromarray(drawn).save(path, quality=80, method=6)
 
 
 def painted(folder: Path, clips: int) -> None:
@@ -225,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("measure", "table", "sheet", "painted", "cost"))
+    parser.add_argument("what", choices=("measure", "table", "slip", "sheet", "painted", "cost"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("more", nargs="*", help="kinds of change to measure, or the picture to draw")
     parser.add_argument("--clips", type=int, default=10)
@@ -241,6 +339,8 @@ def main() -> None:
         cost(given.folder)
     elif given.what == "sheet":
         sheet(given.folder, Path(given.more[0]))
+    elif given.what == "slip":
+        print(likeness(given.folder))
     else:
         print(table(given.folder))
 
