@@ -11,6 +11,8 @@ may be chosen on; no embedded model has seen either, and the tables never show t
     colour, pattern, object   edits by words, against the true edited clip
     background                another ground by words of its own; the object stays
     reference                 a colour by a picture alone, the words unchanged
+    trace                     the object shown smaller: the ground about it against the true one, and how much
+                              of the old outline's contrast is left on it
     drift                     true correspondences, in pixels between their places in the texture
     none, squeeze, shear      the texture of an unedited clip is bent about its middle, so the map to it is
                               wrong by exactly that; the refinement should find it
@@ -67,6 +69,7 @@ from retouch.models.image import StableDiffusion
 from retouch.run import Run
 from retouch.video import Video
 from retouch.world import Change, Clip, Scene, Variety, edited_clip, picture
+from retouch.world.render import background_planes
 
 TO_CHOOSE, TO_TELL = 2_300_000_000, 2_310_000_000
 """First seeds."""
@@ -91,11 +94,14 @@ WAYS: Final[Mapping[str, tuple[str, ...]]] = {
     "pattern": ("diffusion_atlas", "frame_by_frame", "fatezero"),
     "background": ("diffusion_atlas", "wrong prompt", "frame_by_frame"),
     "reference": ("tuned", "untuned", "the source as reference"),
+    "trace": ("diffusion_atlas",),
     "drift": ("diffusion_atlas", "never stiffer"),
     "none": ("diffusion_atlas",),
     "squeeze": ("diffusion_atlas", "no holds", "wrong prompt", "huge order 1"),
     "shear": ("diffusion_atlas",),
 }
+SMALLER: Final = 0.6
+"""Size of an object that is to leave a trace."""
 Row = dict[str, float]
 
 
@@ -130,6 +136,8 @@ def figures_of(
     """Return the figures of one way with one clip."""
     if kind == "drift":
         return drifts(clip, way, run)
+    if kind == "trace":
+        return traces(clip, run)
     if kind in BENDS:
         return mended(clip, kind, way, number, run)
     target = changed_to(clip, "colour" if kind == "reference" else kind, number)
@@ -271,6 +279,45 @@ def apart(clip: Clip, atlas: Atlas, warp: CanonicalWarp | None = None, crop: Cro
         yield (both[0] - both[1]).norm(dim=1).numpy() / unit
 
 
+def before_ground(atlas: Atlas) -> tuple[Crop, Tensor, Tensor]:
+    """Return where the object lies in its texture, its matte there, and its picture before the ground."""
+    index = next(n for n, chart in enumerate(atlas.charts) if chart.layer == 0)
+    matte = chart_matte(atlas, index)
+    crop = Crop.around(index, matte, SIZE)
+    old = crop.cut(matte)
+    return crop, old, old * crop.cut(atlas.charts[index].texture) + (1 - old) * ground_around(atlas, crop)
+
+
+@torch.no_grad()
+def traces(clip: Clip, run: Run) -> Row:
+    """Show the object smaller, and say what the ground shows where its edge was."""
+    atlas, small = atlas_with(clip, run), np.eye(2) / SMALLER
+    crop, old, shown = before_ground(atlas)
+    look = Look(crop, bent(shown, small), torch.ones_like(old), old, bent(old, small))
+    view = View.of(complete_ground(atlas, run), clip.video, crop, old, None, 0, FRAMES)
+    frames, _, alpha = view.show(look)
+    made = (frames.clamp(0, 1) * 255).round().numpy()
+    scene, source = clip.scene, np.array(clip.video.frames, np.float32)
+    cameras = [scene.camera.at(float(t / clip.video.fps)) for t in range(FRAMES)]
+    true = np.stack([background_planes(scene.background, scene.ground, at, (SIZE, SIZE)) for at in cameras])
+    masks = clip.shares[:, 0] > 0, clip.shares[:, 0] < 255, alpha[:, 0].numpy() > 1 / 255
+    some, bare, new = (
+        np.stack([cv2.dilate(m.astype(np.uint8), np.ones((side, side))) > 0 for m in mask])
+        for mask, side in zip(masks, (5, 5, 3), strict=True)
+    )
+    ring = np.broadcast_to((some & bare & ~new)[:, None], made.shape)
+    lines = [fine_lines(clip)[ring] for clip in (true, source, made)]
+    (_, left), *_ = np.linalg.lstsq(np.stack(lines[:2], 1), lines[2], rcond=None)
+    error = np.square(made - true)[ring].mean()
+    return {"ring": float(10 * np.log10(255**2 / error)), "left": float(left)}
+
+
+def fine_lines(frames: np.ndarray) -> Float[np.ndarray, "f 3 h w"]:
+    """Return what of frames is finer than some pixels."""
+    planes = frames.astype(np.float32)
+    return planes - np.stack([np.stack([cv2.GaussianBlur(p, (0, 0), 2) for p in f]) for f in planes])
+
+
 def bent(shown: Tensor, matrix: Float[np.ndarray, "2 2"]) -> Tensor:
     """A picture read at places that a matrix moves about its middle."""
     middle = np.array([(shown.shape[-1] - 1) / 2, (shown.shape[-2] - 1) / 2])
@@ -302,11 +349,7 @@ def mended(clip: Clip, kind: str, way: str, number: int, run: Run) -> Row:
     """Bend the texture of a clip, refine, and say how near the truth it came; the gate is told, not used."""
     sd, matrix = run.load("tiny:sd", StableDiffusion), np.array(BENDS[kind])
     atlas = atlas_with(clip, run)
-    index = next(n for n, chart in enumerate(atlas.charts) if chart.layer == 0)
-    matte = chart_matte(atlas, index)
-    crop = Crop.around(index, matte, sd.native)
-    old = crop.cut(matte)
-    shown = old * crop.cut(atlas.charts[index].texture) + (1 - old) * ground_around(atlas, crop)
+    crop, old, shown = before_ground(atlas)
     look = Look(crop, shown, torch.ones_like(old), old, old)
     if kind != "none":
         look = replace(look, picture=bent(shown, matrix), new_matte=bent(old, matrix))

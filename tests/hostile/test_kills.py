@@ -1,6 +1,7 @@
 """Every method's edit, killed at moments that nobody chose, goes on to the bytes of one that never was."""
 
 import gc
+import json
 import os
 import random
 import signal
@@ -19,7 +20,10 @@ from retouch.artifacts import ArtifactStore
 from retouch.atlas.file import save_atlas
 from retouch.atlas.prepare import atlas_for
 from retouch.atlas.pyramid import AtlasSettings
+from retouch.events import Advanced, Event
 from retouch.media.io import read, read_frame, write, write_picture
+from retouch.models.image import StableDiffusion
+from retouch.models.image_prompt import ImagePrompt
 from retouch.places import home
 from retouch.run import Run, _load_once
 from retouch.testing import Bouncing
@@ -40,6 +44,9 @@ EDITS = {
     "paint": ("--keyframe", "0=key.png", "--mask", "mask"),
     "tint": ("--steps", "8", "--pause", "0.02"),
 }
+MENDED = ("--refine", "denoise", "--refine-steps", "7", "--refine-least", "-1")
+MOMENTS = {"tune": 1, "invert": 2, "edit object": 2, "refine": 6, "render": 1}
+"""Stages of an edit, and after how many steps of each it is killed; a refinement keeps every fifth."""
 KILLS = 23
 """Of each method, so that there are more than 200."""
 MOST = 4
@@ -102,6 +109,14 @@ def time_alone(shell: Shell, edit: tuple[str, ...], folder: Path, patch: pytest.
     return time.perf_counter() - started
 
 
+def rough_atlas(folder: Path) -> None:
+    """Fit `clip.atlas` to the clip, no better than an edit needs."""
+    solving, settings = Run.alone(folder), AtlasSettings(charts=1, steps=1, gain=0)
+    save_atlas(
+        atlas_for(read("clip.mp4"), solving, masks=[Path("mask")], settings=settings), Path("clip.atlas")
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("light")
@@ -113,10 +128,7 @@ def test_an_edit_killed_at_random_moments_ends_with_the_same_bytes(
     edit = ("edit", method, clip, *EDITS[method], "--out", "out.mp4", "--quiet")
     monkeypatch.chdir(files)
     if "--atlas" in edit:
-        rough, solving = AtlasSettings(charts=1, steps=1, gain=0), Run.alone(tmp_path / "solving")
-        save_atlas(
-            atlas_for(read("clip.mp4"), solving, masks=[Path("mask")], settings=rough), Path("clip.atlas")
-        )
+        rough_atlas(tmp_path / "solving")
     assert run(list(edit)) == 0  # in this process, which so imports for its children all that they would
     whole = (files / "out.mp4").read_bytes()
     _load_once.cache_clear()  # but each of them loads the models itself
@@ -138,3 +150,52 @@ def test_an_edit_killed_at_random_moments_ends_with_the_same_bytes(
 @pytest.mark.slow
 def test_every_method_that_is_registered_is_killed() -> None:
     assert set(EDITS) == set(registry.names())
+
+
+def killed_after(shell: Shell, command: tuple[str, ...], stage: str, patch: pytest.MonkeyPatch) -> None:
+    """Carry a command out in a process that dies when it has told of so much of a stage."""
+    tell = Run.emit
+
+    def tell_and_die(run: Run, event: Event) -> None:
+        tell(run, event)
+        if isinstance(event, Advanced) and (event.stage, event.done) == (stage, MOMENTS[stage]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with patch.context() as mortal:
+        mortal.setattr(Run, "emit", tell_and_die)
+        _, status = os.waitpid(shell.start(*command), 0)
+    assert os.WIFSIGNALED(status), (stage, (shell.folder / "err").read_text())
+
+
+@pytest.mark.slow
+def test_an_edit_killed_in_every_stage_in_turn_goes_on_to_the_same_bytes(
+    shell: Shell, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    write(read("clip.mp4")[:2], files / "clip.mp4", force=True)
+    write(read("mask")[:2], files / "mask", force=True)
+    rough_atlas(tmp_path / "solving")
+    for name, kind in (("tiny:sd", StableDiffusion), ("tiny:ip", ImagePrompt)):
+        Run.alone(tmp_path).load(name, kind)  # which its children find there
+    command: tuple[str, ...] = ("edit", "diffusion_atlas", "clip.mp4", *EDITS["diffusion_atlas"], *MENDED)
+    command = (*command, "--out", "out.mp4", "--quiet")
+    assert shell(*command).code == 0
+    whole = (files / "out.mp4").read_bytes()
+    monkeypatch.setenv("RETOUCH_HOME", str(tmp_path / "second"))
+    (files / "out.mp4").unlink()
+    for stage in MOMENTS:
+        killed_after(shell, command, stage, monkeypatch)
+        (folder,) = shell.runs
+        assert run_folder.state_of(folder) == "stopped"
+        command = ("resume", folder.name, "--quiet")
+    ended = shell(*command)
+    assert ended.code == 0, ended.err
+    assert (files / "out.mp4").read_bytes() == (folder / "result.mp4").read_bytes() == whole
+    told = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    done = {
+        stage: [e["done"] for e in told if e["event"] == "advanced" and e["stage"] == stage]
+        for stage in MOMENTS
+    }
+    assert done["tune"] == [1, 1, 2]  # it had learned one step when it was killed, and did not learn it again
+    assert done["refine"] == [1, 2, 3, 4, 5, 6, 5, 6, 7]
+    assert not [e for e in told if "stays as it was" in str(e)]  # the result rests on the mended map

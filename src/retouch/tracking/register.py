@@ -96,16 +96,26 @@ def register_edit(
 
 
 def register_answer(
-    source: UInt8[np.ndarray, "h w 3"], answer: UInt8[np.ndarray, "h w 3"], *, mask: Bool[np.ndarray, "h w"]
+    source: UInt8[np.ndarray, "h w 3"],
+    answer: UInt8[np.ndarray, "h w 3"],
+    *,
+    mask: Bool[np.ndarray, "h w"],
+    taken: Bool[np.ndarray, "h w"] | None = None,
 ) -> RegisteredEdit:
     """Lay all of an edited picture over its source within a mask, whether it changed there or not.
+
+    Args:
+        source: The picture that was edited.
+        answer: The picture after that.
+        mask: Where the edit should be; what is beside it places the answer.
+        taken: Where the answer is laid over, if that is more.
 
     Raises:
         MethodError: as `register_edit`.
     """
     aligned, there, offset, found = _aligned(source, answer, _beside(source, mask))
-    taken = mask & there
-    return RegisteredEdit(np.where(taken[..., None], aligned, source), taken, offset, found)
+    laid = (mask if taken is None else taken) & there
+    return RegisteredEdit(np.where(laid[..., None], aligned, source), laid, offset, found)
 
 
 def _beside(

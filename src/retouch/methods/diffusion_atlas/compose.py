@@ -43,9 +43,9 @@ THERE: Final = 0.05
 SURE: Final = 0.18
 """Difference from the ground, of the whole range, from which a pixel is likely the object's."""
 SHOWN: Final = 0.05
-"""Share of the frames that must show a texel of the background for it to be known."""
-NEAR: Final = 1
-"""Texels beside a hole that are drawn anew with it: the object's edge is in them."""
+"""Share of the frames that must show a texel of the background bare for it to be known."""
+BARE: Final = 0.95
+"""Share of a pixel from which it shows the background bare: below it the object's soft edge is in it."""
 SOME: Final = (0.1, 0.95)
 """Mean matte between which a texel is the object's in some frames only, where that is no thin edge."""
 FINE: Final = 4
@@ -182,9 +182,9 @@ def complete_ground(atlas: Atlas, run: Run) -> Atlas:
     return replace(atlas, charts=tuple(charts))
 
 
-@artifact("completed_chart", version=1)
+@artifact("completed_chart", version=2)
 def completed_chart(atlas: Atlas, index: int, *, run: Run) -> Chart:
-    """Return a chart of the background with what frames reach and never show filled in; it is kept."""
+    """Return a chart of the background with what frames reach and never show bare filled in; it is kept."""
     run.check()
     chart = atlas.charts[index]
     height, width = chart.texture.shape[1:]
@@ -192,11 +192,10 @@ def completed_chart(atlas: Atlas, index: int, *, run: Run) -> Chart:
     for a, b in frame_blocks(chart.start, chart.stop):
         part = chart.part(a, b)
         window = part.window()
-        share = window.cut(atlas.shares(a, b)[chart.layer])
-        sums += splat_values(torch.cat([share, torch.ones_like(share)], 1), part.uv(window), height, width)
+        bare = (window.cut(atlas.shares(a, b)[chart.layer]) > BARE).float()
+        sums += splat_values(torch.cat([bare, torch.ones_like(bare)], 1), part.uv(window), height, width)
     reached, shown = sums[1:] > THERE, sums[:1] > SHOWN * sums[1:]
-    hole = reached & (F.max_pool2d(1 - shown.float(), 2 * NEAR + 1, 1, NEAR) > 0)
-    return replace(chart, texture=complete_texture(chart.texture, hole, reached))
+    return replace(chart, texture=complete_texture(chart.texture, reached & ~shown, reached))
 
 
 def ground_around(atlas: Atlas, crop: Crop) -> Float[Tensor, "1 3 y x"]:
@@ -317,6 +316,8 @@ class View:
     """What is behind the object, edited if that is wanted, with what the atlas did not explain of it."""
     without: Float[Tensor, "f 3 h w"]
     """The frames without the object."""
+    rim: Float[Tensor, "f 3 h w"]
+    """What the atlas did not explain where the object is: a trace of its edge, where that is gone."""
     kept: Float[Tensor, "f 3 h w"]
     """The frames with the object as it was, before what is behind it now."""
     ground_touched: Bool[Tensor, "f 1 h w"]
@@ -347,6 +348,7 @@ class View:
         hidden = _closed(torch.where(old > THERE, (own / old.clamp(min=THERE)).clamp(0, 1), 1.0))
         return cls(
             source, places, alpha, through * blend * hidden, gain, edited + (1 - cover) * rest, changed,
+            (alpha > LEAST) * (1 - cover) * rest,
             source + (through - shares[layer]) * (edited - behind) - cover * rest,
             (through - shares[layer]) * cover > LEAST,
         )  # fmt: skip
@@ -359,11 +361,11 @@ class View:
         inside = _inside(places, look.crop)
         colours = sample_texture(look.picture[0], places) * self.gain
         cover = sample_texture(look.cover[0], places) * inside
-        alpha = self.alpha
+        alpha, without, behind = self.alpha, self.without, self.behind
         if look.new_matte is not None:
             alpha = self.seen * sample_texture(look.new_matte[0], places) * inside
-            cover = torch.ones_like(cover)
-        edited = self.without + alpha * (colours - self.behind)
+            cover, without, behind = torch.ones_like(cover), without - self.rim, behind - self.rim
+        edited = without + alpha * (colours - behind)
         touched = (cover * torch.maximum(alpha, self.alpha) > LEAST) | self.ground_touched
         return torch.where(touched, self.kept + cover * (edited - self.kept), self.source), touched, alpha
 

@@ -134,7 +134,7 @@ def edited_object(
     if not (params.prompt or params.reference):
         return Look(crop, before, torch.zeros_like(old), old)
     reach = max(1, round(crop.height / (16 if new else 32)))
-    free = all_but_border(old, reach) if new and side else grown(solid, reach, hull=new)
+    free = all_but_border(old, reach) if new else grown(solid, reach, hull=False)
     asked = Asked("object", params.prompt, params.reference)
     after, trip = edit_texture(before, free, old, asked, editor, params, run)
     after = after * free + before * (1 - free)
@@ -144,7 +144,8 @@ def edited_object(
     if float(shape.sum()) < 0.05 * float(old.sum()):
         run.notice("nothing stands out from the ground in the edited texture: the old outline is kept")
         return Look(crop, after, torch.ones_like(old), old)
-    after, shape = in_place_of(old, after, shape, behind)
+    if isinstance(editor, StableDiffusion):  # an editor has seen where the object stands
+        after, shape = in_place_of(old, after, shape, behind)
     return Look(crop, after, torch.ones_like(old), old, shape)
 
 
@@ -183,7 +184,7 @@ def edit_texture(
 ) -> tuple[Float[Tensor, "1 3 y x"], Float[Tensor, "1 3 y x"]]:  # fmt: skip
     """Return a texture edited where it is free, and as the model gives it back unedited; colours 0 to 1."""
     if not isinstance(editor, StableDiffusion):
-        return answered_texture(before, free, asked, editor, params, run), before
+        return answered_texture(before, free, matte, asked, editor, params, run), before
     sd = editor
     shown = np.ascontiguousarray(as_picture(before[0]).transpose(2, 0, 1))
     size = (before.shape[-2] // sd.factor, before.shape[-1] // sd.factor)
@@ -209,22 +210,20 @@ def edit_texture(
 
 
 def answered_texture(
-    before: Float[Tensor, "1 3 y x"], free: Float[Tensor, "1 1 y x"], asked: Asked,
-    editor: PictureEditor, params: DiffusionAtlasParams, run: Run,
+    before: Float[Tensor, "1 3 y x"], free: Float[Tensor, "1 1 y x"], matte: Float[Tensor, "1 1 y x"],
+    asked: Asked, editor: PictureEditor, params: DiffusionAtlasParams, run: Run,
 ) -> Float[Tensor, "1 3 y x"]:  # fmt: skip
-    """Return a texture as an editor answers it: placed by what is around the object, if anything is."""
-    shown, where = as_picture(before[0]), free[0, 0].cpu().numpy() > 0.5
+    """Return a texture as an editor answers it, told the hull of a new outline and not held to it."""
+    reach = round(before.shape[-2] / 16)
+    near = grown(solid_matte(matte), reach, hull=True) if params.outline == "new" else free
+    shown, where, taken = as_picture(before[0]), *(m[0, 0].cpu().numpy() > 0.5 for m in (near, free))
+    told = None if where.all() else where
     seen = () if asked.reference is None else (read_rgb(asked.reference).transpose(1, 2, 0),)
+    words = asked.prompt or params.source_prompt
     answer = editor_answer(
-        shown,
-        asked.prompt or params.source_prompt,
-        editor=editor,
-        mask=None if where.all() else where,
-        references=seen,
-        seed=run.seed,
-        run=run,
+        shown, words, editor=editor, mask=told, references=seen, seed=run.seed, run=run
     ).picture
-    made = answer if where.all() else register_answer(shown, answer, mask=where).picture
+    made = answer if told is None else register_answer(shown, answer, mask=where, taken=taken).picture
     return torch.from_numpy(made).movedim(2, 0)[None].to(before) / 255
 
 

@@ -1,6 +1,7 @@
 """Frames made of a texture, held against a clip whose texture, map and mattes are known exactly."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from retouch.atlas.atlas import Atlas, Chart, PackedMattes, pack_matte
 from retouch.atlas.edit import TexturePatch
+from retouch.atlas.file import save_atlas
 from retouch.atlas.mapping import ChartMapping
+from retouch.atlas.textures import as_picture
 from retouch.compute import Compute
 from retouch.errors import EmptyMask, ParamsError
 from retouch.events import Event, Notice
@@ -29,6 +32,8 @@ from retouch.methods.diffusion_atlas.compose import (
     outline,
     solid_matte,
 )
+from retouch.methods.diffusion_atlas.edit import edit_with_editor
+from retouch.methods.diffusion_atlas.spec import SPEC, DiffusionAtlasParams
 from retouch.run import Run
 from retouch.video import Video
 
@@ -54,6 +59,9 @@ def square(low: int, high: int) -> np.ndarray:
     return mask
 
 
+BAR = square(8, 20) & square(11, 17).max(1, keepdims=True)
+
+
 def known(mask: np.ndarray) -> tuple[Atlas, Video]:
     """A red object before blue ground, with a little noise that no atlas explains."""
     red, blue = (0.8, 0.2, 0.2), (0.2, 0.2, 0.8)
@@ -66,6 +74,25 @@ def known(mask: np.ndarray) -> tuple[Atlas, Video]:
     charts = (chart(0, red), chart(1, blue))
     names = ("object", "background")
     return Atlas(names, charts, mattes, FRAMES, SIDE, SIDE, Fraction(8), video.digest), video
+
+
+def moving() -> tuple[Atlas, Video, Tensor]:
+    """A red bar that goes a pixel to the right each frame, the ground behind it, and that ground."""
+    still, video = known(BAR)
+    y, x = torch.meshgrid(torch.arange(float(SIDE)), torch.arange(float(SIDE)), indexing="ij")
+    wave = 0.15 * torch.sin(x / 1.5) * torch.cos(y / 2)
+    ground = torch.tensor([0.2, 0.3, 0.7])[:, None, None] + wave
+    front, back = still.charts
+    matrices = torch.eye(3).repeat(FRAMES, 1, 1)
+    matrices[:, 0, 2] = -torch.arange(float(FRAMES))
+    controls = torch.zeros(FRAMES, 2, 4, 4)
+    mapping = ChartMapping(matrices, controls, torch.zeros(FRAMES, 2), (float(SIDE), float(SIDE)), SIDE, SIDE)
+    charts = replace(front, mapping=mapping), replace(back, texture=ground)
+    masks = [np.roll(BAR, t, axis=1) for t in range(FRAMES)]
+    frames = [torch.where(torch.from_numpy(m > 0), front.texture, ground) for m in masks]
+    video = Video((torch.stack(frames) * 255).round().to(torch.uint8).numpy(), video.fps)
+    mattes = (PackedMattes.pack([pack_matte(m) for m in masks], SIDE, SIDE),)
+    return replace(still, charts=charts, mattes=mattes, source=video.digest), video, ground
 
 
 def viewed(atlas: Atlas, video: Video, crop: Crop, old: Tensor) -> View:
@@ -178,6 +205,61 @@ def test_a_new_object_stands_where_the_old_one_stood_and_is_no_larger() -> None:
     assert float((in_place_of(old, at_edge * green, at_edge, ground)[1] - old).abs().max()) < BYTE
 
 
+@dataclass
+class DrawsDiamond:
+    """An editor that takes the object away and draws a green diamond, some pixels to the right."""
+
+    ground: np.ndarray
+    radius: float
+    identity: str = "draws a diamond"
+    masks: list[np.ndarray] = field(default_factory=list)
+
+    def edit(
+        self,
+        picture: np.ndarray,
+        prompt: str,
+        *,
+        mask: np.ndarray | None,
+        references: Sequence[np.ndarray],
+        seed: int,
+        run: Run,
+    ) -> np.ndarray:
+        del prompt, references, seed, run
+        assert mask is not None
+        self.masks.append(mask)
+        y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
+        drawn = abs(x - 39.5) + abs(y - 31.5) < self.radius
+        bare = np.where(mask[..., None], self.ground, picture)
+        return np.where(drawn[..., None], np.array([25, 230, 25], np.uint8), bare).astype(np.uint8)
+
+
+@pytest.mark.parametrize("radius", [14.0, 20.0])
+def test_the_outline_that_an_editor_drew_is_what_the_frames_show(tmp_path: Path, radius: float) -> None:
+    atlas, video, ground = moving()
+    told = {"source_prompt": "a red bar", "prompt": "a green diamond", "outline": "new"}
+    params = SPEC.fill({**told, "atlas": save_atlas(atlas, tmp_path / "bar.atlas")})
+    assert isinstance(params, DiffusionAtlasParams)
+    crop = Crop.around(0, chart_matte(atlas, 0))
+    behind = as_picture(crop.cut(ground)[0])
+    editor = DrawsDiamond(behind, radius)
+    result = edit_with_editor(editor, video, params, Run.alone(tmp_path, compute=Compute(device="cpu")))
+    y, x = np.mgrid[:SIDE, :SIDE]
+    made, source = (np.asarray(v.frames).astype(int) for v in (result.video, video))
+    (mask,) = editor.masks
+    for t in range(FRAMES):
+        right, down = (crop.corner[0] + 39.5 / crop.fineness + t, crop.corner[1] + 31.5 / crop.fineness)
+        far = (abs(x - right) + abs(y - down)) - radius / crop.fineness
+        old = np.roll(BAR, t, axis=1) > 0
+        outside = (far > 1.5) & ~old
+        assert (made[t, :, outside] == source[t, :, outside]).all()
+        inner = made[t, :, far < -1.5]
+        assert abs(inner - [25, 230, 25]).max() < 12
+        assert made[t, 0, (far > 1.5) & old].max() < 120  # no red is left, which has 204
+    down, right = np.mgrid[:64, :64]
+    beyond = abs(right - 39.5) + abs(down - 31.5) < radius
+    assert bool((beyond & ~mask).any()) == (radius > 16)  # the larger one goes beyond what it was told
+
+
 def test_an_edit_may_go_a_little_beyond_the_object_and_fills_its_hull_if_the_outline_may_change() -> None:
     shape = torch.zeros(1, 1, 20, 20)
     shape[..., 5:15, 5:8] = shape[..., 12:15, 5:15] = 1
@@ -267,6 +349,28 @@ def test_ground_that_no_frame_shows_is_drawn_once_and_kept(tmp_path: Path) -> No
     assert float((first - atlas.charts[1].texture).abs().max()) < BYTE
     assert torch.equal(first, again)
     assert [type(event).__name__ for event in events] == ["Kept", "Reused"]
+
+
+def test_no_trace_of_the_old_outline_stays_where_a_smaller_object_stands(tmp_path: Path) -> None:
+    soft = square(10, 20)
+    soft[9, 9:21] = soft[20, 9:21] = soft[9:21, 9] = soft[9:21, 20] = 90
+    atlas, video = known(soft)
+    dark, texture = np.array(video.frames), atlas.charts[1].texture.clone()
+    rim = soft == 90
+    dark[:, :, rim] //= 2  # an outline that the object's picture does not have
+    texture[:, torch.from_numpy(rim)] *= 0.8  # nor the ground's, which took some of it for its own
+    holed = replace(atlas, charts=(atlas.charts[0], replace(atlas.charts[1], texture=texture)))
+    video = Video(dark, video.fps)
+    run = Run.alone(tmp_path, compute=Compute(device="cpu"))
+    crop = Crop.around(0, chart_matte(atlas, 0), 27)
+    old = crop.cut(chart_matte(atlas, 0))
+    new = torch.zeros_like(old)
+    new[..., 11:16, 11:16] = 1
+    look = Look(crop, torch.ones(1, 3, 27, 27), torch.ones_like(new), old, new)
+    frames, touched, _ = viewed(complete_ground(holed, run), video, crop, old).show(look)
+    assert bool(touched[:, :, torch.from_numpy(rim)].all())
+    bare = torch.tensor([0.2, 0.2, 0.8])[:, None]
+    assert float((frames[..., torch.from_numpy(rim)] - bare).abs().max()) < BYTE
 
 
 def test_what_few_frames_show_counts_as_the_object_and_a_soft_edge_stays_soft() -> None:
