@@ -24,8 +24,10 @@ import numpy as np
 import torch
 
 from atlas import NAMES, packed, run_in
+from retouch.atlas.atlas import Atlas
 from retouch.atlas.decompose import decompose_clip
 from retouch.atlas.pyramid import AtlasSettings
+from retouch.atlas.transport import transport_positions
 from retouch.tracking.flow import remap
 from retouch.video import Video
 from transport import METHODS, Maps
@@ -150,6 +152,15 @@ def drawn(name: str) -> Drawn:
     return Drawn(video, np.rint(255 * share).astype(np.uint8), seen, surfaces, painted)
 
 
+def direct_shown(video: Video, atlas: Atlas, key: int, layer: int) -> Maps:
+    """Go straight from the painted frame, and leave out what is hidden."""
+    for found in transport_positions(atlas, video, key, layer):
+        yield found.frame, found.positions, found.known & (found.shown > 0.5)
+
+
+WAYS = METHODS | {"direct": direct_shown}
+
+
 def measured(scene: Drawn, maps: Maps) -> dict[str, float]:
     """Return the figures of one way of carrying."""
     surface, seen = scene.surfaces[scene.painted], scene.seen
@@ -211,7 +222,7 @@ def main() -> None:
             atlas = decompose_clip(
                 scene.video, packed(scene.share), NAMES, AtlasSettings(), run=run_in(place)
             )
-        for way, method in METHODS.items():
+        for way, method in WAYS.items():
             began = time.process_time()
             layer = scene.surfaces[scene.painted].layer
             row = measured(scene, method(scene.video, atlas, KEY, layer))
