@@ -81,7 +81,7 @@ class FaceParams(Params):
     search: int = Field(default=60, ge=1, le=10000, description="The most steps that words are searched for.")
     window: int = Field(default=16, ge=1, description="Frames that pass the network together.")
     gate: float = Field(
-        default=0.08,
+        default=0.05,
         ge=0,
         le=1,
         description="How much the face must change at a place for the clip to change there; full white is 1.",
