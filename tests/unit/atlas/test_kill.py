@@ -77,6 +77,7 @@ def test_a_fit_killed_once_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_command_killed_after_every_checkpoint_ends_with_the_same_bytes(
     clip: Video, tmp_path: Path
 ) -> None:
