@@ -32,7 +32,7 @@ CELL: Final = 4
 """Pixels between two nodes of the mesh of offsets."""
 SUPPLE, STIFF = (1.0, 1.0), (30.0, 9.0)
 """How much a mesh resists bending, and the bend, in pixels from node to node, at which it may crease."""
-FRAYED: Final = 1.0
+FRAYED: Final = 0.75
 """Pixels by which lines may bend from node to node, in nineteen of twenty places of the nearest frames.
 
 The whole layer is asked: a part that hides another bends at its edge, and says nothing. Larger pictures than
@@ -46,8 +46,10 @@ LEVELS: Final = (1, 0)
 """How often the pictures are halved, one after the other."""
 STEPS: Final = 2
 """Gauss-Newton steps at each size."""
-SOLVER_STEPS, SOLVED = 40, 1e-7
+SOLVER_STEPS, SOLVED = 8, 1e-7
 """The most steps of the solver, and the share of what is to be solved at which it stops."""
+COARSEST, COARSEST_STEPS = 12, 40
+"""Nodes along a side of a mesh that is solved by itself, and its steps; larger ones are halved first."""
 QUIET, LOUD = 3.0, 15.0
 """The least and the most levels that count as noise."""
 OUTLIER: Final = 5.0
@@ -66,7 +68,9 @@ SETTLES: Final = 0.15
 """How fast the light that is remembered follows what is seen."""
 MARGIN: Final = 12
 """Pixels around the places that matter that are looked at as well."""
-LOOKED_AT: Final = 3
+LARGE: Final = 256
+"""Pixels of a side above which the flow may be found on halved pictures: it only says what to expect."""
+LOOKED_AT: Final = 2
 """Frames on either side that say whether a layer bends or frays."""
 
 DIAGONAL: Final = np.array([1, 0, 1], np.float32)
@@ -247,7 +251,10 @@ def _along_flow(
     state: PassState, shot: Picture, window: tuple[slice, slice], corner: Float32[np.ndarray, " 2"]
 ) -> tuple[Positions, Plane]:
     """Return the last map moved along the flow into a window of the next frame, and how sure that is."""
-    before, flow = np.ascontiguousarray(state.picture[window]), DisFlow()
+    before, flow = (
+        np.ascontiguousarray(state.picture[window]),
+        DisFlow(finest_scale=int(max(shot.shape) > LARGE)),
+    )
     there, back = flow.pair(shot, before), flow.pair(before, shot)
     at = pixel_grid(*shot.shape[:2]) + corner + there.transpose(1, 2, 0)
     sure = np.exp(-np.square(round_trip(there, back) / SURE)) * _inside(at, state.known.shape)
@@ -323,26 +330,44 @@ def _normal_terms(
 def solve_offsets(
     offsets: Offsets, normal: Float32[np.ndarray, "y x 3"], rhs: Offsets, bend: float, crease: float
 ) -> Offsets:
-    """Solve for the offsets on a mesh whose nodes resist bending, and less where they bend much already.
-
-    Conjugate gradients from `offsets` on, with each node's own two equations solved ahead.
-    """
+    """Solve for the offsets on a mesh whose nodes resist bending, and less where they bend much already."""
     creases = [1 + np.square(b).sum(2, keepdims=True) / crease**2 for b in _bends(offsets)]
     weights = [np.float32(bend * twice) / c for twice, c in zip((1, 1, 2), creases, strict=True)]
-    ahead = normal + np.multiply.outer(_own_weight(weights, offsets.shape[:2]), DIAGONAL)
     left = rhs - _applied(offsets, normal, weights)
+    return np.asarray(offsets + _solved_mesh(normal, left, weights), np.float32)
+
+
+def _solved_mesh(
+    normal: Float32[np.ndarray, "y x 3"], rhs: Offsets, weights: list[Float32[np.ndarray, "_ _ 1"]]
+) -> Offsets:
+    """Solve for offsets on a mesh whose bends weigh so much: on one of half as many nodes a side, then here.
+
+    Conjugate gradients, with each node's own two equations solved ahead; the coarser mesh bends what those
+    are slow to bend.
+    """
+    found, left, steps = np.zeros_like(rhs), rhs, COARSEST_STEPS
+    if min(rhs.shape[:2]) > COARSEST:
+        nodes = _halved(rhs, 1)
+        # A bend from node to node is four times as large on half as many.
+        coarser = [
+            _shrunk(w[..., 0], (nodes[0] - dy, nodes[1] - dx))[..., None] / 16
+            for w, (dy, dx) in zip(weights, ((0, 2), (2, 0), (1, 1)), strict=True)
+        ]
+        found = _grown(_solved_mesh(_shrunk(normal, nodes), _shrunk(rhs, nodes), coarser), rhs.shape)
+        left, steps = rhs - _applied(found, normal, weights), SOLVER_STEPS
+    ahead = normal + np.multiply.outer(_own_weight(weights, rhs.shape[:2]), DIAGONAL)
     along = step = _solved(ahead, left)
     length, least = float(np.vdot(left, step)), SOLVED * float(np.vdot(rhs, _solved(ahead, rhs)))
-    for _ in range(SOLVER_STEPS):
+    for _ in range(steps):
         if length <= least:
             break
         across = _applied(along, normal, weights)
         reach = length / float(np.vdot(along, across))
-        offsets, left = offsets + reach * along, left - reach * across
+        found, left = found + reach * along, left - reach * across
         step = _solved(ahead, left)
         before, length = length, float(np.vdot(left, step))
         along = step + length / before * along
-    return offsets.astype(np.float32)
+    return found
 
 
 def _bends(x: np.ndarray) -> list[np.ndarray]:
@@ -472,7 +497,8 @@ def _blurred(x: Float32[np.ndarray, "h w c"], sigma: float, step: int = 2) -> Fl
 
 def _inside(places: Positions, size: tuple[int, ...]) -> Mask:
     """Mark the places that lie in a picture of a size."""
-    return np.asarray(((places >= 0) & (places <= np.array([size[1] - 1, size[0] - 1]))).all(2))
+    x, y = places[..., 0], places[..., 1]
+    return np.asarray((x >= 0) & (y >= 0) & (x <= size[1] - 1) & (y <= size[0] - 1))
 
 
 def _window_around(mask: Mask) -> tuple[slice, slice] | None:

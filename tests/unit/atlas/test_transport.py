@@ -11,7 +11,6 @@ import torch
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.transport import (
     LEAN,
-    SOLVER_STEPS,
     STIFF,
     SUPPLE,
     FrameMap,
@@ -137,6 +136,16 @@ def test_what_passes_in_front_hides_a_place_and_it_comes_back(atlas: Atlas, clip
         assert found[t].shown[found[t].known].mean() > 0.97
 
 
+def test_what_a_few_places_tell_reaches_a_whole_stiff_mesh() -> None:
+    told = np.zeros((90, 120), np.float32)
+    told[20:26, 30:36] = told[60:66, 90:96] = told[70:76, 10:16] = 1
+    normal = np.multiply.outer(told, np.array([1, 0, 1], np.float32))
+    moved = np.array([3, -2], np.float32)
+    found = solve_offsets(np.zeros((90, 120, 2), np.float32), normal, told[..., None] * moved, *STIFF)
+    # Solved on the fine mesh alone, the same steps leave most of it where it was: 2.5 pixels off.
+    assert np.abs(found - moved).mean() < 0.5
+
+
 def test_offsets_solve_their_equations() -> None:
     rng = np.random.default_rng(3)
     height, width = 5, 6
@@ -169,5 +178,4 @@ def test_offsets_solve_their_equations() -> None:
     for i, (a, b, c) in enumerate(normal.reshape(-1, 3)):
         dense[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] += [[a, b], [b, c]]
     exact = np.linalg.solve(dense, rhs.ravel()).reshape(rhs.shape)
-    assert SOLVER_STEPS >= 40
     np.testing.assert_allclose(found, exact, atol=1e-3)
