@@ -3,7 +3,7 @@
 `report` looks at whole layers; this looks at the pixels that one edit covers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -37,7 +37,7 @@ class PaintReport:
     seen: tuple[float, ...]
     """Pixels that show the paint."""
     explained: tuple[float, ...]
-    """How well the atlas explains those pixels, in dB; not a number where there are none."""
+    """How well the atlas explains those of them that go through it, in dB; nan where there are none."""
     stretch: tuple[float, ...]
     """How many times longer than wide a disc painted in the nearest painted frame becomes."""
 
@@ -107,7 +107,12 @@ class PaintReport:
 
 @torch.no_grad()
 def examine_paint(
-    atlas: Atlas, video: Video, patches: Sequence[TexturePatch], painted: Sequence[int], period: Period
+    atlas: Atlas,
+    video: Video,
+    patches: Sequence[TexturePatch],
+    painted: Sequence[int],
+    period: Period,
+    straight: Collection[int] = (),
 ) -> PaintReport:
     """Measure what an edit covers, in every frame of a period.
 
@@ -117,16 +122,19 @@ def examine_paint(
         patches: The edit.
         painted: Frames that were painted by hand; shapes are held against the nearest.
         period: The frames that show the edit.
+        straight: Layers whose paint does not go through the textures, so that these cannot let it slide.
     """
+    through = [patch for patch in patches if atlas.charts[patch.chart].layer not in straight]
     slopes: dict[tuple[int, int], Float[Tensor, "2 2"]] = {}
     covered, seen, explained = [], [], []
     for a, b in frame_blocks(period.start, period.stop):
         cover, shown = _areas(atlas, patches, a, b, slopes)
         source = torch.tensor(video.frames[a:b]).to(atlas.device).float() / 255
         off = (atlas.reconstruct(a, b) - source).square().mean(1, keepdim=True)
-        pixels = shown.sum((1, 2, 3))
         covered += cover.sum((1, 2, 3)).tolist()
-        seen += pixels.tolist()
+        seen += shown.sum((1, 2, 3)).tolist()
+        shown = shown if len(through) == len(patches) else _areas(atlas, through, a, b)[1]
+        pixels = shown.sum((1, 2, 3))
         mean = (off * shown).sum((1, 2, 3)) / pixels.clamp(min=1e-6)
         explained += [
             decibels(float(e), peak=1) if float(n) >= 1 else float("nan")

@@ -79,7 +79,7 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
         touched[start : start + len(made)] = where
 
     figures = {"touched": float(np.mean([where.mean() for where in touched]))}
-    told = tell_of(atlas, video, patches, shots, layers, period, run)
+    told = tell_of(atlas, video, patches, shots, layers, period, straight.layers, run)
     return Edited(video.like(frames), touched=touched, figures=figures, extras={"paint": told})
 
 
@@ -110,6 +110,7 @@ def tell_of(
     shots: list[PaintedFrame],
     layers: list[int] | None,
     period: Period,
+    straight: set[int],
     run: Run,
 ) -> str:
     """Tell where the paint will slide, lean, be hidden or be out of sight; return all of it in words."""
@@ -120,7 +121,8 @@ def tell_of(
         run.notice(f"the paint on {video.named_frames([frame])} {why}")
     if not patches:
         return "there is no paint"
-    report = examine_paint(atlas, video, patches, [shot.frame for shot in shots], period)
+    painted = [shot.frame for shot in shots]
+    report = examine_paint(atlas, video, patches, painted, period, straight)
     for warning in report.warnings():
         run.notice(warning)
     return report.words()

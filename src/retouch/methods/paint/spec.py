@@ -47,7 +47,7 @@ class PaintParams(Params):
         "shows the edited texture itself.",
     )
     transport: Literal["auto", "atlas", "direct"] = Field(
-        default="atlas",
+        default="auto",
         description="How paint on a frame reaches the others: atlas through the textures, direct straight "
         "from the painted frame, which follows what bends; auto chooses for each layer what fits better.",
     )
