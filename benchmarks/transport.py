@@ -26,11 +26,12 @@ import torch
 from atlas import MARKS, NAMES, drift, packed, run_in
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.decompose import decompose_clip
-from retouch.atlas.edit import position_patches, read_positions
+from retouch.atlas.edit import painted_key, position_patches, read_positions
 from retouch.atlas.file import load_atlas, save_atlas
 from retouch.atlas.prepare import objects_from_cutout
 from retouch.atlas.pyramid import AtlasSettings
 from retouch.atlas.transport import transport_positions
+from retouch.atlas.transported_paint import transport_paint
 from retouch.media.io import read
 from retouch.metrics.propagation import position_flicker, propagation_decibels, straightness
 from retouch.tracking.flow import DisFlow, inside_frame, pixel_grid, warp_picture
@@ -195,6 +196,18 @@ def measure_layer(video: Video, atlas: Atlas, key: int, layer: int) -> dict[str,
     return figures
 
 
+def sticker_seconds(video: Video, atlas: Atlas, key: int) -> float:
+    """Return the CPU seconds that `auto` takes to carry a disc painted on the middle of the object."""
+    own = cv2.distanceTransform(solid(atlas, key, 0).astype(np.uint8), cv2.DIST_L2, 5)
+    canvas, at = upright(video, key), np.unravel_index(own.argmax(), own.shape)[::-1]
+    cv2.circle(canvas, at, video.width // 16, (30, 60, 170), -1, cv2.LINE_AA)
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as place:
+        shot = painted_key(upright(video, key), canvas, key)
+        transport_paint(atlas, video, [shot], choose=True, run=run_in(place))
+    return time.process_time() - began
+
+
 def measure_scenes() -> dict[str, float]:
     """Return how far points painted on the middle frame of each drawn scene slide, rms, in pixels."""
     figures = {}
@@ -236,6 +249,8 @@ def main() -> None:
         if given.clips and given.only in ("", name) and (given.clips / f"{name}.mp4").exists():
             video, atlas, seconds = fitted(given.clips, name, given.fits)
             everything[f"{name} fit seconds"] = seconds
+            everything[f"{name} sticker seconds"] = sticker = sticker_seconds(video, atlas, key)
+            print(f"{name}: {seconds:.0f} CPU seconds for the fit, {sticker:.1f} for a sticker", flush=True)
             for layer, what in enumerate(NAMES):
                 found = measure_layer(video, atlas, key, layer)
                 everything |= {f"{name} {what} {k}": v for k, v in found.items()}

@@ -27,6 +27,8 @@ WINS: Final = 0.5
 """Decibels by which a painted frame's own pixels must fit the others better than through the textures."""
 FADE: Final = 8
 """Frames in which one painted frame hands over to the next."""
+TORN: Final = 8.0
+"""Pixels of the painted frame from one pixel to the next at which these are no one surface."""
 FAR: Final = 1e-3
 """Weight of painted frames that are farther off: they show what the nearer ones left alone."""
 
@@ -179,12 +181,22 @@ def lay_on(
     cover = stroke.cover.cpu().numpy()
     paint = np.concatenate([stroke.colours.cpu().numpy() * cover, cover]).transpose(1, 2, 0)
     shown = remap(np.ascontiguousarray(paint, np.float32), found.positions)
-    shown *= (found.shown * found.known)[..., None]
+    shown *= (found.shown * (found.known & ~_torn(found.positions)))[..., None]
     _, strokes = cv2.connectedComponents((cover[0] > 0).astype(np.uint8))
     shown[_splinters(shown[..., 3] > 0, strokes, found.positions)] = 0
     picture[found.frame] = (shown.clip(0, 1) * 255).round().astype(np.uint8).transpose(2, 0, 1)
     release_pages(picture)
     return found.errors
+
+
+def _torn(positions: Float32[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
+    """Mark pixels between which the map jumps: they would show all that lies between, in miniature."""
+    torn = np.zeros(positions.shape[:2], bool)
+    for whole, line in ((torn, positions), (torn.T, positions.transpose(1, 0, 2))):
+        jumps = np.abs(np.diff(line, axis=1)).max(2) > TORN
+        whole[:, 1:] |= jumps
+        whole[:, :-1] |= jumps
+    return torn
 
 
 def _splinters(

@@ -106,6 +106,19 @@ def test_a_piece_that_comes_off_is_left_out_and_a_speck_of_its_own_is_kept() -> 
     np.testing.assert_array_equal(picture[0, 3], cover[0].numpy() * 255)
 
 
+def test_nothing_is_shown_in_miniature_where_a_map_jumps() -> None:
+    cover = torch.zeros(1, 40, 60)
+    cover[0, 5:35, 5:35] = 1
+    y, x = np.mgrid[:40, :60].astype(np.float32)
+    # From column 46 to 50 the map runs from beside the stroke over all of it to the other side.
+    positions = np.stack([np.where(x < 46, 55, np.where(x > 50, 1, 55 - (x - 46) * 13.5)), y], -1)
+    everywhere = np.ones((40, 60), bool)
+    picture = np.full((1, 4, 40, 60), 9, np.uint8)
+    stroke = PaintedFrame(0, torch.ones(3, 40, 60), cover)
+    lay_on(picture, stroke, FrameMap(0, positions, everywhere, everywhere.astype(np.float32)))
+    assert not picture.any()
+
+
 @pytest.mark.parametrize(
     ("t", "wanted"),
     [
