@@ -3,13 +3,14 @@
 `report` looks at whole layers; this looks at the pixels that one edit covers.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from retouch.atlas.atlas import Atlas, Chart
@@ -17,10 +18,18 @@ from retouch.atlas.edit import PaintedFrame, Period, TexturePatch, patches_from_
 from retouch.atlas.mapping import PixelWindow, stretch_ratio
 from retouch.atlas.pyramid import frame_blocks
 from retouch.atlas.report import POOR, STRETCHED
+from retouch.atlas.transported_paint import TransportedPaint
 from retouch.video import Video, decibels
 
 LEAST_SEEN: Final = 0.01
 """Share of the most pixels that the paint covers in any frame; with less it counts as out of sight."""
+SLIPS: Final = 2.0
+"""Pixels that paint may lie off before it counts as sliding; more in pictures larger than 512 pixels."""
+COLOURS: Final = {"sits": "#3b76c4", "may slide": "#d9541e", "leans": "#e0a800", "hidden": "#7a3b8f"}
+"""What a frame's paint does, and how it is drawn."""
+UNSEEN: Final = "#dcdcdc"
+STRIP_WIDTH, EDGE = 720, 12
+"""Pixels of the strip that shows each frame, and beside it."""
 HIDDEN: Final = 0.5
 """Share of the pixels over its place that must show the paint, or it counts as hidden."""
 
@@ -40,6 +49,8 @@ class PaintReport:
     """How well the atlas explains those of them that go through it, in dB; nan where there are none."""
     stretch: tuple[float, ...]
     """How many times longer than wide a disc painted in the nearest painted frame becomes."""
+    slips: Mapping[int, float] = field(default_factory=dict)
+    """How many pixels off it lies in some of the frames, as the painted frame's own pixels say."""
 
     def out_of_sight(self) -> list[int]:
         """Return the frames in which the painted place is not in the picture, or turned away."""
@@ -53,8 +64,19 @@ class PaintReport:
         return [t for t, seen, covered in pairs if seen < HIDDEN * covered and t not in gone]
 
     def sliding(self) -> list[int]:
-        """Return the frames that the atlas explains too poorly for paint to sit still."""
-        return [t for t, found in zip(self.frames, self.explained, strict=True) if found < POOR]
+        """Return the frames that the atlas explains poorly, or in which paint lies off by too much."""
+        pairs = zip(self.frames, self.explained, self.off(), strict=True)
+        return [t for t, explained, off in pairs if explained < POOR or off > self._most()]
+
+    def _most(self) -> float:
+        return SLIPS * max(1.0, max(self.video.height, self.video.width) / 512)
+
+    def off(self) -> tuple[float, ...]:
+        """Return how many pixels off the paint lies in each frame, by those in which it was looked."""
+        known = sorted(self.slips)
+        if not known:
+            return (0.0,) * len(self.frames)
+        return tuple(np.interp(self.frames, known, [self.slips[t] for t in known]).tolist())
 
     def leaning(self) -> list[int]:
         """Return the frames in which the paint is drawn out of shape."""
@@ -66,11 +88,13 @@ class PaintReport:
         """Return where the paint will not do what was painted, a sentence each."""
         named, said = self.video.named_frames, []
         if sliding := self.sliding():
-            worst = min(sliding, key=lambda t: self.explained[self.frames.index(t)])
-            found = self.explained[self.frames.index(worst)]
+            off = dict(zip(self.frames, self.off(), strict=True))
+            explained = dict(zip(self.frames, self.explained, strict=True))
+            worst = max(sliding, key=lambda t: (off[t], -explained[t]))
+            by = f"{off[worst]:.1f} pixels" if off[worst] > self._most() else f"{explained[worst]:.1f} dB"
             said.append(
                 f"the paint may slide or flicker in {named(sliding)}, worst in {named([worst])} "
-                f"({found:.1f} dB): mark the object there again, or paint a frame near it"
+                f"({by}): mark the object there again, or paint a frame near it"
             )
         if leaning := self.leaning():
             worst = max(leaning, key=lambda t: self.stretch[self.frames.index(t)])
@@ -104,6 +128,33 @@ class PaintReport:
         good = ["nothing stands in the way: the paint should stay where it was put in every frame"]
         return "\n".join([*lines, *(self.warnings() or good)])
 
+    def picture(self) -> UInt8[np.ndarray, "h w 3"]:
+        """Draw how much of the paint each frame shows, and in which it will not do what was painted."""
+        frame = max(2, STRIP_WIDTH // len(self.frames))
+        image = Image.new("RGB", (max(frame * len(self.frames), STRIP_WIDTH) + 2 * EDGE, 150), "white")
+        pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
+        kinds = {"leans": self.leaning(), "may slide": self.sliding(), "hidden": self.hidden()}
+        most = max(1.0, *self.covered)
+        for number, t in enumerate(self.frames):
+            left = EDGE + number * frame
+            for pixels, colour in (
+                (self.covered[number], UNSEEN),
+                (
+                    self.seen[number],
+                    next((COLOURS[k] for k, found in kinds.items() if t in found), COLOURS["sits"]),
+                ),
+            ):
+                pen.rectangle((left, 100 - 90 * min(1.0, pixels / most), left + frame - 2, 100), colour)
+        for number in range(0, len(self.frames), max(1, -(-40 // frame))):
+            name = str(self.frames[number] + self.video.origin.first)
+            pen.text((EDGE + number * frame, 104), name, "black", font)
+        left = EDGE
+        for name, colour in {**COLOURS, "covered": UNSEEN}.items():
+            pen.rectangle((left, 130, left + 10, 140), colour)
+            pen.text((left + 15, 128), name, "black", font)
+            left += 90
+        return np.array(image)
+
 
 @torch.no_grad()
 def examine_paint(
@@ -112,7 +163,8 @@ def examine_paint(
     patches: Sequence[TexturePatch],
     painted: Sequence[int],
     period: Period,
-    straight: Collection[int] = (),
+    straight: TransportedPaint | None = None,
+    slips: Mapping[int, float] | None = None,
 ) -> PaintReport:
     """Measure what an edit covers, in every frame of a period.
 
@@ -122,19 +174,22 @@ def examine_paint(
         patches: The edit.
         painted: Frames that were painted by hand; shapes are held against the nearest.
         period: The frames that show the edit.
-        straight: Layers whose paint does not go through the textures, so that these cannot let it slide.
+        straight: The paint that does not go through the textures, so that these cannot let it slide.
+        slips: How many pixels off the rest lies in some frames, where that is known.
     """
-    through = [patch for patch in patches if atlas.charts[patch.chart].layer not in straight]
+    layers = straight.layers if straight else set[int]()
+    through = [patch for patch in patches if atlas.charts[patch.chart].layer not in layers]
     slopes: dict[tuple[int, int], Float[Tensor, "2 2"]] = {}
     covered, seen, explained = [], [], []
     for a, b in frame_blocks(period.start, period.stop):
-        cover, shown = _areas(atlas, patches, a, b, slopes)
+        cover = _areas(atlas, patches, a, b)[0]
+        _, shown = _areas(atlas, through, a, b, slopes)
         source = torch.tensor(video.frames[a:b]).to(atlas.device).float() / 255
         off = (atlas.reconstruct(a, b) - source).square().mean(1, keepdim=True)
         covered += cover.sum((1, 2, 3)).tolist()
-        seen += shown.sum((1, 2, 3)).tolist()
-        shown = shown if len(through) == len(patches) else _areas(atlas, through, a, b)[1]
         pixels = shown.sum((1, 2, 3))
+        direct = straight.at(atlas, a, b)[:, 3].sum((1, 2)) if straight else torch.zeros_like(pixels)
+        seen += (pixels + direct).tolist()
         mean = (off * shown).sum((1, 2, 3)) / pixels.clamp(min=1e-6)
         explained += [
             decibels(float(e), peak=1) if float(n) >= 1 else float("nan")
@@ -142,7 +197,8 @@ def examine_paint(
         ]
     frames = tuple(range(period.start, period.stop))
     stretch = tuple(_stretch(atlas, slopes, t, painted) for t in frames)
-    return PaintReport(video, frames, tuple(covered), tuple(seen), tuple(explained), stretch)
+    figures = (tuple(covered), tuple(seen), tuple(explained), stretch)
+    return PaintReport(video, frames, *figures, slips or {})
 
 
 def useless_keys(

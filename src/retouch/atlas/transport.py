@@ -14,7 +14,7 @@ A flow chain alone shuffles pixels that look alike: near in decibels, but letter
 straight, and since every frame is held against the painted frame itself, nothing drifts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float32, Num, UInt8
 
 from retouch.atlas.atlas import Atlas
-from retouch.atlas.edit import position_patches, read_positions
+from retouch.atlas.edit import TexturePatch, position_patches, read_positions
 from retouch.tracking.flow import DisFlow, pixel_grid, remap, round_trip
 from retouch.video import Video, release_pages
 
@@ -72,6 +72,8 @@ LARGE: Final = 256
 """Pixels of a side above which the flow may be found on halved pictures: it only says what to expect."""
 LOOKED_AT: Final = 2
 """Frames on either side that say whether a layer bends or frays."""
+FEWEST: Final = 20
+"""Pixels of a place that a frame must show to say where it lies."""
 
 DIAGONAL: Final = np.array([1, 0, 1], np.float32)
 """The unit matrix, as xx, xy, yy."""
@@ -143,6 +145,13 @@ class PassState:
     light: Float32[np.ndarray, "y x"]
     hidden: Float32[np.ndarray, "y x"]
 
+    @classmethod
+    def at_key(cls, picture: Picture, known: Mask) -> "PassState":
+        """Begin at the painted frame, of which some pixels matter."""
+        places = tuple(-(-side // RASTER) for side in known.shape)
+        light, hidden = np.ones(places, np.float32), np.zeros(places, np.float32)
+        return cls(picture, pixel_grid(*known.shape), known, light, hidden)
+
 
 @torch.no_grad()
 def transport_positions(
@@ -175,17 +184,54 @@ def transport_positions(
     known = (share > 0.02) & wanted
     yield FrameMap(frame, grid, known, np.ones_like(share))
     start, stop = within or (0, len(video))
-    places = (-(-share.shape[0] // RASTER), -(-share.shape[1] // RASTER))
     for frames in (range(frame + 1, stop), range(frame - 1, start - 1, -1)):
-        light, hidden = np.ones(places, np.float32), np.zeros(places, np.float32)
-        state = PassState(picture, grid, known, light, hidden)
+        state = PassState.at_key(picture, known)
         for t in frames:
-            found, cover = read_positions(atlas, patches, t, t + 1)
-            share = _share(atlas, t, layer)
-            told = (cover[0, 0].cpu().numpy() > 0.5 * share) & (share > 0.02)
-            near = np.ascontiguousarray(found[0].movedim(0, 2).cpu().numpy())
+            share, near, told = _by_textures(atlas, patches, t, layer)
             yield carry_on(state, key, upright(video, t), t, share, near, told, bending)
             release_pages(video.frames)
+
+
+@torch.no_grad()
+def find_slips(
+    atlas: Atlas, video: Video, frame: int, layer: int, place: Mask, around: Mask, frames: Iterable[int]
+) -> Iterator[tuple[int, float]]:
+    """Yield how many pixels off the textures carry a place of the painted frame, by the frames' own pixels.
+
+    Each frame is held against the painted one by itself, whatever is between. It is nan where a frame shows
+    too little of the place.
+
+    Args:
+        atlas: The decomposed clip.
+        video: The clip.
+        frame: The painted frame.
+        layer: The layer that is followed.
+        place: The place.
+        around: The place and what lies around it, which is looked at as well.
+        frames: The frames that are asked about.
+    """
+    picture, share = upright(video, frame), _share(atlas, frame, layer)
+    bending = find_bending(atlas, video, frame, layer)
+    patches = position_patches(atlas, frame, layer, around)
+    key = KeyLayer.of(picture, share, around)
+    for t in frames:
+        state = PassState.at_key(picture, (share > 0.02) & around)
+        own, near, told = _by_textures(atlas, patches, t, layer)
+        found = carry_on(state, key, upright(video, t), t, own, near, told, bending)
+        there = told & found.known & (found.shown > 0.5) & (remap(place.astype(np.float32), near) > 0.5)
+        off = np.linalg.norm(found.positions - near, axis=2)[there]
+        yield t, float(np.median(off)) if off.size >= FEWEST else float("nan")
+        release_pages(video.frames)
+
+
+def _by_textures(
+    atlas: Atlas, patches: Sequence[TexturePatch], t: int, layer: int
+) -> tuple[Plane, Positions, Mask]:
+    """Return a layer's share of a frame's pixels, where the textures say that they lie, and where they do."""
+    found, cover = read_positions(atlas, patches, t, t + 1)
+    share = _share(atlas, t, layer)
+    told = (cover[0, 0].cpu().numpy() > 0.5 * share) & (share > 0.02)
+    return share, np.ascontiguousarray(found[0].movedim(0, 2).cpu().numpy()), told
 
 
 def find_bending(atlas: Atlas, video: Video, frame: int, layer: int) -> tuple[float, float]:

@@ -4,7 +4,7 @@ What belongs here: which layers are carried so, and how several painted frames s
 lies in a painted frame is found in `transport`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import OWN, SCRAP, PaintedFrame, Period, without_scraps
-from retouch.atlas.transport import QUIET, STIFF, FrameMap, find_bending, transport_positions
+from retouch.atlas.transport import QUIET, STIFF, FrameMap, find_bending, find_slips, transport_positions
 from retouch.run import Run
 from retouch.tracking.flow import remap
 from retouch.video import Video, release_pages
@@ -29,6 +29,8 @@ FADE: Final = 8
 """Frames in which one painted frame hands over to the next."""
 TORN: Final = 8.0
 """Pixels of the painted frame from one pixel to the next at which these are no one surface."""
+SAMPLES: Final = 12
+"""Frames, evenly over those that show the edit, in which it is looked whether the textures let it slide."""
 FAR: Final = 1e-3
 """Weight of painted frames that are farther off: they show what the nearer ones left alone."""
 
@@ -142,6 +144,34 @@ def transport_paint(
         pictures[stroke.frame, layer] = picture
     won = {layer for layer, sums in errors.items() if not choose or _wins(*sums)}
     return TransportedPaint({(frame, layer): p for (frame, layer), p in pictures.items() if layer in won})
+
+
+def slips_in_textures(
+    atlas: Atlas,
+    video: Video,
+    keys: Sequence[PaintedFrame],
+    *,
+    layers: Sequence[int] | None = None,
+    period: Period,
+    straight: Collection[int] = (),
+    run: Run,
+) -> dict[int, float]:
+    """Return how many pixels off the paint lies in some frames, by their own pixels; the worst of its pieces.
+
+    Each frame is held against the nearest painted one. Layers that are carried straight are not asked.
+    """
+    sampled = np.unique(np.linspace(period.start, period.stop - 1, SAMPLES).round().astype(int)).tolist()
+    strokes = [pair for key in keys for pair in _by_layer(atlas, key, layers) if pair[0] not in straight]
+    slips = dict.fromkeys((stroke.frame for _, stroke in strokes), 0.0)
+    for step in run.steps("look where the paint may slide", strokes):
+        layer, stroke = step.item
+        painted = [other.frame for at, other in strokes if at == layer]
+        nearest = [t for t in sampled if min(painted, key=lambda k: abs(k - t)) == stroke.frame != t]
+        place = stroke.cover[0].cpu().numpy() > 0
+        for t, slip in find_slips(atlas, video, stroke.frame, layer, place, _around(stroke), nearest):
+            if np.isfinite(slip):
+                slips[t] = max(slip, slips.get(t, 0.0))
+    return slips
 
 
 def _by_layer(

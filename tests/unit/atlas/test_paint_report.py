@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import ImageColor
 
 from retouch.atlas.atlas import Atlas, PackedMattes, pack_matte
 from retouch.atlas.edit import PaintedFrame, Period, patches_from_frames
-from retouch.atlas.paint_report import PaintReport, examine_paint, useless_keys
+from retouch.atlas.paint_report import (
+    COLOURS,
+    EDGE,
+    STRIP_WIDTH,
+    PaintReport,
+    examine_paint,
+    useless_keys,
+)
+from retouch.atlas.transported_paint import TransportedPaint, transport_paint
+from retouch.run import Run
 from retouch.video import Origin, Video
 
 AT = 4
@@ -40,6 +50,27 @@ def test_frames_that_the_atlas_does_not_explain_are_named(atlas: Atlas, clip: Vi
     report = report_on(atlas, Video(frames, clip.fps, origin=cut), paint_on_the_patch(atlas))
     assert report.sliding() == [6, 7]
     assert any("may slide or flicker in frames 46 to 47" in said for said in report.warnings())
+
+
+def test_frames_in_which_paint_lies_off_are_named_and_those_between(atlas: Atlas, clip: Video) -> None:
+    report = replace(
+        report_on(atlas, clip, paint_on_the_patch(atlas)), slips={4: 0.0, 6: 2.6, 8: 3.4, 9: 0.4}
+    )
+    assert report.sliding() == [6, 7, 8]
+    assert any("in frames 6 to 8, worst in frame 8 (3.4 pixels)" in said for said in report.warnings())
+
+
+def test_paint_that_goes_straight_is_not_told_of_by_the_textures(atlas: Atlas, clip: Video, run: Run) -> None:
+    frames = clip.frames.copy()
+    frames[7] = 255 - frames[7]
+    key, whole = paint_on_the_patch(atlas), Period(0, len(clip))
+    video, patches = Video(frames, clip.fps), patches_from_frames(atlas, [key], [0])
+    paint = transport_paint(atlas, clip, [key], run=run)
+    report = examine_paint(atlas, video, patches, [key.frame], whole, paint)
+    assert report.sliding() == []
+    assert report.warnings() == []
+    gone = TransportedPaint({at: np.zeros_like(picture) for at, picture in paint.pictures.items()})
+    assert examine_paint(atlas, clip, patches, [key.frame], whole, gone).hidden() == list(report.frames)
 
 
 def test_paint_behind_something_is_hidden(atlas: Atlas, clip: Video) -> None:
@@ -100,3 +131,22 @@ def test_a_key_that_reaches_no_other_frame_is_named(atlas: Atlas) -> None:
     assert list(useless_keys(hidden, [key], [0], Period(0, atlas.frames))) == [(AT, True)]
     nowhere = replace(key, cover=torch.from_numpy(np.equal(atlas.mattes[0].frame(AT), 0)).float()[None])
     assert list(useless_keys(atlas, [nowhere], [0], Period(0, atlas.frames))) == [(AT, False)]
+
+
+def test_the_strip_draws_each_frame_in_the_colour_of_what_its_paint_does(atlas: Atlas, clip: Video) -> None:
+    report = replace(
+        report_on(atlas, clip, paint_on_the_patch(atlas)), slips={4: 0.0, 5: 0.0, 6: 3.0, 7: 0.0}
+    )
+    strip = report.picture()
+    frame = STRIP_WIDTH // len(report.frames)
+    drawn = [tuple(strip[98, EDGE + t * frame + frame // 2]) for t in report.frames]
+    sits, slides = (ImageColor.getrgb(COLOURS[kind]) for kind in ("sits", "may slide"))
+    assert drawn == [slides if t in report.sliding() else sits for t in report.frames]
+    assert report.sliding() == [6]
+
+
+def test_a_strip_of_a_long_clip_has_room_for_every_frame(atlas: Atlas, clip: Video) -> None:
+    report = report_on(atlas, clip, paint_on_the_patch(atlas))
+    figures = {k: getattr(report, k) * 100 for k in ("covered", "seen", "explained", "stretch")}
+    long = replace(report, frames=tuple(range(100 * len(clip))), **figures)
+    assert long.picture().shape[1] >= 2 * len(long.frames)

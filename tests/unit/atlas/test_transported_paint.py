@@ -9,7 +9,14 @@ import torch
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, Period, painted_key, render_edit
 from retouch.atlas.transport import FrameMap
-from retouch.atlas.transported_paint import FAR, TransportedPaint, key_weights, lay_on, transport_paint
+from retouch.atlas.transported_paint import (
+    FAR,
+    TransportedPaint,
+    key_weights,
+    lay_on,
+    slips_in_textures,
+    transport_paint,
+)
 from retouch.run import Run
 from retouch.video import Video
 
@@ -73,6 +80,29 @@ def test_a_layer_that_the_textures_carry_as_well_is_left_to_them(atlas: Atlas, c
         slid = atlas if video is as_textures_say else moved_textures(atlas)
         key = key_with(video, KEY, RED, box)
         assert transport_paint(slid, video, [key], choose=True, run=run).layers == wanted
+
+
+def test_how_far_the_textures_let_paint_slide_is_found(atlas: Atlas, clip: Video, run: Run) -> None:
+    key = key_with(clip, KEY, RED, (slice(28, 40), slice(48, 62)))
+    whole = Period(0, len(clip))
+    right = slips_in_textures(atlas, clip, [key], period=whole, run=run)
+    wrong = slips_in_textures(moved_textures(atlas), clip, [key], period=whole, run=run)
+    assert right[KEY] == wrong[KEY] == 0
+    others = sorted(set(wrong) - {KEY})
+    assert len(others) > 5
+    texels = next(chart.scale for chart in atlas.charts if chart.layer == 0)
+    for t in others:
+        assert right[t] < 0.5
+        assert wrong[t] == pytest.approx(3 / texels, abs=1)
+    assert slips_in_textures(atlas, clip, [key], period=whole, straight={0}, run=run) == {}
+
+
+def test_paint_is_asked_about_beside_the_nearest_painted_frame(atlas: Atlas, clip: Video, run: Run) -> None:
+    box = (slice(28, 40), slice(48, 62))
+    keys = [key_with(clip, KEY, RED, box), key_with(clip, 9, BLUE, box)]
+    slips = slips_in_textures(moved_textures(atlas), clip, keys, period=Period(0, len(clip)), run=run)
+    # Frame 9 and those beside it lie off as one, so that from there they do not.
+    assert slips[8] < 0.5 < slips[5]
 
 
 def test_painted_frames_share_by_nearness_and_what_one_left_alone_is_painted(

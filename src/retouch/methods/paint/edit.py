@@ -32,9 +32,9 @@ from retouch.atlas.edit import (
     render_edit,
 )
 from retouch.atlas.file import texture_index
-from retouch.atlas.paint_report import examine_paint, useless_keys
+from retouch.atlas.paint_report import PaintReport, examine_paint, useless_keys
 from retouch.atlas.prepare import BACKGROUND, atlas_for, drawn_marks, marks_from, segmenter_named
-from retouch.atlas.transported_paint import TransportedPaint, transport_paint
+from retouch.atlas.transported_paint import TransportedPaint, slips_in_textures, transport_paint
 from retouch.errors import ParamsError
 from retouch.events import Listener
 from retouch.fields import pair
@@ -79,8 +79,11 @@ def edit(video: Video, params: PaintParams, run: Run) -> Edited:
         touched[start : start + len(made)] = where
 
     figures = {"touched": float(np.mean([where.mean() for where in touched]))}
-    told = tell_of(atlas, video, patches, shots, layers, period, straight.layers, run)
-    return Edited(video.like(frames), touched=touched, figures=figures, extras={"paint": told})
+    report = tell_of(atlas, video, patches, shots, layers, period, straight, run)
+    extras: dict[str, np.ndarray | str] = {}
+    if report:
+        extras = {"paint": report.words(), "paint-by-frame": report.picture()}
+    return Edited(video.like(frames), touched=touched, figures=figures, extras=extras)
 
 
 def carried_straight(
@@ -110,22 +113,25 @@ def tell_of(
     shots: list[PaintedFrame],
     layers: list[int] | None,
     period: Period,
-    straight: set[int],
+    straight: TransportedPaint,
     run: Run,
-) -> str:
-    """Tell where the paint will slide, lean, be hidden or be out of sight; return all of it in words."""
+) -> PaintReport | None:
+    """Tell where the paint will slide, lean, be hidden or be out of sight; None if there is none."""
     if not patches and not any(shot.cover.any() for shot in shots):
         run.notice("nothing differs from the clip by more than the tolerance: the result is the source")
     for frame, shown in useless_keys(atlas, shots, layers, period):
         why = "reaches no other frame" if shown else "lies on nothing that may be edited, and is left out"
         run.notice(f"the paint on {video.named_frames([frame])} {why}")
     if not patches:
-        return "there is no paint"
+        return None
     painted = [shot.frame for shot in shots]
-    report = examine_paint(atlas, video, patches, painted, period, straight)
+    slips = slips_in_textures(
+        atlas, video, shots, layers=layers, period=period, straight=straight.layers, run=run
+    )
+    report = examine_paint(atlas, video, patches, painted, period, straight, slips)
     for warning in report.warnings():
         run.notice(warning)
-    return report.words()
+    return report
 
 
 def preflight(clip: ClipFacts, params: PaintParams, tell: Listener) -> None:
