@@ -133,7 +133,7 @@ class PaintReport:
         frame = max(2, STRIP_WIDTH // len(self.frames))
         image = Image.new("RGB", (max(frame * len(self.frames), STRIP_WIDTH) + 2 * EDGE, 150), "white")
         pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
-        kinds = {"leans": self.leaning(), "may slide": self.sliding(), "hidden": self.hidden()}
+        kinds = {"hidden": self.hidden(), "may slide": self.sliding(), "leans": self.leaning()}
         most = max(1.0, *self.covered)
         for number, t in enumerate(self.frames):
             left = EDGE + number * frame
