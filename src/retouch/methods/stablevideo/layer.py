@@ -45,11 +45,14 @@ CELL_SIDE: Final = 4
 LEAST_NEW: Final = 0.02
 """Share of a layer that a key frame must add to what is decided."""
 RIMS_BESIDE: Final = 4
-"""Rims around an object in which a network draws on the background what belongs to the object."""
+"""Rims around an object in which a network draws on the background what belongs to the object; and as many
+along the edge of its picture, where it draws as nowhere else."""
 LEAST_LIGHT: Final = 0.2
 """Gain below which no colour is brought to the atlas's light: it would be noise."""
 BESIDE: Final = 0.02
-"""Cover of such background in a key frame: it counts where no key frame shows the place away from objects."""
+"""Cover of such pixels in a key frame: they count where no key frame shows the place better."""
+FADE: Final = 1 / 8
+"""Part of a picture's shorter side over which a network's miss of what it was given fades out beside that."""
 DECIDED: Final = 0.5
 """Cover from which an earlier key frame's answer stands."""
 
@@ -87,6 +90,29 @@ def cells_shown(atlas: Atlas, layer: int, t: int) -> Bool[Tensor, " n"]:
             cells = splat_values(window.cut(own), part.uv(window) / CELL_SIDE, v, u).cpu()
         found.append((cells > 0).flatten())
     return torch.cat(found)
+
+
+def decided_colours(
+    atlas: Atlas,
+    layer: int,
+    keys: Sequence[PaintedFrame],
+    t: int,
+    own: Bool[Tensor, "1 1 h w"],
+    outer: Bool[Tensor, "1 1 h w"],
+) -> tuple[Float[Tensor, "1 3 h w"], Bool[Tensor, "1 1 h w"]]:
+    """Return what key frames say about a frame, and where they say nothing of what is a layer's own.
+
+    What they show at their own edge stands at this one's `outer` pixels, which would be drawn no better.
+    """
+    patches = patches_from_frames(atlas, without_light(atlas, layer, keys), [layer])
+    colours, _ = render_patches(atlas, layer, [extend_patch(atlas, patch) for patch in patches], t)
+    _, cover = render_patches(atlas, layer, patches, t)
+    # The soft edge of what was carried is no place that nobody has seen: a rim is thin.
+    decided = (cover >= DECIDED) | outer & (cover >= BESIDE / 2)
+    missing = (own & ~decided).numpy()[0, 0].astype(np.uint8)
+    side = 2 * rim_width(atlas) + 1
+    wide = cv2.morphologyEx(missing, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
+    return colours, torch.from_numpy(wide)[None, None] if patches else own
 
 
 def render_patches(
@@ -130,10 +156,28 @@ def inner_pixels(share: Float[Tensor, "1 1 h w"], margin: int) -> Bool[Tensor, "
     return solid if 4 * solid.sum() > own.sum() else own
 
 
-def key_cover(atlas: Atlas, layer: int, share: Float[Tensor, "1 1 h w"]) -> Float[Tensor, "1 1 h w"]:
-    """Return how far each pixel of a key frame speaks for its layer; a little, right beside an object."""
-    sure = inner_pixels(share, layer_margin(atlas, layer)).float()
+def key_cover(
+    atlas: Atlas, layer: int, share: Float[Tensor, "1 1 h w"], outer: Bool[Tensor, "1 1 h w"]
+) -> Float[Tensor, "1 1 h w"]:
+    """Return how far each pixel of a key frame speaks for its layer.
+
+    A little right beside an object, and near the edge of what the model was shown.
+    """
+    sure = (inner_pixels(share, layer_margin(atlas, layer)) & ~outer).float()
     return sure.maximum(BESIDE * inner_pixels(share, rim_width(atlas)).float())
+
+
+def outer_pixels(atlas: Atlas, place: tuple[slice, slice, slice, slice]) -> Bool[Tensor, "1 1 h w"]:
+    """Return the pixels that are not well inside the part of a frame that a model is shown.
+
+    At its own edge a network sees nothing beyond, and draws lighter or darker.
+    """
+    border, (rows, columns) = RIMS_BESIDE * rim_width(atlas), place[2:]
+    outer = torch.ones(1, 1, atlas.height, atlas.width, dtype=torch.bool)
+    outer[..., rows.start + border : rows.stop - border, columns.start + border : columns.stop - border] = (
+        False
+    )
+    return outer
 
 
 def extend_patch(atlas: Atlas, patch: TexturePatch) -> TexturePatch:
@@ -301,7 +345,25 @@ class WordsAlone:
             run=self.run,
         )
         made = register_answer(shown, answer.picture, mask=reach)
-        return np.where(known, seen, made.picture.transpose(2, 0, 1)[None])
+        return joined(seen, made.picture.transpose(2, 0, 1)[None], known)
+
+
+def joined(
+    seen: UInt8[np.ndarray, "1 3 h w"], made: UInt8[np.ndarray, "1 3 h w"], known: Bool[np.ndarray, "1 1 h w"]
+) -> UInt8[np.ndarray, "1 3 h w"]:
+    """Return what is known of a picture as it was `seen`, and beside it what was `made`, without a step.
+
+    A network shows what it was given a little lighter or darker. By how much is carried on beside it, and
+    fades out.
+    """
+    if not known.any() or known.all():
+        return np.where(known, seen, made)
+    there = torch.from_numpy(known[0]).float()
+    off = torch.from_numpy(seen[0].astype(np.float32) - made[0])
+    away = cv2.distanceTransform((~known[0, 0]).astype(np.uint8), cv2.DIST_L2, 5)
+    fading = np.clip(1 - away / (FADE * min(away.shape)), 0, 1)
+    beside = made + fading * fill_unseen(off * there, there).numpy()
+    return np.where(known, seen, beside.clip(0, 255).round().astype(np.uint8))
 
 
 @final
@@ -312,7 +374,7 @@ class EditedKeyframe:
     picture: UInt8[np.ndarray, "1 3 h w"]
 
 
-@artifact("keyframe", version=1)
+@artifact("keyframe", version=2)
 def edit_keyframe(
     source: UInt8[np.ndarray, "1 3 h w"],
     seen: UInt8[np.ndarray, "1 3 h w"],
@@ -348,4 +410,4 @@ def edit_keyframe(
             known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,
         )
     picture = clip.like(resized(made, height, width)).frames
-    return EditedKeyframe(np.where(known, seen, picture))
+    return EditedKeyframe(joined(seen, picture, known))
