@@ -2,11 +2,11 @@
 
 Run:  python benchmarks/joins.py measure FOLDER [--choose] [--size 64] [--clips 6] [--tell NAME=VALUE ...]
 
-A camera pans over a ground two frames wide, and an object goes with it; the ground becomes another in four key
-frames. Every join lies where a key frame's edge was, which is known. *Step* is the largest mean difference of
-neighbouring columns near a join, in levels; *line* is how far the mean colour of a column
-near it departs from the columns around it, at most. The same is measured far from any join, and of the source
-and the clip whose ground is truly another. Frames and key frames are kept in the folder.
+A camera pans over a ground two frames wide, and an object goes with it; the ground becomes another in four
+key frames. Every join lies near where a key frame's edge was, which is known. *Step* is the largest mean
+difference of neighbouring columns near a join, in levels; *line* is how far the mean colour of a column near
+it departs from the columns around it, at most. The same is measured far from any join, and of the source and
+the clip whose ground is truly another. Frames and key frames are kept in the folder.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KEYS: Final = (4, 13, 19, 28)
 """Key frames, in the order of their editing."""
 PAN, PERIOD = 1.5, 8.0
 """World units to either side that the camera swings, and in how many seconds; a frame shows 2 units."""
-NEAR: Final = 0.12
+NEAR: Final = 0.19
 """World units around a join in which it is looked for."""
 GROUNDS: Final = ("sand", "snow", "grass", "wood")
 
@@ -80,7 +80,7 @@ def joins_and_far(clip: Clip) -> tuple[list[float], list[float]]:
             if after and not before:
                 joins.append(x)
     inside = np.linspace(min(ends) + 2 * NEAR, max(ends) - 2 * NEAR, 200)
-    far = [x for x in inside if min(abs(x - j) for j in joins) > 3 * NEAR]
+    far = [x for x in inside if min(abs(x - j) for j in joins) > 2 * NEAR]
     return sorted(joins), [float(x) for x in far[:: max(1, len(far) // 12)]]
 
 
@@ -98,7 +98,7 @@ def lines_of(frames: np.ndarray, clip: Clip, places: Sequence[float]) -> tuple[f
         reach = round(NEAR * size / 2)
         for x in places:
             at = round((x - view.x) * size / 2 + (size - 1) / 2)
-            if 3 * reach <= at < size - 3 * reach:
+            if 2 * reach < at < size - 2 * reach - 1:
                 steps.append(float(np.nanmax(step[at - reach : at + reach])))
                 around = np.r_[at - 2 * reach - 1 : at - reach, at + reach : at + 2 * reach + 1]
                 mean = np.nanmean(column[:, around], axis=1, keepdims=True)
@@ -116,7 +116,7 @@ def rows(
         joins, far = joins_and_far(clip)
         found = edited(clip, ground, folder.parent / "work", told)
         made = np.array(found.video.frames)
-        keys = [p for _, p in sorted(found.extras.items())]
+        keys = [np.asarray(found.extras[name]) for name in sorted(found.extras)]
         np.save(folder / f"{number}.npy", made)
         shown = np.hstack(list(made[::4].transpose(0, 2, 3, 1)))
         write_picture(np.ascontiguousarray(shown), folder / f"{number}.png", force=True)
