@@ -92,10 +92,11 @@ def edit_with(
             raise ParamsError("faithful holds edits to edges", hint="give the pipeline a controlnet")
         return released.edit(sd, control, atlas_of(video, params, run), video, params, run)
     editor = WordsAndEdges(sd, control, params, run)
-    if params.depth is None:
-        return edit_layers(video, params, editor, run)
-    held = control_of(depth_control_of(params), params.edges, sd, run)
-    ground = replace(editor, control=held, depth=run.load(params.depth, DepthReader))
+    # What a prompt names is drawn in every tile: an object, too.
+    ground = replace(editor, scale=params.background_scale or (2 if params.background_prompt else 1))
+    if params.depth is not None:
+        held = control_of(depth_control_of(params), params.edges, sd, run)
+        ground = replace(ground, control=held, depth=run.load(params.depth, DepthReader))
     return edit_layers(video, params, editor, run, ground=ground)
 
 

@@ -25,10 +25,12 @@ from retouch.atlas.prepare import drawn_marks
 from retouch.atlas.textures import fill_unseen, splat_values
 from retouch.diffusion.image_edit import descent, edit_picture, goal_of
 from retouch.diffusion.resize import resized
+from retouch.diffusion.tiles import Tile, cover_with_tiles
 from retouch.errors import EmptyMask
 from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.models.annotate import DepthReader, canny
 from retouch.models.image import Control, StableDiffusion
+from retouch.models.image_shapes import working_size
 from retouch.models.picture_edit import PictureEditor
 from retouch.run import Run
 from retouch.tracking.register import register_answer
@@ -53,6 +55,8 @@ BESIDE: Final = 0.02
 """Cover of such pixels in a key frame: they count where no key frame shows the place better."""
 FADE: Final = 1 / 8
 """Part of a picture's shorter side over which a network's miss of what it was given fades out beside that."""
+WORTH_TILES: Final = 1.25
+"""Times larger than the model knows from which a picture is drawn in tiles; smaller ones are shrunk."""
 DECIDED: Final = 0.5
 """Cover from which an earlier key frame's answer stands."""
 
@@ -266,11 +270,20 @@ class WordsAndEdges:
     run: Run
     depth: DepthReader | None = None
     """What reads the depth that the control is shown; it is shown edges, if None."""
+    scale: float = 1.0
+    """How many times larger than the model knows pictures it may draw, in tiles."""
 
     @property
     def least(self) -> int:
         """Four times what the model cannot divide."""
         return 4 * self.sd.multiple
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size at which a picture is drawn: the model's, or as large as is allowed and of use."""
+        times = min(self.scale, min(height, width) / self.sd.native)
+        return working_size(
+            height, width, round(self.sd.native * (times if times >= WORTH_TILES else 1)), self.sd.multiple
+        )
 
     def edit(
         self,
@@ -286,7 +299,11 @@ class WordsAndEdges:
         """Return the key frame noised in part and denoised; what is decided is put back after every step."""
         del own
         sd, params = self.sd, self.params
-        height, width = sd.working_size(*source.shape[2:])
+        height, width = self.size(*source.shape[2:])
+        inner = (height // sd.factor, width // sd.factor)
+        tiles = len(tiles_over(inner, sd))
+        if tiles > 1:
+            self.run.notice(f"a background of {width}x{height} is drawn in {tiles} tiles, each at every step")
         return edit_keyframe(
             source,
             seen,
@@ -300,7 +317,7 @@ class WordsAndEdges:
             steps=params.steps,
             guidance=params.guidance,
             strength=params.first_strength if first else params.strength,
-            noise=self.run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
+            noise=self.run.noise(noise, torch.empty(1, 4, *inner)),
             run=self.run,
         ).picture
 
@@ -348,6 +365,12 @@ class WordsAlone:
         return joined(seen, made.picture.transpose(2, 0, 1)[None], known)
 
 
+def tiles_over(inner: tuple[int, int], sd: StableDiffusion) -> Sequence[Tile]:
+    """Return the tiles in which so many latents are drawn; none, where the model knows pictures as large."""
+    side = sd.native // sd.factor
+    return cover_with_tiles(inner, side) if min(inner) > side else ()
+
+
 def joined(
     seen: UInt8[np.ndarray, "1 3 h w"], made: UInt8[np.ndarray, "1 3 h w"], known: Bool[np.ndarray, "1 1 h w"]
 ) -> UInt8[np.ndarray, "1 3 h w"]:
@@ -392,9 +415,13 @@ def edit_keyframe(
     noise: Float[Tensor, "1 4 y x"],
     run: Run,
 ) -> EditedKeyframe:
-    """Edit what is not known of a key frame under words and the edges or depth of the source; it is kept."""
+    """Edit what is not known of a key frame under words and the edges or depth of the source; it is kept.
+
+    It is drawn as large as the noise is: in tiles, where that is more than the model knows.
+    """
     height, width = source.shape[2:]
-    size = sd.working_size(height, width)
+    inner = (noise.shape[2], noise.shape[3])
+    size = (inner[0] * sd.factor, inner[1] * sd.factor)
     clip = Video(seen, fps=Fraction(1))
     shown = clip.like(resized(clip.like(source).pixels(), *size)).frames
     with goal_of(sd, prompt, negative_prompt, guidance, run=run) as goal:
@@ -408,6 +435,7 @@ def edit_keyframe(
             control=control,
             scale=edges,
             known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,
+            tiles=tiles_over(inner, sd),
         )
     picture = clip.like(resized(made, height, width)).frames
     return EditedKeyframe(joined(seen, picture, known))

@@ -181,6 +181,41 @@ def test_the_network_is_asked_twice_a_step_of_each_key_frame(
     assert (sum(n == 1 for n in asked), sum(n == 100 for n in asked)) == (2 * (3 + 2), 3 + 2)
 
 
+@pytest.mark.parametrize(
+    ("told", "tiles"),
+    [
+        ({"edits": "background"}, 1),
+        ({"edits": "background", "background_scale": 2}, 9),
+        ({"edits": "background", "background_prompt": "sand"}, 9),
+        ({"edits": "object", "background_prompt": "sand"}, 1),
+    ],
+)
+def test_a_background_larger_than_the_model_is_drawn_in_tiles_as_large_as_it_knows(
+    tmp_path: Path, run_in: Callable[..., Run], told: dict[str, object], tiles: int
+) -> None:
+    clip = Clip.of(Scene.of("a red ball on sand", seed=1), 2, 128)
+    events: list[Event] = []
+    run = run_in(tmp_path, listen=events.append)
+    sd, control = run.load("tiny:sd", StableDiffusion), run.load("tiny:sd-canny", Control)
+    asked: list[int] = []
+    hook = sd.unet.register_forward_hook(lambda _, given, __: asked.append(given[0].shape[-1]))
+    held: list[int] = []
+    other = control.net.register_forward_hook(lambda *_: held.append(1))
+    try:
+        edit(clip.video, params(clip, tmp_path, at=(0,), steps=2, first_strength=0.5, **told), run)
+    finally:
+        hook.remove()
+        other.remove()
+    assert (asked, len(held)) == ([16] * 2 * tiles, tiles)
+    assert any(isinstance(e, Notice) and f"{tiles} tiles" in e.text for e in events) == (tiles > 1)
+
+
+@pytest.mark.parametrize("told", [{}, {"edits": "background", "editor": "tiny:sd"}, {"faithful": True}])
+def test_a_scale_of_no_background_that_the_model_draws_is_refused(told: dict[str, object]) -> None:
+    with pytest.raises(ParamsError, match="background_scale says how large"):
+        SPEC.fill({"prompt": "x", "background_scale": 2, **told})
+
+
 @pytest.mark.parametrize("shift", [0, 3])
 def test_any_editor_of_pictures_edits_the_key_frames_though_it_shifts_them(
     drawn: Clip, tmp_path: Path, run_in: Callable[..., Run], swaps_colours: SwapsColours, shift: int
