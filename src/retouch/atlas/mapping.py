@@ -10,6 +10,7 @@ Frame positions `p` are x, y in pixels with centres at whole numbers; `uv` is x,
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import torch
@@ -20,6 +21,8 @@ NEWTON_STEPS = 6
 """The residual is small beside the matrix: Newton gains several digits a step and is done long before."""
 CONVERGED = 1e-3
 """Pixels of a Newton step after which another would only round."""
+LEAST_SLOPE = 1e-6
+"""Added to a Jacobian before it is inverted."""
 
 
 def cubic_spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
@@ -28,6 +31,13 @@ def cubic_spline(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
     near = (4 - 6 * a**2 + 3 * a**3) / 6
     far = (2 - a).clamp(min=0) ** 3 / 6
     return torch.where(a < 1, near, far)
+
+
+def solve_pairs(matrices: Float[Tensor, "n 2 2"], wanted: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Return what each matrix, made a little less singular, maps to what is wanted."""
+    a, b, c, d = matrices.flatten(1).unbind(1)
+    a, d, (x, y) = a + LEAST_SLOPE, d + LEAST_SLOPE, wanted.unbind(1)
+    return torch.stack([d * x - b * y, a * y - c * x], 1) / (a * d - b * c)[:, None]
 
 
 def spline_slope(x: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
@@ -203,8 +213,8 @@ class ChartMapping:
         for _ in range(NEWTON_STEPS):
             found, jacobian = self._uv_and_jacobian(t, points)
             off = uv - found
-            step = torch.linalg.solve(jacobian + 1e-6 * torch.eye(2).to(jacobian), off[..., None])
-            points = points + step[..., 0].clamp(-reach, reach)
+            step = solve_pairs(jacobian, off)
+            points = points + step.clamp(-reach, reach)
             if bool((step.abs() <= CONVERGED).all()):
                 return points, off.norm(dim=-1)
         return points, (uv - self.uv_at(t, points)).norm(dim=-1)
@@ -217,9 +227,8 @@ class ChartMapping:
         lifted = points @ matrix[:, :2].T + matrix[:, 2]
         flat = lifted[:, :2] / lifted[:, 2:]
         slope = (matrix[:2, :2] - flat[:, :, None] * matrix[2, :2]) / lifted[:, 2:, None]
-        scale = points.new_tensor(self._knots_per_pixel())
+        scale, last = (limit.to(points) for limit in self._knot_limits)
         # Outside its box the bend goes on as at the border: its value stays, its slope is zero.
-        last = points.new_tensor([self.controls.shape[3] - 3.0, self.controls.shape[2] - 3.0])
         free = (points + 0.5 - self.origins[t].to(points)) * scale
         at = free.maximum(0 * last).minimum(last)
         scale = scale * (at == free)
@@ -234,6 +243,12 @@ class ChartMapping:
         bent_x = (across * slope_x[:, None]).sum(-1) * scale[:, :1]
         bent_y = (down * bx[:, None]).sum(-1) * scale[:, 1:]
         return flat + bent, slope + torch.stack([bent_x, bent_y], dim=-1)
+
+    @cached_property
+    def _knot_limits(self) -> Float[Tensor, "2 2"]:
+        """How many knots there are to a pixel, across and down; and the last place between knots."""
+        last = (self.controls.shape[3] - 3.0, self.controls.shape[2] - 3.0)
+        return torch.tensor([self._knots_per_pixel(), last], dtype=torch.float64)
 
     def _knots_per_pixel(self) -> tuple[float, float]:
         gh, gw = self.controls.shape[2:]

@@ -4,7 +4,7 @@ The picture is noised part of the way up the schedule and denoised under another
 how much of it stays: at strength 1 nothing does.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, final, runtime_checkable
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from retouch.diffusion.tiles import Tile, cover_with_tiles
 from retouch.models.image import Control, ControlResiduals, StableDiffusion
 from retouch.models.image_prompt import ImagePrompt
 from retouch.models.noise_path import Level, Schedule, Timestep, add_noise, guided, step
@@ -70,12 +71,24 @@ def denoised(
 ) -> Float[Tensor, "f 4 y x"]:
     """One step down towards the goal; at guidance 1 the network is asked once."""
     hi, lo = down
-    out = model.predict(z, hi.t, goal.text, residuals=residuals, seen=goal.seen)
-    if goal.guidance != 1:
-        nothing = None if goal.seen is None else torch.zeros_like(goal.seen)
-        away = model.predict(z, hi.t, goal.against, residuals=residuals, seen=nothing)
-        out = guided(away, out, goal.guidance)
-    return step(z, out, hi, lo)
+    return step(z, predicted(z, hi, goal, model, residuals=residuals), hi, lo)
+
+
+def predicted(
+    z: Float[Tensor, "f 4 y x"],
+    at: Level,
+    goal: Goal,
+    model: Denoiser,
+    *,
+    residuals: ControlResiduals | None = None,
+) -> Float[Tensor, "f 4 y x"]:
+    """Return the network's output at a level, guided towards the goal."""
+    out = model.predict(z, at.t, goal.text, residuals=residuals, seen=goal.seen)
+    if goal.guidance == 1:
+        return out
+    nothing = None if goal.seen is None else torch.zeros_like(goal.seen)
+    away = model.predict(z, at.t, goal.against, residuals=residuals, seen=nothing)
+    return guided(away, out, goal.guidance)
 
 
 @contextmanager
@@ -125,8 +138,9 @@ def edit_picture(
     control: Control | None = None,
     scale: float = 1.0,
     known: Bool[Tensor, "f 1 h w"] | None = None,
+    tiles: Sequence[Tile] = (),
 ) -> Float[Tensor, "f 3 h w"]:
-    """Edit pictures of the model's size towards a goal, each for itself, from the level where `steps` begin.
+    """Edit pictures towards a goal, each for itself, from the level where `steps` begin.
 
     Args:
         pixels: The pictures, in [-1, 1].
@@ -138,6 +152,7 @@ def edit_picture(
         control: The network that holds the edit.
         scale: How firmly it holds.
         known: Where a picture shows what is decided: it is put back, noised, after every step.
+        tiles: The parts that pass the network by themselves, each with its edges; all at once, if none.
     """
     clean = sd.encode(pixels)
     noise = noise.to(clean)
@@ -146,9 +161,13 @@ def edit_picture(
     for at in steps:
         hi, lo = at.item
         z = add_noise(clean, noise, hi) if z is None else z
-        residuals = None
-        if control is not None and edges is not None:
-            residuals = control.residuals(edges, z, hi.t, goal.text, scale=scale)
-        z = denoised(z, at.item, goal, sd, residuals=residuals)
+        out = torch.zeros_like(z)
+        for tile in tiles or cover_with_tiles((z.shape[2], z.shape[3]), max(z.shape[2:])):
+            part, residuals = tile.cut(z), None
+            if control is not None and edges is not None:
+                shown = tile.cut(edges, sd.factor)
+                residuals = control.residuals(shown, part, hi.t, goal.text, scale=scale)
+            tile.add(out, predicted(part, hi, goal, sd, residuals=residuals))
+        z = step(z, out, hi, lo)
         z = at.done(z if stays is None else torch.where(stays.to(z.device), add_noise(clean, noise, lo), z))
     return sd.decode(clean if z is None else z)

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -38,7 +37,6 @@ from retouch.events import Listener
 from retouch.media.probe import ClipFacts
 from retouch.methods.stablevideo import released
 from retouch.methods.stablevideo.layer import (
-    DECIDED,
     LAYER_PIXEL,
     LEAST_NEW,
     KeyframeEditor,
@@ -46,10 +44,10 @@ from retouch.methods.stablevideo.layer import (
     WordsAndEdges,
     brush_out,
     choose_keyframes,
+    decided_colours,
     extend_patch,
     key_cover,
-    render_patches,
-    rim_width,
+    outer_pixels,
     without_light,
 )
 from retouch.methods.stablevideo.spec import StableVideoParams
@@ -94,10 +92,11 @@ def edit_with(
             raise ParamsError("faithful holds edits to edges", hint="give the pipeline a controlnet")
         return released.edit(sd, control, atlas_of(video, params, run), video, params, run)
     editor = WordsAndEdges(sd, control, params, run)
-    if params.depth is None:
-        return edit_layers(video, params, editor, run)
-    held = control_of(depth_control_of(params), params.edges, sd, run)
-    ground = replace(editor, control=held, depth=run.load(params.depth, DepthReader))
+    # What a prompt names is drawn in every tile: an object, too.
+    ground = replace(editor, scale=params.background_scale or (2 if params.background_prompt else 1))
+    if params.depth is not None:
+        held = control_of(depth_control_of(params), params.edges, sd, run)
+        ground = replace(ground, control=held, depth=run.load(params.depth, DepthReader))
     return edit_layers(video, params, editor, run, ground=ground)
 
 
@@ -181,13 +180,14 @@ def edit_keyframes(
         frame, share = video[t : t + 1], atlas.shares(t, t + 1)[layer].cpu()
         source, own = frame.pixels() / 2 + 0.5, share > LAYER_PIXEL
         told = {"all": keys, "previous": keys[-1:]}.get(params.carry, [])
-        colours, new = decided_colours(atlas, layer, told, t, own)
+        place = box_to_show(own, params.view, editor.least)
+        outer = outer_pixels(atlas, place)
+        colours, new = decided_colours(atlas, layer, told, t, own, outer)
         known = own & ~new if params.carry == "all" else torch.zeros_like(own)
         if (own & ~known).sum() <= LEAST_NEW * own.sum():
             if params.at:
                 run.notice(f"{video.named_frames([t])} shows nothing of the {atlas.names[layer]} that is new")
             continue
-        place = box_to_show(own, params.view, editor.least)
         seen = torch.where(own & ~new, colours, source)
         made = editor.edit(
             np.array(frame.frames[place]),
@@ -199,25 +199,11 @@ def edit_keyframes(
             first=not keys,
         )
         seen[place] = torch.from_numpy(made).float() / 255
-        agreements += agreement(atlas, layer, keys, t, own, seen)
-        keys.append(PaintedFrame(t, seen[0], key_cover(atlas, layer, share)[0]))
+        agreements += agreement(atlas, layer, keys, t, own, outer, seen)
+        keys.append(PaintedFrame(t, seen[0], key_cover(atlas, layer, share, outer)[0]))
     if not keys:
         raise EmptyMask(f"no key frame shows the {atlas.names[layer]}", hint="name others with --at, or none")
     return keys, agreements
-
-
-def decided_colours(
-    atlas: Atlas, layer: int, keys: Sequence[PaintedFrame], t: int, own: Bool[Tensor, "1 1 h w"]
-) -> tuple[Float[Tensor, "1 3 h w"], Bool[Tensor, "1 1 h w"]]:
-    """Return what key frames say about a frame, and where they say nothing of what is a layer's own."""
-    patches = patches_from_frames(atlas, without_light(atlas, layer, keys), [layer])
-    colours, _ = render_patches(atlas, layer, [extend_patch(atlas, patch) for patch in patches], t)
-    _, cover = render_patches(atlas, layer, patches, t)
-    # The soft edge of what was carried is no place that nobody has seen: a rim is thin.
-    missing = (own & (cover < DECIDED)).numpy()[0, 0].astype(np.uint8)
-    side = 2 * rim_width(atlas) + 1
-    wide = cv2.morphologyEx(missing, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
-    return colours, torch.from_numpy(wide)[None, None] if patches else own
 
 
 def agreement(
@@ -226,10 +212,11 @@ def agreement(
     keys: Sequence[PaintedFrame],
     t: int,
     own: Bool[Tensor, "1 1 h w"],
+    outer: Bool[Tensor, "1 1 h w"],
     made: Float[Tensor, "1 3 h w"],
 ) -> list[float]:
     """Return in dB how well a key frame shows what those before decided; nothing where they do not meet."""
-    before, apart = decided_colours(atlas, layer, keys, t, own)
+    before, apart = decided_colours(atlas, layer, keys, t, own, outer)
     both = (own & ~apart).expand_as(made)
     return [decibels(float((before - made)[both].square().mean()), peak=1)] if both.any() else []
 

@@ -25,10 +25,12 @@ from retouch.atlas.prepare import drawn_marks
 from retouch.atlas.textures import fill_unseen, splat_values
 from retouch.diffusion.image_edit import descent, edit_picture, goal_of
 from retouch.diffusion.resize import resized
+from retouch.diffusion.tiles import Tile, cover_with_tiles
 from retouch.errors import EmptyMask
 from retouch.methods.stablevideo.spec import StableVideoParams
 from retouch.models.annotate import DepthReader, canny
 from retouch.models.image import Control, StableDiffusion
+from retouch.models.image_shapes import working_size
 from retouch.models.picture_edit import PictureEditor
 from retouch.run import Run
 from retouch.tracking.register import register_answer
@@ -45,11 +47,16 @@ CELL_SIDE: Final = 4
 LEAST_NEW: Final = 0.02
 """Share of a layer that a key frame must add to what is decided."""
 RIMS_BESIDE: Final = 4
-"""Rims around an object in which a network draws on the background what belongs to the object."""
+"""Rims around an object in which a network draws on the background what belongs to the object; and as many
+along the edge of its picture, where it draws as nowhere else."""
 LEAST_LIGHT: Final = 0.2
 """Gain below which no colour is brought to the atlas's light: it would be noise."""
 BESIDE: Final = 0.02
-"""Cover of such background in a key frame: it counts where no key frame shows the place away from objects."""
+"""Cover of such pixels in a key frame: they count where no key frame shows the place better."""
+FADE: Final = 1 / 8
+"""Part of a picture's shorter side over which a network's miss of what it was given fades out beside that."""
+WORTH_TILES: Final = 1.25
+"""Times larger than the model knows from which a picture is drawn in tiles; smaller ones are shrunk."""
 DECIDED: Final = 0.5
 """Cover from which an earlier key frame's answer stands."""
 
@@ -87,6 +94,29 @@ def cells_shown(atlas: Atlas, layer: int, t: int) -> Bool[Tensor, " n"]:
             cells = splat_values(window.cut(own), part.uv(window) / CELL_SIDE, v, u).cpu()
         found.append((cells > 0).flatten())
     return torch.cat(found)
+
+
+def decided_colours(
+    atlas: Atlas,
+    layer: int,
+    keys: Sequence[PaintedFrame],
+    t: int,
+    own: Bool[Tensor, "1 1 h w"],
+    outer: Bool[Tensor, "1 1 h w"],
+) -> tuple[Float[Tensor, "1 3 h w"], Bool[Tensor, "1 1 h w"]]:
+    """Return what key frames say about a frame, and where they say nothing of what is a layer's own.
+
+    What they show at their own edge stands at this one's `outer` pixels, which would be drawn no better.
+    """
+    patches = patches_from_frames(atlas, without_light(atlas, layer, keys), [layer])
+    colours, _ = render_patches(atlas, layer, [extend_patch(atlas, patch) for patch in patches], t)
+    _, cover = render_patches(atlas, layer, patches, t)
+    # The soft edge of what was carried is no place that nobody has seen: a rim is thin.
+    decided = (cover >= DECIDED) | outer & (cover >= BESIDE / 2)
+    missing = (own & ~decided).numpy()[0, 0].astype(np.uint8)
+    side = 2 * rim_width(atlas) + 1
+    wide = cv2.morphologyEx(missing, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) > 0
+    return colours, torch.from_numpy(wide)[None, None] if patches else own
 
 
 def render_patches(
@@ -130,10 +160,28 @@ def inner_pixels(share: Float[Tensor, "1 1 h w"], margin: int) -> Bool[Tensor, "
     return solid if 4 * solid.sum() > own.sum() else own
 
 
-def key_cover(atlas: Atlas, layer: int, share: Float[Tensor, "1 1 h w"]) -> Float[Tensor, "1 1 h w"]:
-    """Return how far each pixel of a key frame speaks for its layer; a little, right beside an object."""
-    sure = inner_pixels(share, layer_margin(atlas, layer)).float()
+def key_cover(
+    atlas: Atlas, layer: int, share: Float[Tensor, "1 1 h w"], outer: Bool[Tensor, "1 1 h w"]
+) -> Float[Tensor, "1 1 h w"]:
+    """Return how far each pixel of a key frame speaks for its layer.
+
+    A little right beside an object, and near the edge of what the model was shown.
+    """
+    sure = (inner_pixels(share, layer_margin(atlas, layer)) & ~outer).float()
     return sure.maximum(BESIDE * inner_pixels(share, rim_width(atlas)).float())
+
+
+def outer_pixels(atlas: Atlas, place: tuple[slice, slice, slice, slice]) -> Bool[Tensor, "1 1 h w"]:
+    """Return the pixels that are not well inside the part of a frame that a model is shown.
+
+    At its own edge a network sees nothing beyond, and draws lighter or darker.
+    """
+    border, (rows, columns) = RIMS_BESIDE * rim_width(atlas), place[2:]
+    outer = torch.ones(1, 1, atlas.height, atlas.width, dtype=torch.bool)
+    outer[..., rows.start + border : rows.stop - border, columns.start + border : columns.stop - border] = (
+        False
+    )
+    return outer
 
 
 def extend_patch(atlas: Atlas, patch: TexturePatch) -> TexturePatch:
@@ -222,11 +270,20 @@ class WordsAndEdges:
     run: Run
     depth: DepthReader | None = None
     """What reads the depth that the control is shown; it is shown edges, if None."""
+    scale: float = 1.0
+    """How many times larger than the model knows pictures it may draw, in tiles."""
 
     @property
     def least(self) -> int:
         """Four times what the model cannot divide."""
         return 4 * self.sd.multiple
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size at which a picture is drawn: the model's, or as large as is allowed and of use."""
+        times = min(self.scale, min(height, width) / self.sd.native)
+        return working_size(
+            height, width, round(self.sd.native * (times if times >= WORTH_TILES else 1)), self.sd.multiple
+        )
 
     def edit(
         self,
@@ -242,7 +299,11 @@ class WordsAndEdges:
         """Return the key frame noised in part and denoised; what is decided is put back after every step."""
         del own
         sd, params = self.sd, self.params
-        height, width = sd.working_size(*source.shape[2:])
+        height, width = self.size(*source.shape[2:])
+        inner = (height // sd.factor, width // sd.factor)
+        tiles = len(tiles_over(inner, sd))
+        if tiles > 1:
+            self.run.notice(f"a background of {width}x{height} is drawn in {tiles} tiles, each at every step")
         return edit_keyframe(
             source,
             seen,
@@ -256,7 +317,7 @@ class WordsAndEdges:
             steps=params.steps,
             guidance=params.guidance,
             strength=params.first_strength if first else params.strength,
-            noise=self.run.noise(noise, torch.empty(1, 4, height // sd.factor, width // sd.factor)),
+            noise=self.run.noise(noise, torch.empty(1, 4, *inner)),
             run=self.run,
         ).picture
 
@@ -301,7 +362,31 @@ class WordsAlone:
             run=self.run,
         )
         made = register_answer(shown, answer.picture, mask=reach)
-        return np.where(known, seen, made.picture.transpose(2, 0, 1)[None])
+        return joined(seen, made.picture.transpose(2, 0, 1)[None], known)
+
+
+def tiles_over(inner: tuple[int, int], sd: StableDiffusion) -> Sequence[Tile]:
+    """Return the tiles in which so many latents are drawn; none, where the model knows pictures as large."""
+    side = sd.native // sd.factor
+    return cover_with_tiles(inner, side) if min(inner) > side else ()
+
+
+def joined(
+    seen: UInt8[np.ndarray, "1 3 h w"], made: UInt8[np.ndarray, "1 3 h w"], known: Bool[np.ndarray, "1 1 h w"]
+) -> UInt8[np.ndarray, "1 3 h w"]:
+    """Return what is known of a picture as it was `seen`, and beside it what was `made`, without a step.
+
+    A network shows what it was given a little lighter or darker. By how much is carried on beside it, and
+    fades out.
+    """
+    if not known.any() or known.all():
+        return np.where(known, seen, made)
+    there = torch.from_numpy(known[0]).float()
+    off = torch.from_numpy(seen[0].astype(np.float32) - made[0])
+    away = cv2.distanceTransform((~known[0, 0]).astype(np.uint8), cv2.DIST_L2, 5)
+    fading = np.clip(1 - away / (FADE * min(away.shape)), 0, 1)
+    beside = made + fading * fill_unseen(off * there, there).numpy()
+    return np.where(known, seen, beside.clip(0, 255).round().astype(np.uint8))
 
 
 @final
@@ -312,7 +397,7 @@ class EditedKeyframe:
     picture: UInt8[np.ndarray, "1 3 h w"]
 
 
-@artifact("keyframe", version=1)
+@artifact("keyframe", version=2)
 def edit_keyframe(
     source: UInt8[np.ndarray, "1 3 h w"],
     seen: UInt8[np.ndarray, "1 3 h w"],
@@ -330,9 +415,13 @@ def edit_keyframe(
     noise: Float[Tensor, "1 4 y x"],
     run: Run,
 ) -> EditedKeyframe:
-    """Edit what is not known of a key frame under words and the edges or depth of the source; it is kept."""
+    """Edit what is not known of a key frame under words and the edges or depth of the source; it is kept.
+
+    It is drawn as large as the noise is: in tiles, where that is more than the model knows.
+    """
     height, width = source.shape[2:]
-    size = sd.working_size(height, width)
+    inner = (noise.shape[2], noise.shape[3])
+    size = (inner[0] * sd.factor, inner[1] * sd.factor)
     clip = Video(seen, fps=Fraction(1))
     shown = clip.like(resized(clip.like(source).pixels(), *size)).frames
     with goal_of(sd, prompt, negative_prompt, guidance, run=run) as goal:
@@ -346,6 +435,7 @@ def edit_keyframe(
             control=control,
             scale=edges,
             known=F.interpolate(torch.from_numpy(known).float(), size, mode="area") > DECIDED,
+            tiles=tiles_over(inner, sd),
         )
     picture = clip.like(resized(made, height, width)).frames
-    return EditedKeyframe(np.where(known, seen, picture))
+    return EditedKeyframe(joined(seen, picture, known))

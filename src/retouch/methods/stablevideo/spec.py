@@ -42,6 +42,13 @@ class StableVideoParams(Params):
     background_prompt: Annotated[
         str, Role.PROMPT, Field(description="What the background should show; the prompt, if empty.")
     ] = ""
+    background_scale: float | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="How many times larger than the pictures that the model knows a background is drawn, in "
+        "tiles that overlap, if the clip is as large; if empty, 2 with a background prompt, and 1 without.",
+    )
     mask: MaskFile | None = None
     box: Boxes = ()
     stroke: Strokes = ()
@@ -115,6 +122,15 @@ class StableVideoParams(Params):
                 raise ValueError(f"{what}, so depth would hold nothing; leave one of them out")
         elif self.depth_control is not None:
             raise ValueError("depth_control is shown depth: give depth, the model that reads it")
+        return self
+
+    @model_validator(mode="after")
+    def _scale_is_of_the_background(self) -> Self:
+        if self.background_scale is not None and (self.edits == "object" or self.editor or self.faithful):
+            raise ValueError(
+                "background_scale says how large the model draws a background: give edits background, or "
+                "both, and neither editor nor faithful"
+            )
         return self
 
     @model_validator(mode="after")

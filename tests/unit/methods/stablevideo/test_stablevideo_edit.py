@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from retouch.methods.stablevideo.edit import (
     box_to_show,
     edit,
     edit_keyframes,
+    edit_layers,
     edit_with_editor,
     preflight,
 )
-from retouch.methods.stablevideo.layer import WordsAndEdges, choose_keyframes
+from retouch.methods.stablevideo.layer import WordsAndEdges, choose_keyframes, joined
 from retouch.methods.stablevideo.released import NETWORK_STEPS
 from retouch.methods.stablevideo.spec import SPEC, StableVideoParams
 from retouch.models.annotate import DepthReader, canny
@@ -37,7 +39,7 @@ from retouch.params import of_part
 from retouch.run import Run
 from retouch.testing import Bouncing
 from retouch.video import Video
-from retouch.world import Clip, Scene
+from retouch.world import Camera, Clip, Scene
 
 CARRIED_DB = 24
 """Decibels to the recoloured clip that paint keeps on a way of two readings; the old colours have 8."""
@@ -45,6 +47,8 @@ DRAWN = 14
 """Levels, in the mean, within which bricks beside an edge are carried; a smooth fill is off by 30."""
 KEPT_COLOUR = 30
 """Levels by which an object's blue must rise over its red; red rises over blue by 130 in the source."""
+LINE = 12
+"""Levels by which no column of the ground may be darker or lighter; edges as they are drawn are by 80."""
 EQUAL_DB = 45
 """Decibels above which two readings of one texture are the same picture; key frames made anew have 20."""
 
@@ -177,6 +181,41 @@ def test_the_network_is_asked_twice_a_step_of_each_key_frame(
     assert (sum(n == 1 for n in asked), sum(n == 100 for n in asked)) == (2 * (3 + 2), 3 + 2)
 
 
+@pytest.mark.parametrize(
+    ("told", "tiles"),
+    [
+        ({"edits": "background"}, 1),
+        ({"edits": "background", "background_scale": 2}, 9),
+        ({"edits": "background", "background_prompt": "sand"}, 9),
+        ({"edits": "object", "background_prompt": "sand"}, 1),
+    ],
+)
+def test_a_background_larger_than_the_model_is_drawn_in_tiles_as_large_as_it_knows(
+    tmp_path: Path, run_in: Callable[..., Run], told: dict[str, object], tiles: int
+) -> None:
+    clip = Clip.of(Scene.of("a red ball on sand", seed=1), 2, 128)
+    events: list[Event] = []
+    run = run_in(tmp_path, listen=events.append)
+    sd, control = run.load("tiny:sd", StableDiffusion), run.load("tiny:sd-canny", Control)
+    asked: list[int] = []
+    hook = sd.unet.register_forward_hook(lambda _, given, __: asked.append(given[0].shape[-1]))
+    held: list[int] = []
+    other = control.net.register_forward_hook(lambda *_: held.append(1))
+    try:
+        edit(clip.video, params(clip, tmp_path, at=(0,), steps=2, first_strength=0.5, **told), run)
+    finally:
+        hook.remove()
+        other.remove()
+    assert (asked, len(held)) == ([16] * 2 * tiles, tiles)
+    assert any(isinstance(e, Notice) and f"{tiles} tiles" in e.text for e in events) == (tiles > 1)
+
+
+@pytest.mark.parametrize("told", [{}, {"edits": "background", "editor": "tiny:sd"}, {"faithful": True}])
+def test_a_scale_of_no_background_that_the_model_draws_is_refused(told: dict[str, object]) -> None:
+    with pytest.raises(ParamsError, match="background_scale says how large"):
+        SPEC.fill({"prompt": "x", "background_scale": 2, **told})
+
+
 @pytest.mark.parametrize("shift", [0, 3])
 def test_any_editor_of_pictures_edits_the_key_frames_though_it_shifts_them(
     drawn: Clip, tmp_path: Path, run_in: Callable[..., Run], swaps_colours: SwapsColours, shift: int
@@ -209,6 +248,56 @@ def test_an_editor_is_asked_for_what_is_not_decided_and_that_stays(
     inner = ~grown(second[None, None])[0, 0] & ~grown(clip.masks[0, 7:8] > 0)[0, 0]
     wanted = clip.video.frames[7].transpose(1, 2, 0)[..., ::-1].astype(float)
     assert np.abs(swaps_colours.shown[1].astype(float) - wanted)[inner].mean() < 12
+
+
+@final
+class DarkAtItsEdge:
+    """Shows red as blue and blue as red; its picture is dark along its edge, and all of it a little."""
+
+    least = 16
+
+    def edit(
+        self,
+        source: np.ndarray,
+        seen: np.ndarray,
+        own: np.ndarray,
+        known: np.ndarray,
+        *,
+        prompt: str,
+        noise: str,
+        first: bool,
+    ) -> np.ndarray:
+        """Return the source with its colours swapped where it is not known."""
+        del own, prompt, noise, first
+        made = source[:, ::-1] * 0.9
+        for axis in (2, 3):
+            np.moveaxis(made, axis, 0)[[0, 1, -2, -1]] *= 0.5
+        return joined(seen, made.astype(np.uint8), known)
+
+
+def test_no_dark_line_stays_where_a_key_frame_ended(tmp_path: Path) -> None:
+    scene = Scene.of("a red ball on sand", seed=1)
+    scene = dataclasses.replace(scene, camera=Camera(pan=(0.6, 0.0), period=2.0, phase=-0.25))
+    clip = Clip.of(scene, 7, 64)
+    told = params(clip, tmp_path, edits="background", at=(0, 6))
+    made = edit_layers(clip.video, told, DarkAtItsEdge(), Run.alone(tmp_path / "run"))
+    assert made.figures["keyframes"] == 2
+    ground = grown(clip.masks[0] > 0)[:, 0]
+    swapped = 0.9 * clip.video.frames[:, ::-1].astype(float).mean(1)
+    off = np.ma.array(made.video.frames.mean(1) - swapped, mask=ground)[3, 4:-4, 4:-4].mean(0)
+    assert -LINE < off.min() < off.max() < LINE
+
+
+def test_what_a_network_misses_of_what_is_known_fades_out_beside_it() -> None:
+    noise = np.random.default_rng(0).integers(40, 200, (1, 3, 64, 64), dtype=np.uint8)
+    known = np.zeros((1, 1, 64, 64), bool)
+    known[..., :30] = True
+    made = joined(noise, (noise - 30).astype(np.uint8), known).astype(int)
+    assert np.array_equal(made[..., :30], noise[..., :30])
+    missed = (noise - made)[0].mean((0, 1))
+    assert missed[30] < 30 / 6
+    assert (np.diff(missed[29:40]) <= 30 / 6).all()
+    assert (missed[40:] == 30).all()
 
 
 def test_ground_that_is_seen_beside_the_object_alone_is_taken_as_it_was_drawn(
