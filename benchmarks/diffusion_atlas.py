@@ -1,6 +1,6 @@
 """DiffusionAtlas against the truth: edits of drawn clips, drift, and maps that are bent by a known amount.
 
-Run:  python benchmarks/diffusion_atlas.py measure FOLDER [colour object ...] [--clips 8] [--choose]
+Run:  python benchmarks/diffusion_atlas.py measure FOLDER [colour ...] [--way fatezero] [--clips 8] [--choose]
       python benchmarks/diffusion_atlas.py table FOLDER
       python benchmarks/diffusion_atlas.py sheet FOLDER colour sheet.png
 
@@ -105,13 +105,21 @@ SMALLER: Final = 0.6
 Row = dict[str, float]
 
 
-def measure(folder: Path, kinds: Sequence[str], count: int, first: int, given: Mapping[str, object]) -> None:
+def measure(
+    folder: Path,
+    kinds: Sequence[str],
+    only: Sequence[str],
+    count: int,
+    first: int,
+    given: Mapping[str, object],
+) -> None:
     """Measure what is not measured yet."""
     folder.mkdir(parents=True, exist_ok=True)
     known = {(row["kind"], row["way"], row["clip"]) for row in rows_of(folder)}
     for kind in kinds:
         for number in range(count):
-            ways = [way for way in WAYS[kind] if (kind, way, number) not in known]
+            asked = [way for way in WAYS[kind] if way in only or not only]
+            ways = [way for way in asked if (kind, way, number) not in known]
             clip = Clip.of(Scene.sample(first + number, LARGE), FRAMES, SIZE)
             with tempfile.TemporaryDirectory() as name:
                 for way in ways:
@@ -353,7 +361,7 @@ def mended(clip: Clip, kind: str, way: str, number: int, run: Run) -> Row:
     look = Look(crop, shown, torch.ones_like(old), old, old)
     if kind != "none":
         look = replace(look, picture=bent(shown, matrix), new_matte=bent(old, matrix))
-    how = Refinement(clip.caption, clip.caption, least=-1.0)
+    how = Refinement(clip.caption, clip.caption, least=-1.0, least_move=0.0)
     if way == "no holds":
         how = replace(how, area=0.0)
     if way == "wrong prompt":
@@ -364,7 +372,7 @@ def mended(clip: Clip, kind: str, way: str, number: int, run: Run) -> Row:
     found = refine(atlas, clip.video, look, None, sd, how, run=run)
     spent = time.process_time() - began
     view = View.of(atlas, clip.video, crop, old, None, 0, FRAMES)
-    row = {"fell": found.fell, "folds": found.folds, "seconds": spent}
+    row = {"fell": found.fell, "moved": found.moved, "folds": found.folds, "seconds": spent}
     for when, warp in (("before", None), ("after", found.warp)):
         figures = quality(clip, view, look, matrix, warp)
         away = float(np.concatenate(list(apart(clip, atlas, warp, crop))).mean())
@@ -422,12 +430,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--choose", action="store_true", help="take the clips that settings are chosen on")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
+    parser.add_argument("--way", action="append", default=[], help="measure this one alone; repeatable")
     given = parser.parse_args()
     first = TO_CHOOSE if given.choose else TO_TELL
     torch.set_num_threads(1)
     if given.what == "measure":
         settings = dict(pair.split("=", 1) for pair in given.set)
-        measure(given.folder, given.more or list(WAYS), given.clips, first, settings)
+        measure(given.folder, given.more or list(WAYS), given.way, given.clips, first, settings)
     elif given.what == "table":
         tell(given.folder)
     else:

@@ -44,7 +44,8 @@ EDITS = {
     "paint": ("--keyframe", "0=key.png", "--mask", "mask"),
     "tint": ("--steps", "8", "--pause", "0.02"),
 }
-MENDED = ("--refine", "denoise", "--refine-steps", "7", "--refine-least", "-1")
+ANYHOW = ("--refine-least", "-1", "--refine-least-move", "0")
+MENDED = ("--refine", "denoise", "--refine-steps", "7", *ANYHOW)
 MOMENTS = {"tune": 1, "invert": 2, "edit object": 2, "refine": 6, "render": 1}
 """Stages of an edit, and after how many steps of each it is killed; a refinement keeps every fifth."""
 KILLS = 23

@@ -109,12 +109,12 @@ def edit_layers(editor: TextureEditor, video: Video, params: DiffusionAtlasParam
         words = params.prompt or params.source_prompt, params.source_prompt
         how = Refinement(
             *words, params.refine, params.refine_steps, params.refine_bend,
-            params.refine_guidance, params.refine_least,
+            params.refine_guidance, params.refine_least, params.refine_least_move,
         )  # fmt: skip
         found = refine(atlas, video, look, ground, sd, how, run=run)
-        warp, figures = found.warp, {"refine_fell": found.fell, "refine_folds": found.folds}
+        warp, figures = found.warp, found.figures
         if warp is None:
-            run.notice(f"the map stays as it was: on other noise the loss fell by {found.fell:.1%}")
+            run.notice(f"the map stays as it was: {found.why}")
     frames, touched = render(atlas, video, look, ground, warp, run)
     extras = {"texture": as_picture(look.picture[0])}
     return Edited(video.like(frames), touched=touched, figures=figures, extras=extras)

@@ -6,8 +6,9 @@
     the mean of w over the object is taken out: the model knows no place, so it may not move one
 
 One warp serves all frames, so whatever lay on one spot of the surface before does so afterwards. A loss that
-falls is no proof: a map that was right gets worse by up to a pixel. So the same loss is asked on other
-noise, and unless it falls enough there too the map is given back as it was, bit for bit.
+falls is no proof: a map that was right gets worse by up to a pixel, which is how well the model knows where
+things lie. So unless the object moves farther than that, and the same loss falls on other noise too, the map
+is given back as it was, bit for bit.
 """
 
 import math
@@ -57,6 +58,8 @@ KEPT_EVERY: Final = 5
 JUDGED: Final = 8
 """Frames at which it is judged."""
 ORDER_1, ORDER_2, FOLD, AREA = 1e-3, 3e-3, 5.0, 2.0
+LEAST_FALL, LEAST_MOVE = 0.02, 0.025
+"""Share by which the loss must fall on other noise, and sides of the crop by which the object must move."""
 LEAST_AREA: Final = 0.1
 """Area that a unit of the texture may shrink to before it counts as folding."""
 
@@ -78,6 +81,13 @@ class CanonicalWarp:
         grid = self._grid()
         still = (self._moved(grid) * self.weight).sum((2, 3), keepdim=True) / self.weight.sum()
         return places + (self._moved(at) - still) * size / 2
+
+    def moves(self) -> float:
+        """Return how far it moves what has weight, root mean square, in sides of the crop."""
+        places = _pixel_grid(self.weight)
+        size = places.new_tensor([self.weight.shape[-1], self.weight.shape[-2]])[:, None, None]
+        squares = ((self(places) - places) / size).square().sum(1, keepdim=True)
+        return float(((squares * self.weight).sum() / self.weight.sum()).sqrt())
 
     def jacobian(self) -> Float[Tensor, "1 2 2 y x"]:
         """Return d W / d u at the pixels of the crop, by differences."""
@@ -113,8 +123,10 @@ class Refinement:
     """Whether the lattice moves too."""
     guidance: float = 2.0
     """Of score distillation and delta denoising."""
-    least: float = 0.1
+    least: float = LEAST_FALL
     """By which share the loss must fall on other noise."""
+    least_move: float = LEAST_MOVE
+    """How far the object must move, in sides of the crop."""
     order_1: float = ORDER_1
     area: float = AREA
 
@@ -122,15 +134,28 @@ class Refinement:
 @final
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """A warp, how far the loss fell on other noise, and whether it is used."""
+    """A warp, if it is used, and how far the loss fell on other noise."""
 
     warp: CanonicalWarp | None
     fell: float
+    moved: float = 0.0
+    """How far it moves the object, in sides of the crop."""
     folds: float = 0.0
     """Share of the crop that it folds."""
 
+    @property
+    def why(self) -> str:
+        """What the gate saw."""
+        moved = f"the object would move by {self.moved:.1%} of its crop"
+        return f"{moved}, and on other noise the loss fell by {self.fell:.1%}"
 
-@artifact("refined_map", version=2)
+    @property
+    def figures(self) -> dict[str, float]:
+        """What a report says of it."""
+        return {"refine_fell": self.fell, "refine_moved": self.moved, "refine_folds": self.folds}
+
+
+@artifact("refined_map", version=3)
 @torch.no_grad()
 def refine(
     atlas: Atlas, video: Video, look: Look, ground: TexturePatch | None, sd: StableDiffusion, how: Refinement,
@@ -155,13 +180,14 @@ def refine(
     warp = _warp(numbers, weight)
     after, _ = studio.judge(warp)
     fell = 1 - after / before
-    folds = float((_area(warp) <= 0).float().mean())
-    return Refined(warp if fell >= how.least and folds == 0 else None, fell, folds)
+    moved, folds = warp.moves(), float((_area(warp) <= 0).float().mean())
+    believed = fell >= how.least and moved >= how.least_move and folds == 0
+    return Refined(warp if believed else None, fell, moved, folds)
 
 
 def structure(warp: CanonicalWarp, order_1: float = ORDER_1) -> Float[Tensor, ""]:
     """Return what a warp's own shape costs: slope, bend and folds; nothing where it moves nothing."""
-    places = warp.weight.new_zeros(1, 2, *warp.weight.shape[-2:]) + _pixel_grid(warp.weight)
+    places = _pixel_grid(warp.weight)
     moved = warp(places) - places
     first = torch.stack(torch.gradient(moved, dim=(3, 2)))
     second = torch.stack(torch.gradient(first, dim=(4, 3)))

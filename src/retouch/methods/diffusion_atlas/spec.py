@@ -121,7 +121,16 @@ class DiffusionAtlasParams(Params):
             le=1,
             description="Share by which the loss must fall on other noise for a refinement to be used.",
         ),
-    ] = 0.1
+    ] = 0.02
+    refine_least_move: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="How far a refinement must move the object to be used, in sides of its crop; what is "
+            "less than that, the model cannot tell.",
+        ),
+    ] = 0.025
 
     @property
     def references(self) -> list[Path]:

@@ -171,11 +171,13 @@ def test_a_refinement_that_is_not_believed_changes_no_byte(
     given = {"prompt": TARGET, "mask": mask}
     plain = edited(clip, given, tmp_path / "plain", store)
     events: list[Event] = []
-    more = {**given, "refine": says, "refine_steps": 2, "refine_least": 0.9}
-    same = edited(clip, more, tmp_path / "refined", store, events)
-    assert np.array_equal(plain.video.frames, same.video.frames)
-    assert any("stays as it was" in event.text for event in events if isinstance(event, Notice))
-    used = edited(clip, {**more, "refine_least": -1.0}, tmp_path / "used", store)
+    more = {**given, "refine": says, "refine_steps": 2, "refine_least": -1.0, "refine_least_move": 0.0}
+    for bound in ({"refine_least": 0.9}, {"refine_least_move": 0.9}):
+        same = edited(clip, {**more, **bound}, tmp_path / next(iter(bound)), store, events)
+        assert np.array_equal(plain.video.frames, same.video.frames)
+        assert any("stays as it was" in event.text for event in events if isinstance(event, Notice))
+        events.clear()
+    used = edited(clip, more, tmp_path / "used", store)
     assert not np.array_equal(plain.video.frames, used.video.frames)
 
 
@@ -217,6 +219,7 @@ def test_an_edit_that_is_stopped_in_every_stage_goes_on_to_the_same_bytes(
         "refine": "denoise",
         "refine_steps": KEPT_EVERY + 1,
         "refine_least": -1.0,
+        "refine_least_move": 0.0,
     }
     params = SPEC.fill({"source_prompt": SOURCE, **given})
     assert isinstance(params, DiffusionAtlasParams)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +48,13 @@ def test_the_object_does_not_move_as_a_whole(affine: list[list[float]]) -> None:
     grid = torch.stack([x, y])[None]
     mean = ((made(grid) - grid) * made.weight).sum((2, 3)) / made.weight.sum()
     assert float(mean.abs().max()) < ROUNDING * SIDE
+
+
+def test_a_move_is_told_in_sides_of_the_crop_and_only_where_the_object_is() -> None:
+    made = warp([[0.2, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    spread = np.arange(10, 28).std()
+    assert made.moves() == pytest.approx(0.2 * spread / SIDE, rel=ROUNDING)
+    assert warp([[0.0, 0.0, 0.4], [0.0, 0.0, -0.2]]).moves() < ROUNDING
 
 
 def test_bending_costs_more_than_leaning_and_folding_most() -> None:
