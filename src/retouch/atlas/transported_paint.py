@@ -16,9 +16,10 @@ from torch import Tensor
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import OWN, SCRAP, PaintedFrame, Period, without_scraps
-from retouch.atlas.transport import QUIET, STIFF, FrameMap, find_bending, find_slips, transport_positions
+from retouch.atlas.transport import find_bending, find_slips, transport_positions
 from retouch.run import Run
 from retouch.tracking.flow import remap
+from retouch.tracking.mesh import QUIET, STIFF, FrameMap
 from retouch.video import Video, release_pages
 
 REACH: Final = 24

@@ -2,7 +2,8 @@
 
 All of it is found from the edited frames and the source by optical flow. A frame's backward map says which
 place of the key frame each of its pixels shows: so edges stay sharp however far the way, and whether the
-map is right can be seen from the source's own colours at both of its ends.
+map is right can be seen from the source's own colours at both of its ends. Where the edit is, a mesh that
+bends with the surface keeps its lines straight, which flow frays.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -16,10 +17,19 @@ from jaxtyping import Bool, Float32, UInt8
 from retouch.media.masks import grow
 from retouch.run import Run
 from retouch.tracking.flow import Flow, inside_frame, pixel_grid, remap, warp_picture
+from retouch.tracking.mesh import SUPPLE, KeyLayer, PassState, carry_on
 from retouch.video import Video
 
 NOTICEABLE: Final = 10
 """Levels of 255: less than a picture program's own compression changes, more than rounding does."""
+FLOW_BETTER: Final = 12
+"""Levels of 255 by which flow must show a place better to be followed where the mesh leads elsewhere."""
+SAMPLED: Final = 4000
+"""Pixels, at most, that say how an edit moves as a whole."""
+FEWEST: Final = 30
+"""Pixels that an edit must have to be followed on a mesh."""
+SLACK: Final = 2.0
+"""Pixels from the edit's move as a whole within which a pixel counts as moving so."""
 ALIKE: Final = 40
 """Levels of 255 by which colours at both ends of a believed map may differ, over 3 x 3 pixels."""
 HALF: Final = 0.5
@@ -52,8 +62,13 @@ def track_edit(
     region, confidence = run.scratch("region", one_channel), run.scratch("confidence", one_channel)
     warped = run.scratch("warped", video.frames.shape)
     changes = {at: find_changes(new, np.asarray(video.frames[at]), margin) for at, new in keyframes.items()}
+    followed = None
     for at, (key, backward_map) in enumerate(backward_maps(video, keyframes, flow, run)):
         then, now = _upright(video.frames[key]), _upright(video.frames[at])
+        if at == key:
+            followed = FollowedEdit.of(then, changes[key])
+        elif followed:
+            backward_map = followed.straighten(at, now, backward_map)
         edit = warp_edit(then, _upright(keyframes[key]), now, backward_map)
         warped[at] = edit.transpose(2, 0, 1)
         region[at, 0] = np.where(warp_mask(changes[key], backward_map), 255, 0)
@@ -89,6 +104,57 @@ def backward_maps(
             expected = remap(_upright(video.frames[key]), backward_map)
             backward_map = _compose(backward_map, flow.pair(now, expected))
         yield key, backward_map
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FollowedEdit:
+    """What of a key frame was edited, as it is followed on a mesh."""
+
+    then: UInt8[np.ndarray, "h w 3"]
+    changed: Float32[np.ndarray, "h w"]
+    key: KeyLayer
+    state: PassState
+
+    @classmethod
+    def of(cls, then: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"]) -> "FollowedEdit":
+        """Begin at the key frame."""
+        share = changed.astype(np.float32)
+        return cls(then, share, KeyLayer.of(then, share, changed), PassState.at_key(then, changed))
+
+    def straighten(
+        self, at: int, now: UInt8[np.ndarray, "h w 3"], flow_map: Float32[np.ndarray, "h w 2"]
+    ) -> Float32[np.ndarray, "h w 2"]:
+        """Return a backward map that keeps lines of the edit straight, but where flow shows places better."""
+        share = remap(self.changed, flow_map)
+        told = share > HALF
+        whole = move_as_a_whole(flow_map, told)
+        if whole is None:
+            return flow_map
+        found = carry_on(self.state, self.key, now, at, share, whole, told, SUPPLE)
+        on_mesh, by_flow = (
+            cv2.blur(np.abs(remap(self.then, places).astype(np.float32) - now).max(axis=2), (5, 5))
+            for places in (found.positions, flow_map)
+        )
+        use = found.known & (on_mesh <= by_flow + FLOW_BETTER)
+        return np.where(use[..., None], found.positions, flow_map).astype(np.float32)
+
+
+def move_as_a_whole(
+    backward_map: Float32[np.ndarray, "h w 2"], told: Bool[np.ndarray, "h w"]
+) -> Float32[np.ndarray, "h w 2"] | None:
+    """Return the affine map that most of some pixels follow; None if they are too few."""
+    y, x = np.nonzero(told)
+    every = max(1, len(x) // SAMPLED)
+    here = np.ascontiguousarray(np.stack([x, y], 1)[::every], np.float32)
+    there = np.ascontiguousarray(backward_map[y, x][::every])
+    if len(here) < FEWEST:
+        return None
+    matrix, _ = cv2.estimateAffine2D(here, there, ransacReprojThreshold=SLACK)
+    if matrix is None:
+        return None
+    grid = pixel_grid(*told.shape)
+    return np.asarray(grid @ matrix[:, :2].T + matrix[:, 2], np.float32)
 
 
 def _compose(

@@ -8,7 +8,6 @@ import torch
 
 from retouch.atlas.atlas import Atlas
 from retouch.atlas.edit import PaintedFrame, Period, painted_key, render_edit
-from retouch.atlas.transport import FrameMap
 from retouch.atlas.transported_paint import (
     FAR,
     TransportedPaint,
@@ -18,6 +17,7 @@ from retouch.atlas.transported_paint import (
     transport_paint,
 )
 from retouch.run import Run
+from retouch.tracking.mesh import FrameMap
 from retouch.video import Video
 
 RED, BLUE = np.array([250, 20, 30], np.uint8), np.array([20, 30, 250], np.uint8)

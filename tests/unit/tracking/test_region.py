@@ -6,9 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from retouch.metrics.propagation import straightness
 from retouch.run import Run
-from retouch.tracking.flow import DisFlow
+from retouch.tracking.flow import DisFlow, pixel_grid, remap
 from retouch.tracking.region import (
+    FollowedEdit,
     Track,
     backward_maps,
     find_changes,
@@ -108,6 +110,52 @@ def test_a_map_is_believed_where_the_source_shows_the_same_at_both_ends(tmp_path
     assert sure[:, :14].mean() > 0.95
     assert sure[22:38, 32:48].mean() < 0.3
     assert sure[:, -12:].mean() < 0.5  # this has come in over the edge since
+
+
+def turning(frames: int, degrees: float, grain: float = 0.0) -> Video:
+    """A textured ground that turns about (60, 32), seen through a camera's grain."""
+    rng = np.random.default_rng(1)
+    ground = cv2.GaussianBlur(rng.random((64, 96, 3)).astype(np.float32), (0, 0), 2)
+    ground = (ground - ground.min()) / np.ptp(ground) * 255
+    cut = []
+    for t in range(frames):
+        matrix = cv2.getRotationMatrix2D((60, 32), t * degrees, 1)
+        shown = cv2.warpAffine(ground, matrix, (96, 64), borderMode=cv2.BORDER_REFLECT)
+        cut.append((shown + grain * rng.standard_normal(shown.shape)).clip(0, 255).astype(np.uint8))
+    return Video(np.ascontiguousarray(np.stack(cut).transpose(0, 3, 1, 2)), Fraction(10))
+
+
+def test_lines_of_an_edit_stay_straight_where_flow_frays_them(tmp_path: Path) -> None:
+    video, place = turning(8, 4, grain=12), disc(60)
+    followed = FollowedEdit.of(upright(video, 0), place)
+    for at, (_, by_flow) in enumerate(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path))):
+        found = followed.straighten(at, upright(video, at), by_flow) if at else by_flow
+    true = cv2.transform(pixel_grid(64, 96), cv2.getRotationMatrix2D((60, 32), -7 * 4, 1))
+    middle = cv2.erode(place.astype(np.uint8), np.ones((5, 5))) > 0
+    off_mesh, off_flow = (np.linalg.norm(m - true, axis=2)[middle].mean() for m in (found, by_flow))
+    assert off_mesh < 0.7 * off_flow
+    assert straightness(found, middle) < 0.7 * straightness(by_flow, middle)
+
+
+def test_flow_is_followed_where_the_edit_does_not_move_as_one(tmp_path: Path) -> None:
+    frames = np.array(moving(8).frames)
+    frames[:, :, :32] = frames[:1, :, :32]  # the upper half rests
+    video, place = Video(frames, Fraction(10)), disc(60)
+    followed = FollowedEdit.of(upright(video, 0), place)
+    then = upright(video, 0).astype(float)
+    for at, (_, by_flow) in enumerate(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path))):
+        found = followed.straighten(at, upright(video, at), by_flow) if at else by_flow
+    off = [np.abs(remap(then, m) - upright(video, 7)).mean(2)[22:42, 40:56].mean() for m in (found, by_flow)]
+    assert off[0] < off[1] + 2
+
+
+def test_an_edit_of_a_few_pixels_is_followed_by_flow(tmp_path: Path) -> None:
+    place = np.zeros((64, 96), bool)
+    place[30:34, 50:54] = True
+    video = moving(3)
+    followed = FollowedEdit.of(upright(video, 0), place)
+    flow_map = list(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path)))[2][1]
+    np.testing.assert_array_equal(followed.straighten(2, upright(video, 2), flow_map), flow_map)
 
 
 def test_an_edit_is_tracked_as_region_picture_and_confidence(tmp_path: Path) -> None:
