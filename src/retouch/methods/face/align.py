@@ -24,8 +24,8 @@ from retouch.video import Video, chunks
 
 Crops: TypeAlias = Float[torch.Tensor, "f 3 side side"]
 
-NOT_FACE: Final = ("background", "clothes", "neck", "necklace")
-"""Parts that are never changed."""
+NOT_FACE: Final = ("background", "clothes", "necklace")
+"""Parts that are never changed; a neck is of the face's skin."""
 COME_AND_GO: Final = ("glasses", "beard", "hat", "hair")
 """Parts that an edit may add or take away."""
 REACH: Final = 5
@@ -332,9 +332,10 @@ def lay_over(
     allowed = max_pool2d(torch.maximum(face, opened(other * (1 - face))), 3, 1, 1)  # outlines change too
     changed = [(model.mask(parts, name) - model.mask(now, name)).abs() for name in COME_AND_GO]
     shape = max_pool2d(torch.stack(changed).amax(0), REACH, 1, REACH // 2)
-    maps = torch.cat([drawn - seen, drawn, gated(drawn - seen, gate), allowed, shape], dim=1)
-    laid = squares.paste(maps, (clip.height, clip.width))
-    change, anew, strength, allowed, shape = laid.tensor_split([3, 6, 7, 8], dim=1)
+    pictures, size = torch.cat([drawn - seen, drawn], dim=1), (clip.height, clip.width)
+    masks = torch.cat([gated(drawn - seen, gate), allowed, shape], dim=1)
+    change, anew = squares.paste(pictures, size, by="bicubic").tensor_split([3], dim=1)
+    strength, allowed, shape = squares.paste(masks, size).tensor_split([1, 2], dim=1)
     strength = strength * crisp(allowed)
     share = strength * crisp(shape)
     pixels = (1 - share) * (clip.pixels() + strength * change) + share * anew
