@@ -43,7 +43,7 @@ def config() -> FaceConfig:
         "freq_shift": 0,
         "flip_sin_to_cos": True,
     }
-    return FaceConfig(unet, 64, 2 * len(MOTION), "sample", PATCH, DETAIL, lo=40, hi=800, scale=SCALE)
+    return FaceConfig(unet, 64, 2 * len(MOTION), "sample", PATCH, DETAIL, lo=60, hi=800, scale=SCALE)
 
 
 def new_network() -> FaceNetwork:
