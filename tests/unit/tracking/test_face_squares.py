@@ -63,6 +63,16 @@ def test_a_crop_shows_points_where_the_square_says_and_pastes_back_to_the_frame(
     assert (back[~inside] == 0).all()
 
 
+def test_cubic_curves_between_pixels_lay_a_picture_back_sharper() -> None:
+    clip = FaceClip.of(Portrait.sample(5), 2)
+    squares, frames = squares_of(clip), torch.from_numpy(clip.video.frames.copy()).float()
+    crops = squares.crop(frames, 64)
+    straight, curved = squares.paste(crops, (128, 128)), squares.paste(crops, (128, 128), by="bicubic")
+    covered = squares.paste(torch.ones_like(crops[:, :1]), (128, 128)).bool().expand_as(straight)
+    assert ((straight == 0) & (curved == 0))[~covered].all()
+    assert (curved - frames)[covered].square().mean() < 0.9 * (straight - frames)[covered].square().mean()
+
+
 def test_a_turned_square_is_cut_with_its_corners_where_they_belong() -> None:
     rows, columns = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
     frame = torch.stack([columns, rows])[None]  # each pixel says where it is

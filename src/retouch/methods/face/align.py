@@ -24,8 +24,8 @@ from retouch.video import Video, chunks
 
 Crops: TypeAlias = Float[torch.Tensor, "f 3 side side"]
 
-NOT_FACE: Final = ("background", "clothes", "neck", "necklace")
-"""Parts that are never changed."""
+NOT_FACE: Final = ("background", "clothes", "necklace")
+"""Parts that are never changed; a neck is of the face's skin."""
 COME_AND_GO: Final = ("glasses", "beard", "hat", "hair")
 """Parts that an edit may add or take away."""
 REACH: Final = 5
@@ -47,6 +47,10 @@ MOST_TRIED: Final = 16
 """Squares of a frame that are laid anew, the surest."""
 ROUNDS: Final = 4
 """How often a promising square is laid anew; and twice in every frame that follows."""
+AS_SURE: Final = 0.9
+"""The share of a face's score that another one must pass to take its place."""
+SAME_PLACE: Final = 0.1
+"""How far squares laid anew may end apart to be at one place, in shares of the face."""
 SAME_PERSON: Final = 0.5
 """The least likeness by which a face that was lost is known again."""
 ANCHOR_FRAMES: Final = 32
@@ -101,7 +105,7 @@ def gaps(shown: Bool[np.ndarray, " f"]) -> list[range]:
     return [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-@artifact("face_track", version=2)
+@artifact("face_track", version=3)
 def follow_face(
     video: Video, model: FaceModel, finder: FaceFinder | None, face: int | None, *, run: Run
 ) -> FaceTrack:
@@ -211,11 +215,12 @@ class ReaderFinder:
         near = surest_apart(tried, 0.0, 0.25)[:MOST_TRIED]
         if not near:
             return []
-        sure = surest_apart(self.laid_anew(small, near, rounds=ROUNDS), SURE, 0.7)
+        laid = [face for face in self.laid_anew(small, near, rounds=ROUNDS) if face.score >= SURE]
+        sure = surest_apart(most_agreed(no_parts_of_others(laid)), SURE, 0.7)
         if not sure:
             return []
         full = [FoundFace((face.points + 0.5) * factor - 0.5, face.score) for face in sure]
-        return no_parts_of_others(surest_apart(self.laid_anew(frame, full, rounds=1), SURE, 0.7))
+        return surest_apart(no_parts_of_others(self.laid_anew(frame, full, rounds=1)), SURE, 0.7)
 
     def promising_squares(self, frame: UInt8[np.ndarray, "3 y x"]) -> Iterator[FaceSquares]:
         """Yield upright squares whose middle is likely that of a face, those of a size together."""
@@ -286,13 +291,27 @@ def surest_apart(faces: Sequence[FoundFace], least: float, share: float) -> list
     return kept
 
 
+def most_agreed(faces: Sequence[FoundFace]) -> list[FoundFace]:
+    """Return faces without those that lie on one as sure to which more squares came: such as still move."""
+    if not faces:
+        return []
+    points = np.stack([face.points for face in faces])
+    reach = np.ptp(points, axis=1).max(1)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=3).mean(2)
+    away = np.linalg.norm(points.mean(1)[:, None] - points.mean(1)[None], axis=2)
+    score = np.array([face.score for face in faces])
+    came = (apart < SAME_PLACE * reach).sum(1)
+    beaten = (away < reach[:, None]) & (came > came[:, None]) & (score > AS_SURE * score[:, None])
+    return [face for face, lost in zip(faces, beaten.any(1), strict=True) if not lost]
+
+
 def no_parts_of_others(faces: Sequence[FoundFace]) -> list[FoundFace]:
-    """Return faces without those that are a part of a much larger one, such as an eye behind its glasses."""
+    """Return faces without those that are a part of a much larger one, such as a lens of its glasses."""
 
     def within(face: FoundFace, other: FoundFace) -> bool:
         small, large = (float(np.ptp(each.points, axis=0).max()) for each in (face, other))
         away = np.linalg.norm(face.points.mean(0) - other.points.mean(0))
-        return bool(large > 2 * small and away < large and other.score > 0.9 * face.score)
+        return bool(large > 2 * small and away < large and other.score > AS_SURE * face.score)
 
     return [face for face in faces if not any(within(face, other) for other in faces)]
 
@@ -313,9 +332,10 @@ def lay_over(
     allowed = max_pool2d(torch.maximum(face, opened(other * (1 - face))), 3, 1, 1)  # outlines change too
     changed = [(model.mask(parts, name) - model.mask(now, name)).abs() for name in COME_AND_GO]
     shape = max_pool2d(torch.stack(changed).amax(0), REACH, 1, REACH // 2)
-    maps = torch.cat([drawn - seen, drawn, gated(drawn - seen, gate), allowed, shape], dim=1)
-    laid = squares.paste(maps, (clip.height, clip.width))
-    change, anew, strength, allowed, shape = laid.tensor_split([3, 6, 7, 8], dim=1)
+    pictures, size = torch.cat([drawn - seen, drawn], dim=1), (clip.height, clip.width)
+    masks = torch.cat([gated(drawn - seen, gate), allowed, shape], dim=1)
+    change, anew = squares.paste(pictures, size, by="bicubic").tensor_split([3], dim=1)
+    strength, allowed, shape = squares.paste(masks, size).tensor_split([1, 2], dim=1)
     strength = strength * crisp(allowed)
     share = strength * crisp(shape)
     pixels = (1 - share) * (clip.pixels() + strength * change) + share * anew

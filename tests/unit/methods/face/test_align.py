@@ -7,6 +7,7 @@ from retouch.methods.face.align import (
     ReaderFinder,
     filled,
     gaps,
+    most_agreed,
     no_parts_of_others,
     surest_apart,
 )
@@ -53,6 +54,22 @@ def test_a_part_of_a_larger_face_is_no_face_and_a_smaller_one_beside_it_is() -> 
     beside = FoundFace(8 * points + [140, 60], 0.9)
     assert no_parts_of_others([eye, face, beside]) == [face, beside]
     assert no_parts_of_others([eye, FoundFace(face.points, 0.5)])[0] is eye
+
+
+def test_of_faces_as_sure_the_one_that_most_came_to_is_kept() -> None:
+    there, also, moving = face_at(0, 0.96), face_at(0.1, 0.97), face_at(2, 1.0)
+    assert most_agreed([moving, there, also]) == [there, also]
+    surer = face_at(2, 1.0), face_at(0, 0.8), face_at(0.1, 0.8)
+    assert most_agreed(surer) == list(surer)
+    assert most_agreed([]) == []
+
+
+@pytest.mark.parametrize("person", [162, 153])
+def test_the_face_around_is_found_and_no_lens_or_square_that_still_moves(person: int) -> None:
+    clip = FaceClip.of(Portrait.sample(person), 16, 128)
+    (found,) = ReaderFinder(FaceModel.from_pretrained("tiny:face")).find(clip.video.frames[0])
+    true = clip.landmarks[0][[LANDMARKS.index(name) for name in ANCHORS]]
+    assert np.abs(found.points - true).mean() < NEAR
 
 
 @pytest.mark.parametrize(("place", "size"), [((0, 0), 80), ((100, 40), 60), ((20, 90), 100)])

@@ -21,7 +21,7 @@ from retouch.models.face_model import ANCHORS, FaceModel, SmallFaceReader
 from retouch.models.face_parts import FoundFace
 from retouch.run import Edited, Run
 from retouch.video import FRAMES_AT_ONCE, Video
-from retouch.world import LANDMARKS, FaceClip, Portrait, face_picture
+from retouch.world import LANDMARKS, PARTS, FaceClip, Portrait, face_picture
 
 STEPS = 4
 NEAR = 1.5
@@ -73,6 +73,20 @@ def test_a_beard_comes_nearer_to_the_true_edit_than_the_source_and_all_else_stay
     outside = ~np.broadcast_to(made.touched, true.frames.shape)
     assert (made.video.frames == clip.video.frames)[outside].all()
     assert outside.mean() > 0.5
+
+
+def test_a_neck_takes_the_colour_of_the_skin_and_keeps_it_where_skin_stays(
+    model: FaceModel, clip: FaceClip, tmp_path: Path
+) -> None:
+    darker, true = edited(clip.video, model, tmp_path, attribute=("dark-skin=1",)), clip.edited("skin=dark")
+    neck = np.broadcast_to(clip.parts == PARTS.index("neck"), clip.video.frames.shape)
+    ours, was = (
+        np.abs(frames[neck].astype(float) - true.video.frames[neck]).mean()
+        for frames in (darker.video.frames, clip.video.frames)
+    )
+    assert ours < was / 2
+    hatted = edited(clip.video, model, tmp_path, attribute=("red-hat=1",)).video.frames
+    assert np.abs(hatted[neck].astype(float) - clip.video.frames[neck]).mean() < was / 20
 
 
 def test_the_first_edit_takes_two_calls_a_step_and_frame_and_a_second_one_one(
