@@ -6,7 +6,7 @@ map is right can be seen from the source's own colours at both of its ends. Wher
 bends with the surface keeps its lines straight, which flow frays.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -24,6 +24,8 @@ NOTICEABLE: Final = 10
 """Levels of 255: less than a picture program's own compression changes, more than rounding does."""
 FLOW_BETTER: Final = 12
 """Levels of 255 by which flow must show a place better to be followed where the mesh leads elsewhere."""
+PIECES: Final = 12
+"""Pieces of an edit, at most, that are followed on meshes of their own."""
 SAMPLED: Final = 4000
 """Pixels, at most, that say how an edit moves as a whole."""
 FEWEST: Final = 30
@@ -62,13 +64,13 @@ def track_edit(
     region, confidence = run.scratch("region", one_channel), run.scratch("confidence", one_channel)
     warped = run.scratch("warped", video.frames.shape)
     changes = {at: find_changes(new, np.asarray(video.frames[at]), margin) for at, new in keyframes.items()}
-    followed = None
+    followed = list[FollowedPiece]()
     for at, (key, backward_map) in enumerate(backward_maps(video, keyframes, flow, run)):
         then, now = _upright(video.frames[key]), _upright(video.frames[at])
         if at == key:
-            followed = FollowedEdit.of(then, changes[key])
-        elif followed:
-            backward_map = followed.straighten(at, now, backward_map)
+            followed = [FollowedPiece.of(then, piece) for piece in pieces_of(changes[key])]
+        else:
+            backward_map = straightened(backward_map, followed, at, now)
         edit = warp_edit(then, _upright(keyframes[key]), now, backward_map)
         warped[at] = edit.transpose(2, 0, 1)
         region[at, 0] = np.where(warp_mask(changes[key], backward_map), 255, 0)
@@ -108,8 +110,8 @@ def backward_maps(
 
 @final
 @dataclass(frozen=True, eq=False)
-class FollowedEdit:
-    """What of a key frame was edited, as it is followed on a mesh."""
+class FollowedPiece:
+    """A piece of what was edited on a key frame, as it is followed on a mesh."""
 
     then: UInt8[np.ndarray, "h w 3"]
     changed: Float32[np.ndarray, "h w"]
@@ -117,27 +119,48 @@ class FollowedEdit:
     state: PassState
 
     @classmethod
-    def of(cls, then: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"]) -> "FollowedEdit":
+    def of(cls, then: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"]) -> "FollowedPiece":
         """Begin at the key frame."""
         share = changed.astype(np.float32)
         return cls(then, share, KeyLayer.of(then, share, changed), PassState.at_key(then, changed))
 
     def straighten(
         self, at: int, now: UInt8[np.ndarray, "h w 3"], flow_map: Float32[np.ndarray, "h w 2"]
-    ) -> Float32[np.ndarray, "h w 2"]:
-        """Return a backward map that keeps lines of the edit straight, but where flow shows places better."""
+    ) -> tuple[Float32[np.ndarray, "h w 2"], Bool[np.ndarray, "h w"]]:
+        """Return a backward map that keeps lines of the piece straight, and where flow is no better."""
         share = remap(self.changed, flow_map)
         told = share > HALF
         whole = move_as_a_whole(flow_map, told)
         if whole is None:
-            return flow_map
+            return flow_map, np.zeros_like(told)
         found = carry_on(self.state, self.key, now, at, share, whole, told, SUPPLE)
         on_mesh, by_flow = (
             cv2.blur(np.abs(remap(self.then, places).astype(np.float32) - now).max(axis=2), (5, 5))
             for places in (found.positions, flow_map)
         )
-        use = found.known & (on_mesh <= by_flow + FLOW_BETTER)
-        return np.where(use[..., None], found.positions, flow_map).astype(np.float32)
+        shown = found.known & (found.shown > HALF)
+        return found.positions, shown & (on_mesh <= by_flow + FLOW_BETTER)
+
+
+def pieces_of(changed: Bool[np.ndarray, "h w"]) -> list[Bool[np.ndarray, "h w"]]:
+    """Return the pieces of an edit that may move by themselves: the largest, if there are many."""
+    count, piece = cv2.connectedComponents(changed.astype(np.uint8))
+    sizes = np.bincount(piece.ravel(), minlength=count)[1:]
+    return [piece == which + 1 for which in np.argsort(-sizes, kind="stable")[:PIECES]]
+
+
+def straightened(
+    flow_map: Float32[np.ndarray, "h w 2"],
+    followed: Sequence[FollowedPiece],
+    at: int,
+    now: UInt8[np.ndarray, "h w 3"],
+) -> Float32[np.ndarray, "h w 2"]:
+    """Return a frame's backward map as the pieces' meshes say, and elsewhere as flow does."""
+    made = flow_map
+    for piece in followed:
+        places, use = piece.straighten(at, now, flow_map)
+        made = np.where(use[..., None], places, made)
+    return made
 
 
 def move_as_a_whole(

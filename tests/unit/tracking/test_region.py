@@ -10,11 +10,14 @@ from retouch.metrics.propagation import straightness
 from retouch.run import Run
 from retouch.tracking.flow import DisFlow, pixel_grid, remap
 from retouch.tracking.region import (
-    FollowedEdit,
+    PIECES,
+    FollowedPiece,
     Track,
     backward_maps,
     find_changes,
     photo_consistent,
+    pieces_of,
+    straightened,
     track_edit,
     warp_edit,
     warp_mask,
@@ -127,9 +130,9 @@ def turning(frames: int, degrees: float, grain: float = 0.0) -> Video:
 
 def test_lines_of_an_edit_stay_straight_where_flow_frays_them(tmp_path: Path) -> None:
     video, place = turning(8, 4, grain=12), disc(60)
-    followed = FollowedEdit.of(upright(video, 0), place)
+    piece = FollowedPiece.of(upright(video, 0), place)
     for at, (_, by_flow) in enumerate(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path))):
-        found = followed.straighten(at, upright(video, at), by_flow) if at else by_flow
+        found = straightened(by_flow, [piece], at, upright(video, at)) if at else by_flow
     true = cv2.transform(pixel_grid(64, 96), cv2.getRotationMatrix2D((60, 32), -7 * 4, 1))
     middle = cv2.erode(place.astype(np.uint8), np.ones((5, 5))) > 0
     off_mesh, off_flow = (np.linalg.norm(m - true, axis=2)[middle].mean() for m in (found, by_flow))
@@ -141,21 +144,33 @@ def test_flow_is_followed_where_the_edit_does_not_move_as_one(tmp_path: Path) ->
     frames = np.array(moving(8).frames)
     frames[:, :, :32] = frames[:1, :, :32]  # the upper half rests
     video, place = Video(frames, Fraction(10)), disc(60)
-    followed = FollowedEdit.of(upright(video, 0), place)
+    piece = FollowedPiece.of(upright(video, 0), place)
     then = upright(video, 0).astype(float)
     for at, (_, by_flow) in enumerate(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path))):
-        found = followed.straighten(at, upright(video, at), by_flow) if at else by_flow
+        found = straightened(by_flow, [piece], at, upright(video, at)) if at else by_flow
     off = [np.abs(remap(then, m) - upright(video, 7)).mean(2)[22:42, 40:56].mean() for m in (found, by_flow)]
     assert off[0] < off[1] + 2
+
+
+def test_pieces_are_followed_each_by_itself_the_largest_first() -> None:
+    both = disc(20) | disc(70)
+    both[5:8, 40:45] = True
+    pieces = pieces_of(both)
+    assert [int(piece.sum()) for piece in pieces] == [int(disc(20).sum()), int(disc(70).sum()), 15]
+    np.testing.assert_array_equal(np.any(pieces, axis=0), both)
+    dots = np.zeros((64, 96), bool)
+    dots[::4, ::4] = True
+    assert len(pieces_of(dots)) == PIECES
+    assert pieces_of(np.zeros((8, 8), bool)) == []
 
 
 def test_an_edit_of_a_few_pixels_is_followed_by_flow(tmp_path: Path) -> None:
     place = np.zeros((64, 96), bool)
     place[30:34, 50:54] = True
     video = moving(3)
-    followed = FollowedEdit.of(upright(video, 0), place)
+    piece = FollowedPiece.of(upright(video, 0), place)
     flow_map = list(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path)))[2][1]
-    np.testing.assert_array_equal(followed.straighten(2, upright(video, 2), flow_map), flow_map)
+    np.testing.assert_array_equal(straightened(flow_map, [piece], 2, upright(video, 2)), flow_map)
 
 
 def test_an_edit_is_tracked_as_region_picture_and_confidence(tmp_path: Path) -> None:
