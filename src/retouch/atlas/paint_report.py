@@ -182,8 +182,9 @@ def examine_paint(
     slopes: dict[tuple[int, int], Float[Tensor, "2 2"]] = {}
     covered, seen, explained = [], [], []
     for a, b in frame_blocks(period.start, period.stop):
-        cover = _areas(atlas, patches, a, b)[0]
-        _, shown = _areas(atlas, through, a, b, slopes)
+        cover, shown = _areas(atlas, through, a, b, slopes)
+        if layers:
+            cover, _ = _areas(atlas, patches, a, b)
         source = torch.tensor(video.frames[a:b]).to(atlas.device).float() / 255
         off = (atlas.reconstruct(a, b) - source).square().mean(1, keepdim=True)
         covered += cover.sum((1, 2, 3)).tolist()
