@@ -7,7 +7,7 @@ bends with the surface keeps its lines straight, which flow frays.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import cv2
@@ -68,7 +68,8 @@ def track_edit(
     for at, (key, backward_map) in enumerate(backward_maps(video, keyframes, flow, run)):
         then, now = _upright(video.frames[key]), _upright(video.frames[at])
         if at == key:
-            followed = [FollowedPiece.of(then, piece) for piece in pieces_of(changes[key])]
+            whole = KeyLayer.of(then, changes[key].astype(np.float32), changes[key])
+            followed = [FollowedPiece.of(then, whole, piece) for piece in pieces_of(changes[key])]
         else:
             backward_map = straightened(backward_map, followed, at, now)
         edit = warp_edit(then, _upright(keyframes[key]), now, backward_map)
@@ -114,21 +115,22 @@ class FollowedPiece:
     """A piece of what was edited on a key frame, as it is followed on a mesh."""
 
     then: UInt8[np.ndarray, "h w 3"]
-    changed: Float32[np.ndarray, "h w"]
     key: KeyLayer
     state: PassState
 
     @classmethod
-    def of(cls, then: UInt8[np.ndarray, "h w 3"], changed: Bool[np.ndarray, "h w"]) -> "FollowedPiece":
-        """Begin at the key frame."""
-        share = changed.astype(np.float32)
-        return cls(then, share, KeyLayer.of(then, share, changed), PassState.at_key(then, changed))
+    def of(
+        cls, then: UInt8[np.ndarray, "h w 3"], whole: KeyLayer, piece: Bool[np.ndarray, "h w"]
+    ) -> "FollowedPiece":
+        """Begin at the key frame; its pictures are shared by all pieces."""
+        key = replace(whole, own=piece.astype(np.float32), wanted=piece)
+        return cls(then, key, PassState.at_key(then, piece))
 
     def straighten(
         self, at: int, now: UInt8[np.ndarray, "h w 3"], flow_map: Float32[np.ndarray, "h w 2"]
     ) -> tuple[Float32[np.ndarray, "h w 2"], Bool[np.ndarray, "h w"]]:
         """Return a backward map that keeps lines of the piece straight, and where flow is no better."""
-        share = remap(self.changed, flow_map)
+        share = remap(self.key.own, flow_map)
         told = share > HALF
         whole = move_as_a_whole(flow_map, told)
         if whole is None:

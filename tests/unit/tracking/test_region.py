@@ -9,6 +9,7 @@ import numpy as np
 from retouch.metrics.propagation import straightness
 from retouch.run import Run
 from retouch.tracking.flow import DisFlow, pixel_grid, remap
+from retouch.tracking.mesh import KeyLayer
 from retouch.tracking.region import (
     PIECES,
     FollowedPiece,
@@ -128,9 +129,13 @@ def turning(frames: int, degrees: float, grain: float = 0.0) -> Video:
     return Video(np.ascontiguousarray(np.stack(cut).transpose(0, 3, 1, 2)), Fraction(10))
 
 
+def followed_piece(then: np.ndarray, place: np.ndarray) -> FollowedPiece:
+    return FollowedPiece.of(then, KeyLayer.of(then, place.astype(np.float32), place), place)
+
+
 def test_lines_of_an_edit_stay_straight_where_flow_frays_them(tmp_path: Path) -> None:
     video, place = turning(8, 4, grain=12), disc(60)
-    piece = FollowedPiece.of(upright(video, 0), place)
+    piece = followed_piece(upright(video, 0), place)
     for at, (_, by_flow) in enumerate(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path))):
         found = straightened(by_flow, [piece], at, upright(video, at)) if at else by_flow
     true = cv2.transform(pixel_grid(64, 96), cv2.getRotationMatrix2D((60, 32), -7 * 4, 1))
@@ -144,7 +149,7 @@ def test_flow_is_followed_where_the_edit_does_not_move_as_one(tmp_path: Path) ->
     frames = np.array(moving(8).frames)
     frames[:, :, :32] = frames[:1, :, :32]  # the upper half rests
     video, place = Video(frames, Fraction(10)), disc(60)
-    piece = FollowedPiece.of(upright(video, 0), place)
+    piece = followed_piece(upright(video, 0), place)
     then = upright(video, 0).astype(float)
     for at, (_, by_flow) in enumerate(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path))):
         found = straightened(by_flow, [piece], at, upright(video, at)) if at else by_flow
@@ -168,7 +173,7 @@ def test_an_edit_of_a_few_pixels_is_followed_by_flow(tmp_path: Path) -> None:
     place = np.zeros((64, 96), bool)
     place[30:34, 50:54] = True
     video = moving(3)
-    piece = FollowedPiece.of(upright(video, 0), place)
+    piece = followed_piece(upright(video, 0), place)
     flow_map = list(backward_maps(video, {0}, DisFlow(), Run.alone(tmp_path)))[2][1]
     np.testing.assert_array_equal(straightened(flow_map, [piece], 2, upright(video, 2)), flow_map)
 
